@@ -1,0 +1,225 @@
+"""Keeps the newest state of all heads, and each head's best model."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hydrax import Callback, Control, Event
+from hydrax.errors import ArgumentError, CheckpointError
+
+MODES = ("min", "max")
+LAST_SECS = 30.0
+"""Shortest time between two saves at the ends of epochs: short epochs must not spend their time saving."""
+
+
+class ModelCheckpoint(Callback):
+    """Writes `last`, the newest state of everything, and `best`, each head's best model, below one folder.
+
+    | path | what | written |
+    |---|---|---|
+    | `last/` | all that a resume needs, of the newest `keep_last` saves | as below, and at the end of training |
+    | `best/` | of each head the model that scored best, as one `Heads` | at the end of fit, if `monitor` is given |
+    | `heads.csv` | the ledger: a line a head, with its best score | with each of these |
+
+    `last` is saved every `every_n_steps` steps. Without it, at the end of an epoch, if the last save (or the start) is
+    30 s or more ago: that bounds what a crash can cost, and what saving costs a run of very short epochs. Where epochs
+    are long, give `every_n_steps`.
+
+    Best is per head, whatever its neighbours do: a head's model is kept as its snapshot at each validation in which its
+    score is better than ever before. Ties do not improve, nor does a score that is NaN or infinite. A stopped head no
+    longer changes, so it keeps its own. The check before training starts does not count.
+
+    A save that the disk refuses is reported by the logger "hydrax" and tried again when the next one is due; the last
+    good one stays.
+
+    Args:
+      monitor: the validation metric that scores a head; None keeps no best.
+      mode: "min" if a lower score is better, else "max".
+      every_n_steps: steps between two saves of `last`; the superstep ends there.
+      save_last: whether to write `last` at all.
+      keep_last: how many states of `last` stay.
+      dirpath: the folder; `trainer.log_dir / "checkpoints"` if None. Where both are None nothing is done at all.
+
+    Raises:
+      ArgumentError: an argument is out of its range; in `on_validation_end`, no validation metric is called `monitor`.
+    """
+
+    def __init__(
+        self,
+        monitor: str | None = None,
+        mode: str = "min",
+        every_n_steps: int | None = None,
+        save_last: bool = True,
+        keep_last: int = 2,
+        dirpath: str | Path | None = None,
+    ) -> None:
+        if mode not in MODES:
+            raise ArgumentError(
+                f'Unknown mode: ModelCheckpoint(mode=...). Got {mode!r}, expected "min" or "max". '
+                'Fix: "min" for a loss, "max" for an accuracy.'
+            )
+        if every_n_steps is not None:
+            _check_count("every_n_steps", every_n_steps, "leave it out to save at the end of epochs")
+        _check_count("keep_last", keep_last, "pass save_last=False to keep none")
+        self.monitor = monitor
+        self.mode = mode
+        self.every_n_steps = every_n_steps
+        self.save_last = save_last
+        self.keep_last = keep_last
+        self.dirpath = dirpath
+        self._folder: Path | None = None
+        self._last_save_secs = 0.0
+        self._best_scores: np.ndarray | None = None
+        self._best_steps: np.ndarray | None = None
+        self._best_model_path: Path | None = None
+        self._last_model_path: Path | None = None
+
+    @property
+    def is_checkpoint(self) -> bool:
+        return True
+
+    @property
+    def best_scores(self) -> np.ndarray | None:
+        """Float[H], NaN for a head that has none yet; None without `monitor` or before training."""
+        return self._best_scores
+
+    @property
+    def best_steps(self) -> np.ndarray | None:
+        """int64[H], the updates done when a head had its best score, -1 for a head that has none yet; else as above."""
+        return self._best_steps
+
+    @property
+    def best_model_path(self) -> Path | None:
+        """Where `best` was written; None before the end of fit."""
+        return self._best_model_path
+
+    @property
+    def last_model_path(self) -> Path | None:
+        """The newest state that was written; None before the first."""
+        return self._last_model_path
+
+    def next_due(self, step: int) -> int | None:
+        if self.every_n_steps is None or not self.save_last:
+            return None
+        return (step // self.every_n_steps + 1) * self.every_n_steps
+
+    def on_train_start(self, event: Event) -> None:
+        self._folder = self._find_folder(event)
+        self._last_save_secs = time.monotonic()
+        # A fit that starts anew has nothing to do with the one before; a resumed one goes on from load_state_dict.
+        if event.step == 0:
+            self._best_model_path = self._last_model_path = None
+            self._best_scores = self._best_steps = None
+        if self.monitor is not None and self._best_scores is None:
+            self._best_scores = np.full(event.trainer.num_heads, np.nan, np.float32)
+            self._best_steps = np.full(event.trainer.num_heads, -1, np.int64)
+
+    def on_train_steps_end(self, event: Event) -> None:
+        if self.every_n_steps is not None and event.step % self.every_n_steps == 0:
+            self._save_last(event)
+
+    def on_validation_end(self, event: Event) -> Control | None:
+        if self.monitor is None or event.stage != "fit":
+            return None
+        scores = _score(event.metrics, self.monitor)
+        # At step 0 it is the check before training: untrained models, a few batches.
+        if event.step == 0 or self._folder is None or self._best_scores is None or self._best_steps is None:
+            return None
+        with np.errstate(invalid="ignore"):
+            better = scores < self._best_scores if self.mode == "min" else scores > self._best_scores
+        improved = np.isfinite(scores) & (better | np.isnan(self._best_scores))
+        if not improved.any():
+            return None
+        self._best_scores = np.where(improved, scores, self._best_scores)
+        self._best_steps = np.where(improved, event.step, self._best_steps)
+        return Control(snapshot=improved)
+
+    def on_train_epoch_end(self, event: Event) -> None:
+        if self.every_n_steps is None and time.monotonic() - self._last_save_secs >= LAST_SECS:
+            self._save_last(event)
+
+    def on_train_end(self, event: Event) -> None:
+        self._save_last(event)
+
+    def on_fit_end(self, event: Event) -> None:
+        """Here and not in `on_train_end`: by now the last validation's Control has been carried out."""
+        if self._folder is None:
+            return
+        if self._best_scores is not None and not np.isnan(self._best_scores).all():
+            path = self._folder / "best"
+            with _reporting(path):
+                event.trainer.snapshots.save(path)
+                self._best_model_path = path
+        self._write_ledger(event)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "monitor": self.monitor,
+            "mode": self.mode,
+            "best_scores": self._best_scores,
+            "best_steps": self._best_steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes the best scores back, unless another metric is monitored now: they would mean nothing."""
+        if (state["monitor"], state["mode"]) == (self.monitor, self.mode) and state["best_scores"] is not None:
+            self._best_scores = np.array(state["best_scores"])
+            self._best_steps = np.array(state["best_steps"])
+
+    def _find_folder(self, event: Event) -> Path | None:
+        if self.dirpath is not None:
+            return Path(self.dirpath)
+        return None if event.trainer.log_dir is None else Path(event.trainer.log_dir) / "checkpoints"
+
+    def _save_last(self, event: Event) -> None:
+        if self._folder is None or not self.save_last:
+            return
+        path = self._folder / "last"
+        with _reporting(path):
+            self._last_model_path = event.trainer.save_checkpoint(path, keep=self.keep_last)
+            self._last_save_secs = time.monotonic()
+        self._write_ledger(event)
+
+    def _write_ledger(self, event: Event) -> None:
+        assert self._folder is not None
+        path = self._folder / "heads.csv"
+        with _reporting(path):
+            event.trainer.save_ledger(path, self.monitor, self._best_scores)
+
+
+def _check_count(name: str, value: int, fix: str) -> None:
+    if value < 1:
+        raise ArgumentError(
+            f"Count out of range: ModelCheckpoint({name}=...). Got {value!r}, expected {name} >= 1. Fix: {fix}."
+        )
+
+
+def _score(metrics: Mapping[str, np.ndarray], monitor: str) -> np.ndarray:
+    if monitor not in metrics:
+        names = ", ".join(sorted(metrics)) or "none at all"
+        raise ArgumentError(
+            f"Unknown validation metric: ModelCheckpoint(monitor=...). Got {monitor!r}, expected one of "
+            f"those logged in validation_step: {names}. Fix: monitor one of them, or log {monitor!r} there."
+        )
+    return metrics[monitor]
+
+
+@contextlib.contextmanager
+def _reporting(path: Path) -> Iterator[None]:
+    """Reports a save that the disk refused, and goes on: training is worth more than one save."""
+    try:
+        yield
+    except (OSError, CheckpointError) as error:
+        logging.getLogger("hydrax").warning(
+            "A save has failed: ModelCheckpoint, %s. Got %r, expected a folder that takes it. "
+            "Fix: make room there, or pass another dirpath; it is tried again at the next save.",
+            path,
+            error,
+        )

@@ -1,0 +1,185 @@
+"""A progress bar over the steps of a fit; plain lines where nobody watches a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Mapping
+from typing import TextIO
+
+import numpy as np
+from tqdm.asyncio import tqdm_asyncio
+from tqdm.auto import tqdm
+
+from hydrax import Callback, Event
+from hydrax.errors import ArgumentError
+
+MAX_REFRESH_PER_SECOND = 10.0
+LINE_SECS = 5.0
+"""Shortest time between two plain lines: a job's log should stay readable."""
+RATE_SECS = 1.0
+"""Shortest time over which head-steps are counted: a rate per refresh would flicker."""
+
+
+class ProgressBar(Callback):
+    """Shows how far a fit is: steps, time left, median and worst head of each progress-bar metric, live heads, speed.
+
+    Worst is the minimum over heads where a metric's name holds "acc", else the maximum. Heads whose metric is NaN are
+    left out and counted as `nan=`. The speed is in head-steps per second: steps per second times live heads. Where
+    stderr is no terminal, and this no notebook, it writes plain lines instead, at most one in 5 seconds besides the
+    first and the last.
+
+    Args:
+      refresh_per_second: how often the bar is drawn anew, 0 < refresh_per_second <= 10. Steps in between cost two
+        comparisons, nothing is computed for them.
+
+    Raises:
+      ArgumentError: `refresh_per_second` is out of its range.
+    """
+
+    def __init__(self, refresh_per_second: float = MAX_REFRESH_PER_SECOND) -> None:
+        if not 0 < refresh_per_second <= MAX_REFRESH_PER_SECOND:
+            raise ArgumentError(
+                f"Refresh rate out of range: ProgressBar(refresh_per_second=...). Got {refresh_per_second!r}, expected "
+                f"0 < refresh_per_second <= {MAX_REFRESH_PER_SECOND:g}. Fix: leave it out for the fastest one."
+            )
+        self.refresh_per_second = refresh_per_second
+        self._display: _Bar | _Lines | None = None
+        self._next_refresh_secs = 0.0
+        self._rate: float | None = None
+        self._counted_from: tuple[float, int] | None = None
+
+    def on_train_start(self, event: Event) -> None:
+        self._close()
+        total, refresh_secs = event.trainer.estimated_stepping_batches, 1.0 / self.refresh_per_second
+        if _in_notebook() or sys.stderr.isatty():
+            self._display = _Bar(event.step, total, refresh_secs)
+        else:
+            self._display = _Lines(event.step, total, refresh_secs)
+        self._rate = self._counted_from = None
+        self._refresh(event, time.monotonic())
+
+    def on_train_steps_end(self, event: Event) -> None:
+        now = time.monotonic()
+        if self._counted_from is None:
+            # Counted from here and not from the start, so that the speed leaves compilation out.
+            self._counted_from = now, event.step
+        if now >= self._next_refresh_secs:
+            self._refresh(event, now)
+
+    def on_validation_end(self, event: Event) -> None:
+        now = time.monotonic()
+        if now >= self._next_refresh_secs:
+            self._refresh(event, now)
+
+    def on_train_end(self, event: Event) -> None:
+        self._refresh(event, time.monotonic())
+        self._close()
+
+    def on_exception(self, event: Event) -> None:
+        self._close()
+
+    def teardown(self, event: Event) -> None:
+        self._close()
+
+    def _refresh(self, event: Event, now: float) -> None:
+        if self._display is None:
+            return
+        num_live = int(np.count_nonzero(event.live))
+        self._count(event.step, num_live, now)
+        self._display.show(
+            event.step, _postfix(event.trainer.progress_bar_metrics, num_live, event.live.size, self._rate)
+        )
+        self._next_refresh_secs = now + self._display.refresh_secs
+
+    def _count(self, step: int, num_live: int, now: float) -> None:
+        if self._counted_from is None:
+            return
+        secs, steps = now - self._counted_from[0], step - self._counted_from[1]
+        if steps > 0 and secs > (RATE_SECS if self._rate is not None else 0.0):
+            self._rate, self._counted_from = num_live * steps / secs, (now, step)
+
+    def _close(self) -> None:
+        display, self._display = self._display, None
+        if display is not None:
+            display.close()
+
+
+class _Bar:
+    """tqdm's bar, drawn when told to and never by itself."""
+
+    def __init__(self, step: int, total: int, refresh_secs: float) -> None:
+        self.refresh_secs = refresh_secs
+        # No intervals of tqdm's own: it would skip some of the refreshes asked for.
+        self._bar = tqdm(
+            desc="fit",
+            unit="step",
+            initial=step,
+            total=total,
+            file=sys.stderr,
+            mininterval=0,
+            miniters=1,
+            dynamic_ncols=True,
+        )
+
+    def show(self, step: int, postfix: str) -> None:
+        self._bar.set_postfix_str(postfix, refresh=False)
+        if not self._bar.update(step - self._bar.n):
+            self._bar.refresh()
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+class _Lines:
+    """tqdm's numbers as plain lines."""
+
+    def __init__(self, step: int, total: int, refresh_secs: float) -> None:
+        self.refresh_secs = max(LINE_SECS, refresh_secs)
+        self._initial, self._total = step, total
+        self._started_secs = time.monotonic()
+        self._stream: TextIO = sys.stderr
+
+    def show(self, step: int, postfix: str) -> None:
+        line = tqdm.format_meter(
+            step,
+            self._total,
+            time.monotonic() - self._started_secs,
+            ncols=0,
+            prefix="fit",
+            unit="step",
+            postfix=postfix,
+            initial=self._initial,
+        )
+        # A log that can no longer be written must not end the fit; tqdm's bar takes the same care.
+        with contextlib.suppress(OSError, ValueError):
+            print(line, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def _in_notebook() -> bool:
+    # tqdm.auto offers a child of the notebook's bar there, and the very class of tqdm.asyncio elsewhere.
+    return tqdm is not tqdm_asyncio
+
+
+def _postfix(metrics: Mapping[str, np.ndarray], num_live: int, num_heads: int, rate: float | None) -> str:
+    parts = [_metric_text(name, values) for name, values in metrics.items()]
+    parts.append(f"live={num_live}/{num_heads}")
+    if rate is not None:
+        parts.append(f"{tqdm.format_sizeof(rate)} head-steps/s")
+    return ", ".join(parts)
+
+
+def _metric_text(name: str, values: np.ndarray) -> str:
+    numbers = np.sort(values)[: values.size - np.count_nonzero(np.isnan(values))]  # NaN sorts to the end
+    text = name
+    if numbers.size:
+        # The middle of -inf and inf is NaN, which is then what to show.
+        with np.errstate(invalid="ignore"):
+            text += f"={np.median(numbers):.3g} worst={numbers[0] if 'acc' in name else numbers[-1]:.3g}"
+    if numbers.size < values.size:
+        text += f" nan={values.size - numbers.size}"
+    return text

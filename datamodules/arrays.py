@@ -1,0 +1,61 @@
+"""ArrayDataModule: data that is already in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydrax import DataModule, Slices
+
+
+class ArrayDataModule(DataModule):
+    """Arrays in memory as a DataModule.
+
+    Args:
+      train: pytree of arrays (dict, tuple or one array) with the same leading length N.
+      val: rows for validation, same structure, or None.
+      test: rows for testing, or None.
+      predict: rows to predict, or None.
+      slices: which rows of `train` each head learns from.
+      val_slices: which rows of `val` each head is validated on; None: all of them.
+      batch_size: slots B in a head's training batch.
+      eval_batch_size: rows in an evaluation batch; `batch_size` where None.
+      small_slices: "mask" or "wrap", for slices of fewer than B rows.
+      check_finite: NaN or Inf in the data: "warn", "raise" or "off".
+    """
+
+    def __init__(
+        self,
+        train: Any,
+        *,
+        slices: Slices,
+        val: Any | None = None,
+        test: Any | None = None,
+        predict: Any | None = None,
+        val_slices: Slices | None = None,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        small_slices: str = "mask",
+        check_finite: str = "warn",
+    ) -> None:
+        self._train, self._val, self._test, self._predict = train, val, test, predict
+        self._slices, self._val_slices = slices, val_slices
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.small_slices, self.check_finite = small_slices, check_finite
+
+    def train_dataset(self) -> Any:
+        return self._train
+
+    def slices(self) -> Slices:
+        return self._slices
+
+    def val_dataset(self) -> Any | None:
+        return self._val
+
+    def val_slices(self) -> Slices | None:
+        return self._val_slices
+
+    def test_dataset(self) -> Any | None:
+        return self._test
+
+    def predict_dataset(self) -> Any | None:
+        return self._predict

@@ -1,0 +1,183 @@
+"""What a callback hears, and the little it may say back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from hydrax.data import DataModule
+    from hydrax.module import HydraModule
+
+
+class TrainerView(Protocol):
+    """What a callback may use of the Trainer."""
+
+    module: HydraModule | None
+    datamodule: DataModule | None
+    log_dir: Path | None
+    log_every_n_steps: int
+
+    @property
+    def num_heads(self) -> int: ...
+
+    @property
+    def global_step(self) -> int: ...
+
+    @property
+    def current_epoch(self) -> int: ...
+
+    @property
+    def estimated_stepping_batches(self) -> int: ...
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    @property
+    def callback_metrics(self) -> Mapping[str, np.ndarray]: ...
+
+    @property
+    def progress_bar_metrics(self) -> Mapping[str, np.ndarray]: ...
+
+    @property
+    def heads(self) -> Any: ...
+
+    @property
+    def snapshots(self) -> Any: ...
+
+    @property
+    def plan(self) -> Any: ...
+
+    def callback_state(self, callback: Callback) -> Any: ...
+
+    def ledger(self, monitor: str | None = None, scores: np.ndarray | None = None) -> list[dict[str, Any]]: ...
+
+    def save_ledger(self, path: str | Path, monitor: str | None = None, scores: np.ndarray | None = None) -> None: ...
+
+    def save_checkpoint(self, path: str | Path, keep: int | None = None) -> Path: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """What a hook gets: one moment of a run. Arrays are NumPy and read-only.
+
+    Attributes:
+      trainer: the run's Trainer; `TrainerView` lists what a callback may use of it.
+      stage: "fit", "validate", "test" or "predict".
+      step: optimiser updates done so far.
+      epoch: epochs finished so far; inside an epoch, its number.
+      metrics: float32[K, H] by name in `on_train_steps_end`, one row for each step of the superstep;
+        float32[H] by name in `on_train_batch_end`, `on_validation_end`, `on_test_end` and `on_train_epoch_end`; empty elsewhere.
+      steps: int64[K], the number of updates done after each row of `metrics`; empty elsewhere.
+      live: bool[H], False for heads that were stopped.
+      error: the exception, in `on_exception` only.
+    """
+
+    trainer: TrainerView
+    stage: str
+    step: int
+    epoch: int
+    metrics: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    steps: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int64))
+    live: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
+    error: BaseException | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Control:
+    """What a hook may answer.
+
+    Attributes:
+      stop: bool[H], True freezes the head bit for bit from here on; a fit whose heads are all stopped ends.
+      snapshot: bool[H], True keeps this head's present model as its snapshot (`trainer.snapshots`), until the next one.
+    """
+
+    stop: np.ndarray | None = None
+    snapshot: np.ndarray | None = None
+
+
+class StepInfo(NamedTuple):
+    """What a callback's `on_step` sees of one head's update, inside the compiled program.
+
+    Attributes:
+      trainable: the parameters after the update.
+      gradients: gradients after clipping, shaped like `trainable`.
+      updates: what the optimiser added to the parameters.
+      loss: the mean loss over live slots, a scalar.
+      step: updates done before this one, int32 scalar.
+    """
+
+    trainable: Any
+    gradients: Any
+    updates: Any
+    loss: Any
+    step: Any
+
+
+class Callback:
+    """Base of all callbacks. Override the hooks you need; every hook of the first tier gets one `Event`.
+
+    Tier one runs on the host between supersteps and may return a `Control`. Tier two (`init`, `on_step`) runs inside the
+    compiled program, for one head, and must be pure; its state is trained, frozen and checkpointed with the head.
+    """
+
+    def setup(self, event: Event) -> Control | None: ...
+    def on_fit_start(self, event: Event) -> Control | None: ...
+    def on_train_start(self, event: Event) -> Control | None: ...
+    def on_train_epoch_start(self, event: Event) -> Control | None: ...
+    def on_train_steps_end(self, event: Event) -> Control | None:
+        """Hears the K steps of one superstep at once, one superstep late unless `next_due` named its last step."""
+
+    def on_train_batch_end(self, event: Event) -> Control | None:
+        """Hears every single step. Overriding it makes each step return to the host (K = 1), which is slow."""
+
+    def on_validation_start(self, event: Event) -> Control | None: ...
+    def on_validation_end(self, event: Event) -> Control | None: ...
+    def on_train_epoch_end(self, event: Event) -> Control | None: ...
+    def on_train_end(self, event: Event) -> Control | None: ...
+    def on_fit_end(self, event: Event) -> Control | None: ...
+    def on_test_start(self, event: Event) -> Control | None: ...
+    def on_test_end(self, event: Event) -> Control | None: ...
+    def on_predict_start(self, event: Event) -> Control | None: ...
+    def on_predict_end(self, event: Event) -> Control | None: ...
+    def on_exception(self, event: Event) -> Control | None: ...
+    def on_save_checkpoint(self, event: Event) -> Control | None: ...
+    def on_load_checkpoint(self, event: Event) -> Control | None: ...
+    def teardown(self, event: Event) -> Control | None: ...
+
+    def next_due(self, step: int) -> int | None:
+        """The next step count after `step` at which this callback must see the heads exactly as they then are, or None.
+
+        The superstep ends there, and `on_train_steps_end` is heard before the next one starts.
+        """
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a resume: names to NumPy arrays, numbers, bools, strings or None."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+
+    def init(self, head: Any) -> Any:
+        """Tier two: this callback's state for one head, a pytree of arrays, from the head's fresh parameters."""
+        return ()
+
+    def on_step(self, state: Any, info: StepInfo) -> Any:
+        """Tier two: the state after one update of one head."""
+        return state
+
+    @property
+    def is_checkpoint(self) -> bool:
+        """True for callbacks that save: they hear every event after the others."""
+        return False
+
+
+def overrides(callback: Callback, hook: str) -> bool:
+    """Whether a callback's class defines `hook` itself."""
+    return getattr(type(callback), hook) is not getattr(Callback, hook)

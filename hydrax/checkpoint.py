@@ -1,0 +1,204 @@
+"""The format on disk: `<root>/<step>/` holds the arrays (Orbax, no pickle) and `meta` (JSON) with a digest of every leaf."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hydrax.errors import CheckpointError
+
+FORMAT = 1
+
+
+def save(root: Path, step: int, tree: Any, meta: Mapping[str, Any], keep: int | None = None) -> Path:
+    """Writes a tree of arrays as the checkpoint of one step; a step that is there already stays as it is.
+
+    Args:
+      root: folder of the checkpoints; made if it is not there.
+      step: names the checkpoint.
+      tree: pytree of arrays; PRNG keys are kept with the name of their implementation.
+      meta: what JSON can hold.
+      keep: how many of the newest to keep; None keeps all.
+
+    Returns:
+      The folder of this step.
+    """
+    arrays = {name: _to_numpy(leaf) for name, leaf in named_leaves(tree).items()}
+    leaves = {name: _describe(name, leaf, arrays[name]) for name, leaf in named_leaves(tree).items()}
+    # Orbax cannot write arrays without elements; their shape says all there is.
+    filled = {name: array for name, array in arrays.items() if array.size}
+    ocp = _orbax()
+    root.mkdir(parents=True, exist_ok=True)
+    with _manager(root, keep) as manager:
+        if step not in manager.all_steps():
+            manager.save(
+                step,
+                args=ocp.args.Composite(
+                    arrays=ocp.args.PyTreeSave(filled), meta=ocp.args.JsonSave({**meta, "format": FORMAT, "leaves": leaves})
+                ),
+                force=True,
+            )
+            manager.wait_until_finished()
+    return root / str(step)
+
+
+def find(path: Path) -> Path:
+    """The folder of one step: `path` itself, or the newest step below it."""
+    if (path / "meta").is_dir():
+        return path
+    steps = [p for p in path.iterdir() if p.name.isdigit() and (p / "meta").is_dir()] if path.is_dir() else []
+    if not steps:
+        raise CheckpointError(
+            f"There is no checkpoint: {path}. Got no step folder, expected one written by ModelCheckpoint, save_checkpoint or "
+            'Heads.save. Fix: check the path; ckpt_path="auto" starts afresh where there is none.'
+        )
+    return max(steps, key=lambda p: int(p.name))
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """The `meta` of the checkpoint in a step folder."""
+    ocp = _orbax()
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            meta: dict[str, Any] = reader.restore(path.absolute() / "meta")
+    except Exception as error:
+        raise CheckpointError(
+            f"A checkpoint cannot be read: {path / 'meta'}. Got {type(error).__name__}, expected JSON. Fix: use an older step."
+        ) from error
+    if meta.get("format") != FORMAT:
+        raise CheckpointError(
+            f"A checkpoint has another format: {path}. Got format {meta.get('format')}, expected {FORMAT}. "
+            "Fix: load it with the version of Hydrax that wrote it."
+        )
+    return meta
+
+
+def load(path: Path, like: Any) -> Any:
+    """Reads the arrays of a checkpoint into the structure of `like`.
+
+    Args:
+      path: a step folder, as `find` gives it.
+      like: pytree of arrays or `jax.ShapeDtypeStruct`; names, shapes and dtypes must be those of the checkpoint.
+
+    Returns:
+      A pytree of jax arrays.
+
+    Raises:
+      CheckpointError: a leaf is missing, differs in shape or dtype, or is damaged.
+    """
+    saved = read_meta(path)["leaves"]
+    expected = named_leaves(like)
+    for name, leaf in expected.items():
+        if name not in saved:
+            raise _mismatch(path, name, "no such leaf", _form(leaf))
+        if (saved[name]["shape"], saved[name]["dtype"]) != (list(leaf.shape), str(leaf.dtype)):
+            raise _mismatch(path, name, f"{saved[name]['dtype']}{saved[name]['shape']}", _form(leaf))
+    arrays = _read_arrays(path, [name for name in expected if saved[name]["size"]])
+    leaves = [_restore(path, name, arrays.get(name), saved[name]) for name in expected]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Leaves by dotted path, such as `heads.trainable.linear.kernel`."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
+
+
+def digest(array: np.ndarray) -> str:
+    """SHA-256 of an array's bytes."""
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def check_same(path: Path, saved: Mapping[str, Any], present: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint whose fingerprint differs from the present run's, naming the first difference."""
+    for name, value in present.items():
+        if saved.get(name) != value:
+            raise CheckpointError(
+                f"A checkpoint belongs to another run: {path}, {name}. Got {saved.get(name)!r} there, expected {value!r} as here. "
+                f"Fix: resume with the {name} it was written with, or start afresh without ckpt_path."
+            )
+
+
+def _read_arrays(path: Path, names: list[str]) -> dict[str, np.ndarray]:
+    ocp = _orbax()
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            found: dict[str, np.ndarray] = reader.restore(
+                path.absolute() / "arrays",
+                args=ocp.args.PyTreeRestore(
+                    item=dict.fromkeys(names, 0),
+                    restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names},
+                    partial_restore=True,
+                ),
+            )
+    except Exception as error:
+        raise CheckpointError(
+            f"A checkpoint cannot be read: {path / 'arrays'}. Got {type(error).__name__}: {str(error)[:200]}, expected whole files. "
+            "Fix: use an older step."
+        ) from error
+    return found
+
+
+def _restore(path: Path, name: str, array: np.ndarray | None, saved: Mapping[str, Any]) -> jax.Array:
+    if array is None:
+        return jnp.zeros(saved["shape"], saved["dtype"])
+    if digest(array) != saved["sha256"]:
+        raise CheckpointError(
+            f"A checkpoint is damaged: {path}, leaf {name}. Got bytes with another digest, expected the ones that were saved. "
+            "Fix: use an older step."
+        )
+    return jax.random.wrap_key_data(jnp.asarray(array), impl=saved["key"]) if saved["key"] else jnp.array(array)
+
+
+def _to_numpy(leaf: Any) -> np.ndarray:
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+
+def _describe(name: str, leaf: Any, array: np.ndarray) -> dict[str, Any]:
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return {
+        "shape": list(leaf.shape),
+        "dtype": str(leaf.dtype),
+        "size": array.size,
+        "key": str(jax.random.key_impl(leaf)) if is_key else None,
+        "sha256": digest(array),
+    }
+
+
+def _form(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _mismatch(path: Path, name: str, got: str, expected: str) -> CheckpointError:
+    return CheckpointError(
+        f"A checkpoint does not fit: {path}, leaf {name}. Got {got}, expected {expected}. "
+        "Fix: load it with the module, callbacks and number of heads that wrote it."
+    )
+
+
+def _manager(root: Path, keep: int | None) -> Any:
+    ocp = _orbax()
+    from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+    # Not `max_to_keep`: with a metric it deletes the newest.
+    policy = None if keep is None else preservation_policy.LatestN(keep)
+    options = ocp.CheckpointManagerOptions(preservation_policy=policy, enable_async_checkpointing=False)
+    return ocp.CheckpointManager(root.absolute(), options=options)
+
+
+def _orbax() -> Any:
+    """Orbax, imported when it is first needed, and kept from writing 70 lines for each save."""
+    import orbax.checkpoint as ocp
+
+    logging.getLogger("absl").setLevel(max(logging.WARNING, logging.getLogger("absl").level))
+    return ocp

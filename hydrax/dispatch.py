@@ -1,0 +1,97 @@
+"""Calls the hooks of all callbacks in order, and adds up what they answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from hydrax.callback import Callback, Control, Event, overrides
+from hydrax.errors import ArgumentError, CallbackError, HydraxError
+
+
+class Dispatcher:
+    """The callbacks of one run: as given, those that save last.
+
+    Args:
+      callbacks: as the user gave them, the defaults among them.
+      make_event: builds an event from the fields that differ.
+    """
+
+    def __init__(self, callbacks: Sequence[Callback], make_event: Callable[..., Event]) -> None:
+        self.callbacks = sorted(callbacks, key=lambda callback: callback.is_checkpoint)
+        self._make_event = make_event
+
+    def __call__(self, hook: str, **fields: Any) -> Control:
+        """Calls one hook of every callback that overrides it.
+
+        Raises:
+          CallbackError: a hook raised; it names class, hook and step, the cause is attached.
+        """
+        event: Event | None = None
+        stop: np.ndarray | None = None
+        snapshot: np.ndarray | None = None
+        for callback in self.callbacks:
+            if not overrides(callback, hook):
+                continue
+            event = event or self._make_event(**fields)
+            try:
+                control = getattr(callback, hook)(event)
+            except HydraxError:
+                raise
+            except Exception as error:
+                raise CallbackError(
+                    f"A callback failed: {type(callback).__name__}.{hook} at step {event.step}. Got {type(error).__name__}: "
+                    f"{error}, expected the hook to return. Fix: the cause above names the line."
+                ) from error
+            if control is not None:
+                stop = _either(stop, _checked(control, "stop", callback, hook, len(event.live)))
+                snapshot = _either(snapshot, _checked(control, "snapshot", callback, hook, len(event.live)))
+        return Control(stop, snapshot)
+
+    def hears(self, hook: str) -> bool:
+        """Whether any callback overrides a hook."""
+        return any(overrides(callback, hook) for callback in self.callbacks)
+
+    def next_due(self, step: int) -> int | None:
+        """The nearest step at which a callback must see the heads as they then are."""
+        dues = [callback.next_due(step) for callback in self.callbacks]
+        return min((due for due in dues if due is not None and due > step), default=None)
+
+
+def keys(callbacks: Sequence[Callback]) -> dict[str, Callback]:
+    """Callbacks by class name; the second of a class gets `#2`, and so on."""
+    found: dict[str, Callback] = {}
+    for callback in callbacks:
+        name = type(callback).__name__
+        number = sum(type(c).__name__ == name for c in found.values()) + 1
+        found[name if number == 1 else f"{name}#{number}"] = callback
+    return found
+
+
+def check_callbacks(callbacks: Any) -> list[Callback]:
+    """One callback or several as a list; anything else is an error."""
+    given = [] if callbacks is None else [callbacks] if isinstance(callbacks, Callback) else callbacks
+    if not isinstance(given, list | tuple) or not all(isinstance(callback, Callback) for callback in given):
+        odd = given if not isinstance(given, list | tuple) else next(c for c in given if not isinstance(c, Callback))
+        raise ArgumentError(
+            f"A callback has the wrong type: Trainer(callbacks=). Got {odd!r:.80}, expected instances of hydrax.Callback. "
+            "Fix: pass an instance, not a class, and derive your own from hydrax.Callback."
+        )
+    return list(given)
+
+
+def _checked(control: Any, name: str, callback: Callback, hook: str, num_heads: int) -> np.ndarray | None:
+    mask = getattr(control, name, None)
+    if not isinstance(control, Control) or (mask is not None and (np.shape(mask) != (num_heads,) or np.asarray(mask).dtype != bool)):
+        got = f"{np.asarray(mask).dtype}{list(np.shape(mask))}" if isinstance(control, Control) else type(control).__name__
+        raise CallbackError(
+            f"A callback answers in the wrong form: {type(callback).__name__}.{hook}. Got {got}, expected None or "
+            f"Control({name}=bool[{num_heads}]). Fix: return one bool for each head."
+        )
+    return None if mask is None else np.asarray(mask)
+
+
+def _either(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
+    return b if a is None else a if b is None else a | b

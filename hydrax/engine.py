@@ -1,0 +1,115 @@
+"""Engine: the compiled programs together with the heads they run for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hydrax.feed import Feed
+from hydrax.hparams import PerHead
+from hydrax.plan import Plan
+from hydrax.program import Programs
+from hydrax.state import HeadInputs, HeadsState, padding_index
+from hydrax.step import HeadProgram
+
+
+def head_inputs(ids: np.ndarray, per_head: Mapping[str, PerHead]) -> HeadInputs:
+    """Ids and `PerHead` values of all heads as arrays `[H, ...]`."""
+    return HeadInputs(jnp.asarray(ids, jnp.int32), {name: jnp.asarray(value.values) for name, value in per_head.items()})
+
+
+class Engine:
+    """Runs the programs of H heads, padded to whole chunks; what goes in and out is padded unless it says otherwise.
+
+    Args:
+      program: one head's functions.
+      inputs: of the H heads.
+      seed: of the run.
+      plan: how they are laid out.
+      epoch: empty accumulators of one head.
+    """
+
+    def __init__(self, program: HeadProgram, inputs: HeadInputs, seed: int, plan: Plan, epoch: dict[str, Any]) -> None:
+        self.num_heads = len(inputs.ids)
+        self.structure = program.structure
+        self.places = padding_index(self.num_heads, plan.chunk)
+        self._num_chunks = len(self.places) // plan.chunk
+        self._programs = Programs(program, plan.chunk, epoch)
+        self._inputs = self.pad(inputs)
+        self._key = jax.random.key(seed)
+
+    def pad(self, tree: Any) -> Any:
+        """Leaves `[H, ...]` with copies of the first head up to whole chunks."""
+        return jax.tree.map(lambda a: jnp.asarray(a)[self.places], tree)
+
+    def unpad(self, tree: Any) -> Any:
+        """Leaves `[H, ...]` without the padding, in buffers of their own: the next superstep gives the others away."""
+        return jax.tree.map(lambda a: jnp.copy(a[: self.num_heads]), tree)
+
+    def init(self) -> HeadsState:
+        """All heads before their first step."""
+        state: HeadsState = self._programs.init(self._inputs, self._key, self._num_chunks)
+        return state
+
+    def state_shapes(self) -> HeadsState:
+        """Shapes of the state of the H heads, without padding."""
+        shapes = jax.eval_shape(self._programs.init, self._inputs, self._key, self._num_chunks)
+        unpadded: HeadsState = jax.tree.map(lambda s: jax.ShapeDtypeStruct((self.num_heads, *s.shape[1:]), s.dtype), shapes)
+        return unpadded
+
+    def superstep(
+        self, state: HeadsState, data: Any, rows: np.ndarray, mask: np.ndarray, first_step: int, num_steps: int, new_epoch: bool
+    ) -> tuple[HeadsState, dict[str, jax.Array]]:
+        """Dispatches K steps; returns at once. The old state is gone."""
+        result: tuple[HeadsState, dict[str, jax.Array]] = self._programs.superstep(
+            state, self._inputs, self._key, data, rows, mask, first_step, num_steps, new_epoch, self._num_chunks
+        )
+        return result
+
+    def evaluate(
+        self, stage: str, head: Any, data: Any, feed: Feed, empty: dict[str, Any], num_batches: int, max_batches: int, step: int
+    ) -> dict[str, np.ndarray]:
+        """What all heads log over an evaluation dataset.
+
+        Args:
+          stage: "validation" or "test".
+          head: `(trainable, state)`.
+          data: the dataset on the device.
+          feed: its index batches.
+          empty: empty accumulators of one head.
+          num_batches: batches to walk.
+          max_batches: batches in one dispatch.
+          step: updates done.
+
+        Returns:
+          float[H] by name, without padding.
+        """
+        accumulators = jax.tree.map(lambda a: jnp.array(jnp.broadcast_to(a, (len(self.places), *a.shape))), empty)
+        for first in range(0, num_batches, max_batches):
+            count = min(max_batches, num_batches - first)
+            rows, mask = feed.take(first, [1] * count)
+            accumulators = self._programs.evaluate(
+                accumulators, head, self._inputs, self._key, data, rows, mask, step, first, count, self._num_chunks, stage=stage
+            )
+        return self.compute(accumulators)
+
+    def compute(self, accumulators: dict[str, Any]) -> dict[str, np.ndarray]:
+        """The means and metrics that accumulators hold, float[H] by name, without padding."""
+        return {name: np.asarray(value)[: self.num_heads] for name, value in self._programs.compute(accumulators).items()}
+
+    def predict(self, head: Any, data: Any, rows: np.ndarray, mask: np.ndarray, step: int, batch: int) -> Any:
+        """All heads' predictions for one batch, leaves `[H, B, ...]`, without padding, on the device."""
+        found = self._programs.predict(head, self._inputs, self._key, data, rows, mask, step, batch, self._num_chunks)
+        return jax.tree.map(lambda a: a[: self.num_heads], found)
+
+    def freeze(self, state: HeadsState, stop: np.ndarray) -> HeadsState:
+        """The state with some heads (bool[H]) frozen."""
+        return state._replace(live=self._programs.freeze(state.live, stop[self.places]))
+
+    def keep(self, condition: np.ndarray, new: Any, old: Any) -> Any:
+        """`new` for the heads of the condition (bool[H]), else `old`, which is donated."""
+        return self._programs.keep(condition[self.places], new, old)

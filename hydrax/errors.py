@@ -1,0 +1,29 @@
+"""The errors Hydrax raises on purpose. Each says what is wrong, where, what it got, what it expected and how to mend it."""
+
+
+class HydraxError(Exception):
+    """Parent of every error that Hydrax raises on purpose."""
+
+
+class ArgumentError(HydraxError, ValueError):
+    """An argument of a public function or class has a value it cannot have."""
+
+
+class SliceError(HydraxError, ValueError):
+    """A slice names rows that it cannot have: none at all, or some outside the dataset."""
+
+
+class DataError(HydraxError, ValueError):
+    """A dataset cannot be trained on as it is: its columns, dtypes or lengths do not fit."""
+
+
+class ModuleError(HydraxError, TypeError):
+    """A method of a HydraModule breaks its contract: what it returns, logs, or does to the module."""
+
+
+class CallbackError(HydraxError, RuntimeError):
+    """A callback's hook raised; the message names class, hook and step, the cause is attached."""
+
+
+class CheckpointError(HydraxError, ValueError):
+    """A checkpoint is missing, damaged, or belongs to another run."""

@@ -1,0 +1,172 @@
+"""Trained heads: index, select, call, predict, save, load."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hydrax import checkpoint
+from hydrax.errors import ArgumentError
+from hydrax.model import Structure
+from hydrax.module import HydraModule, per_head_values
+from hydrax.preflight import Preflight
+from hydrax.state import HeadInputs
+from hydrax.step import HeadProgram
+
+
+@jax.tree_util.register_pytree_node_class
+class Heads:
+    """The models of H heads, one batch of models.
+
+    A pytree whose leaves are the stacked arrays `[H, ...]`, so `jax.tree`, `jax.vmap` and any serialiser work on it; under
+    `jax.vmap` it is one head, and calling it calls that head's model.
+
+    Args:
+      trainable: parameters, leaves `[H, ...]`.
+      state: the models' other arrays, leaves `[H, ...]`.
+      structure: what the models have in common.
+      ids: int32[H], the heads' ids.
+    """
+
+    def __init__(self, trainable: Any, state: Any, structure: Structure, ids: np.ndarray) -> None:
+        self.trainable, self.state = trainable, state
+        self._aux = _Aux(structure, np.asarray(ids), jax.tree.leaves(trainable)[0].ndim)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """int32[H], the heads' ids, as in `Slices.ids`."""
+        return self._aux.ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[head] for head in range(len(self)))
+
+    def __getitem__(self, heads: Any) -> Any:
+        """Head `heads` as the ordinary model `configure_model` built (int), or some heads as `Heads` (list, slice, bool mask)."""
+        if isinstance(heads, int | np.integer) and not isinstance(heads, bool):
+            index = int(heads) + len(self) * (heads < 0)
+            # jax would silently give the last head for an index past the end.
+            if not 0 <= index < len(self):
+                raise ArgumentError(
+                    f"There is no such head: heads[{heads}]. Got {heads}, expected {-len(self)} to {len(self) - 1}. "
+                    "Fix: heads count from 0, in the order of the slices."
+                )
+            trainable, state = jax.tree.map(lambda a: a[index], (self.trainable, self.state))
+            return self._aux.structure.merge(trainable, state)
+        try:
+            index = np.arange(len(self))[heads]
+        except (IndexError, TypeError) as error:
+            raise ArgumentError(
+                f"There are no such heads: heads[...]. Got {heads!r:.80}, expected ints below {len(self)}, a slice, or a mask of "
+                f"{len(self)} bools. Fix: heads count from 0, in the order of the slices."
+            ) from error
+        trainable, state = jax.tree.map(lambda a: a[index], (self.trainable, self.state))
+        return Heads(trainable, state, self._aux.structure, self.ids[index])
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls every head's model, in evaluation mode, on the same arguments; outputs lead with `[H]`."""
+        if jax.tree.leaves(self.trainable)[0].ndim < self._aux.ndim:
+            return _call_one(self._aux.structure, self.trainable, self.state, args, kwargs)
+        return _call_all(self._aux.structure, self.trainable, self.state, args, kwargs)
+
+    def predict(self, x: Any, batch_size: int = 256, reduce: str | None = None) -> Any:
+        """Calls every head's model on many rows, batch by batch.
+
+        Args:
+          x: pytree of arrays `[rows, ...]`, handed to the model as its one argument.
+          batch_size: rows at a time.
+          reduce: None, or "mean" over heads: the ensemble.
+
+        Returns:
+          NumPy arrays `[H, rows, ...]`, or `[rows, ...]` with `reduce="mean"`.
+        """
+        if reduce not in (None, "mean"):
+            raise ArgumentError(f"No such reduction: Heads.predict(reduce=). Got {reduce!r}, expected None or 'mean'. Fix: drop it.")
+        rows = len(jax.tree.leaves(x)[0])
+        axis = 1 if reduce is None else 0
+        outputs = []
+        for start in range(0, rows, batch_size):
+            output = self(jax.tree.map(lambda a, start=start: jnp.asarray(a[start : start + batch_size]), x))
+            outputs.append(jax.tree.map(lambda a: np.asarray(a if reduce is None else a.mean(axis=0)), output))
+        return jax.tree.map(lambda *parts: np.concatenate(parts, axis=axis), *outputs)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the heads into a folder; what another save left there is replaced once the new one is whole."""
+        path = Path(path)
+        steps = [int(p.name) for p in path.iterdir() if p.name.isdigit()] if path.is_dir() else []
+        meta = {"kind": "heads", "num_heads": len(self), "ids": self.ids.tolist()}
+        return checkpoint.save(path, max(steps, default=-1) + 1, self._tree(), meta, keep=1)
+
+    @classmethod
+    def load(cls, path: str | Path, module: HydraModule) -> Heads:
+        """Reads heads that `save` wrote, or those of a run's checkpoint.
+
+        Args:
+          path: a folder of checkpoints (the newest is read), or of one step.
+          module: the module they were trained with: it builds the structure.
+        """
+        step = checkpoint.find(Path(path))
+        meta = checkpoint.read_meta(step)
+        count, ids = meta["num_heads"], np.asarray(meta["ids"], np.int32)
+        per_head = {name: jax.ShapeDtypeStruct((count, *v.values.shape[1:]), jnp.asarray(v.values[:1]).dtype) for name, v in per_head_values(module).items()}
+        inputs = HeadInputs(jax.ShapeDtypeStruct((count,), jnp.int32), per_head)
+        flight = Preflight.of_model(HeadProgram(module, None, {}, precision=meta.get("precision", "32-true")), inputs)
+        stacked = jax.tree.map(lambda a: jax.ShapeDtypeStruct((count, *a.shape), a.dtype), flight.parts)
+        found = checkpoint.load(step, {"heads": {"trainable": stacked[0], "state": stacked[1]}})["heads"]
+        structure = flight.program.structure
+        assert structure is not None
+        return cls(found["trainable"], found["state"], structure, ids)
+
+    def _tree(self) -> Any:
+        return {"heads": {"trainable": self.trainable, "state": self.state}}
+
+    def __repr__(self) -> str:
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.trainable)) // max(len(self), 1)
+        return f"Heads(heads={len(self)}, parameters={count} each)"
+
+    def tree_flatten(self) -> tuple[tuple[Any, Any], _Aux]:
+        return (self.trainable, self.state), self._aux
+
+    @classmethod
+    def tree_unflatten(cls, aux: _Aux, children: tuple[Any, Any]) -> Heads:
+        heads = object.__new__(cls)
+        heads.trainable, heads.state = children
+        heads._aux = aux
+        return heads
+
+
+class _Aux:
+    """What a Heads holds besides arrays; hashable, so that jax can keep compiled calls."""
+
+    def __init__(self, structure: Structure, ids: np.ndarray, ndim: int) -> None:
+        self.structure, self.ids, self.ndim = structure, ids, ndim
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Aux) and self.structure == other.structure and np.array_equal(self.ids, other.ids)
+
+    def __hash__(self) -> int:
+        return hash((self.structure, self.ids.tobytes()))
+
+
+def _call_one(structure: Structure, trainable: Any, state: Any, args: Any, kwargs: Any) -> Any:
+    model = structure.merge(trainable, state)
+    structure.set_mode(model, train=False)
+    if not callable(model):
+        raise ArgumentError(
+            f"A model cannot be called: heads(...). Got {type(model).__name__}, expected a callable. Fix: apply your own function "
+            "to heads[k], or under jax.vmap to heads.trainable."
+        )
+    return model(*args, **kwargs)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _call_all(structure: Structure, trainable: Any, state: Any, args: Any, kwargs: Any) -> Any:
+    return jax.vmap(lambda t, s: _call_one(structure, t, s, args, kwargs))(trainable, state)

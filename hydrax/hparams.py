@@ -1,0 +1,106 @@
+"""Hyper-parameters: one value for all heads, or one value per head (`PerHead`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from hydrax.errors import ArgumentError
+
+_INT32 = np.iinfo(np.int32)
+
+
+class PerHead:
+    """One value of a hyper-parameter for each head.
+
+    Inside a step, `self.hparams.<name>` is then this head's own value: a traced scalar, so new values never compile again.
+
+    Args:
+      values: numbers or bools, `[H]`, or arrays `[H, ...]`; value k belongs to the k-th head of the run.
+
+    Raises:
+      ArgumentError: no values, values that are not numbers, or one that is not finite.
+    """
+
+    def __init__(self, values: ArrayLike | Sequence[Any]) -> None:
+        array = np.array(values)
+        if array.ndim == 0 or array.size == 0:
+            raise ArgumentError(
+                f"PerHead got no sequence of values: argument `values`. Got {values!r}, expected one value for each head. "
+                "Fix: pass a list with as many values as there are heads."
+            )
+        if array.dtype.kind not in "fiub":
+            raise ArgumentError(
+                f"PerHead holds values that are not numbers: argument `values`. Got dtype {array.dtype}, expected floats, "
+                "ints or bools. Fix: only numbers can differ between heads of one compiled program; fit other settings apart."
+            )
+        finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+        if not finite.all():
+            head = int(np.argmin(finite))
+            raise ArgumentError(
+                f"PerHead holds a value that is not finite: head {head}. Got {array[head]}, expected a finite number. "
+                f"Fix: replace values[{head}]."
+            )
+        if array.dtype.kind in "iu" and (array.min() < _INT32.min or array.max() > _INT32.max):
+            raise ArgumentError(
+                f"PerHead holds an integer beyond 32 bits: argument `values`. Got {array.min()} to {array.max()}, "
+                f"expected {_INT32.min} to {_INT32.max}. Fix: pass floats, or scale the values."
+            )
+        self.values = array.astype(np.int32) if array.dtype.kind in "iu" else array
+        self.values.setflags(write=False)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, heads: Any) -> Any:
+        """The value of one head (int), or a PerHead of some heads (list, slice, mask)."""
+        picked = self.values[heads]
+        return picked.item() if picked.ndim == 0 else (picked if isinstance(heads, int) else PerHead(picked))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PerHead) and np.array_equal(self.values, other.values)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{v:g}" for v in self.values.reshape(len(self), -1)[:3, 0])
+        return f"PerHead([{shown}{', ...' if len(self) > 3 else ''}], heads={len(self)})"
+
+
+class Hyperparameters(Mapping[str, Any]):
+    """The hyper-parameters of a module, read as attributes or as a mapping. Read-only.
+
+    Args:
+      values: name to value; a value may be a `PerHead`.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        object.__setattr__(self, "_values", dict(values))
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __getattr__(self, name: str) -> Any:
+        values = object.__getattribute__(self, "__dict__").get("_values", {})
+        if name not in values:
+            raise AttributeError(f"no hyper-parameter named {name!r}; there are: {', '.join(values) or 'none'}")
+        return values[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"hyper-parameters are read-only: {name!r}. Fix: build the module again with the new value.")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return "Hyperparameters(" + ", ".join(f"{k}={v!r}" for k, v in self.items()) + ")"
+
+    def of_head(self, head: int) -> dict[str, Any]:
+        """The plain values of one head, by name."""
+        return {name: value[head] if isinstance(value, PerHead) else value for name, value in self.items()}

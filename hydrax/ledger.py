@@ -1,0 +1,55 @@
+"""The ledger: one row for each head, with all that makes it this head and what became of it."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hydrax.module import HydraModule, per_head_values
+from hydrax.slices import Slices
+
+
+def ledger(
+    slices: Slices, module: HydraModule, *, score: np.ndarray | None, live: np.ndarray, finite: np.ndarray
+) -> list[dict[str, Any]]:
+    """One dict a head: head, recipe, seed, length, score, status, and the `PerHead` values.
+
+    Args:
+      slices: the heads' slices.
+      module: the module, for its `PerHead` values.
+      score: float[H], or None for no score yet.
+      live: bool[H], False where a callback stopped the head.
+      finite: bool[H], False where a parameter is NaN or Inf.
+
+    Returns:
+      `seed` is that of the slice, None where its rows depend on none; `status` is "ok", "stopped" or "not finite".
+    """
+    per_head = {name.removeprefix("hparams."): value for name, value in per_head_values(module).items()}
+    return [
+        {
+            "head": int(slices.ids[h]),
+            "recipe": slices.recipe(h),
+            "seed": None if slices.seeds[h] < 0 else int(slices.seeds[h]),
+            "length": int(slices.lengths[h]),
+            "score": None if score is None else float(score[h]),
+            "status": "not finite" if not finite[h] else "ok" if live[h] else "stopped",
+            **{name: value[h] for name, value in per_head.items()},
+        }
+        for h in range(len(slices))
+    ]
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes a ledger; a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    draft.replace(path)

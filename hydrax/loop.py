@@ -1,0 +1,170 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hydrax.callback import Control
+from hydrax.dispatch import Dispatcher
+from hydrax.engine import Engine
+from hydrax.feed import Feed
+from hydrax.module import Logged
+from hydrax.schedule import Schedule
+from hydrax.state import HeadsState
+
+_TIMED_STEPS = 10
+
+
+class FitLoop:
+    """Trains all heads from `step` to the schedule's end.
+
+    Order of operations, from one superstep to the next:
+      1. `on_train_epoch_start`, where an epoch begins or the fit does;
+      2. the index batches of K steps are drawn, K ending at the next thing due, and the superstep is dispatched;
+      3. while it runs, the metrics of the superstep before are read: `on_train_steps_end`;
+      4. where the host must see the heads as they are (validation, epoch end, a callback's `next_due`, the end of the fit) this
+         superstep's metrics are read too;
+      5. validation, where due: `on_validation_start`, `on_validation_end`;
+      6. `on_train_epoch_end`, where an epoch or the fit ends.
+    What hooks answer (`Control`) is carried out before the next dispatch. A fit that ends between validations validates once
+    more, so that its last metrics are those of its last heads.
+
+    Attributes:
+      state: the heads, padded, as the last dispatched superstep leaves them.
+      step: updates dispatched.
+      live: bool[H], False for stopped heads.
+      snapshots: `(trainable, state)` that `Control.snapshot` kept, padded, or None.
+      metrics: the latest value of everything logged, float[H] by name.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        schedule: Schedule,
+        steps_per_call: int,
+        feed: Feed,
+        data: Any,
+        state: HeadsState,
+        step: int,
+        emit: Dispatcher,
+        logged: dict[str, Logged],
+        validate: Callable[[], dict[str, np.ndarray]] | None,
+        snapshots: Any = None,
+    ) -> None:
+        self.state, self.step, self.snapshots = state, step, snapshots
+        self.live = np.asarray(state.live)[: engine.num_heads]
+        self.metrics: dict[str, np.ndarray] = {}
+        self._engine, self._schedule, self._feed, self._data = engine, schedule, feed, data
+        self._emit, self._logged, self._validate = emit, logged, validate
+        self._every_step = emit.hears("on_train_batch_end")
+        self._steps_per_call = 1 if self._every_step else steps_per_call
+        self._pending: tuple[int, int, dict[str, jax.Array]] | None = None
+        self._validated_at = -1
+        self._timing = (step + 1, 0.0)  # the step that timing starts after, and when
+
+    def run(self) -> None:
+        """Trains until the schedule ends or no head is live."""
+        schedule, first = self._schedule, True
+        self._tell("on_train_start")
+        while self.step < schedule.max_steps and self.live.any():
+            new_epoch = schedule.is_epoch_end(self.step)
+            if new_epoch or first:
+                self._tell("on_train_epoch_start")
+            due = self._emit.next_due(self.step)
+            self._dispatch(schedule.superstep(self.step, self._steps_per_call, due), new_epoch)
+            ended = self.step >= schedule.max_steps
+            if schedule.is_boundary(self.step) or self.step == due or self._every_step:
+                self._read_pending()
+                ended = ended or not self.live.any()
+                if schedule.is_validation(self.step) or (ended and self._validate):
+                    self._run_validation()
+                ended = ended or not self.live.any()
+            if ended or schedule.is_epoch_end(self.step):
+                self._end_epoch()
+            first = False
+        self._read_pending()
+        self._tell("on_train_end")
+
+    def _dispatch(self, num_steps: int, new_epoch: bool) -> None:
+        first = self.step
+        counts = self._schedule.counts(first, num_steps)
+        rows, mask = self._feed.take(self._schedule.batches(first), counts)
+        self.state, values = self._engine.superstep(self.state, self._data, rows, mask, first, num_steps, new_epoch)
+        for value in values.values():
+            value.copy_to_host_async()
+        self.step += num_steps
+        self._read_pending()
+        self._pending = (first, num_steps, values)
+
+    def _read_pending(self) -> None:
+        """Reads the metrics of the last superstep not read yet, and tells the callbacks."""
+        if self._pending is None:
+            return
+        first, count, values = self._pending
+        self._pending = None
+        rows = {self._step_name(name): _read(value)[:count, : self._engine.num_heads] for name, value in values.items()}
+        self.metrics |= {name: row[-1] for name, row in rows.items()}
+        end = first + count
+        at = {"step": end, "epoch": self._schedule.epoch(end - 1)}
+        if self._every_step:
+            self._tell("on_train_batch_end", metrics={name: row[-1] for name, row in rows.items()}, **at)
+            self._warn_of_cost(end)
+        self._tell("on_train_steps_end", metrics=rows, steps=np.arange(first + 1, end + 1), **at)
+
+    def _run_validation(self) -> None:
+        if self._validate is None or self._validated_at == self.step:
+            return
+        self._validated_at = self.step
+        self._tell("on_validation_start")
+        found = self._validate()
+        self.metrics |= found
+        self._tell("on_validation_end", metrics=found)
+
+    def _end_epoch(self) -> None:
+        found = {self._epoch_name(name): value for name, value in self._engine.compute(self.state.epoch).items()} if self.state.epoch else {}
+        self.metrics |= found
+        self._tell("on_train_epoch_end", metrics=found, epoch=self._schedule.epoch(self.step - 1))
+
+    def _tell(self, hook: str, **fields: Any) -> None:
+        control: Control = self._emit(hook, **fields)
+        if control.stop is not None:
+            self.live = self.live & ~control.stop
+            self.state = self._engine.freeze(self.state, control.stop)
+        if control.snapshot is not None:
+            now = (self.state.trainable, self.state.state)
+            old = jax.tree.map(jnp.copy, now) if self.snapshots is None else self.snapshots
+            self.snapshots = self._engine.keep(control.snapshot, now, old)
+
+    def _step_name(self, name: str) -> str:
+        return f"{name}_step" if self._logged[name].on_epoch else name
+
+    def _epoch_name(self, name: str) -> str:
+        return f"{name}_epoch" if self._logged[name].on_step else name
+
+    def _warn_of_cost(self, end: int) -> None:
+        """Says once what returning to the host after every step costs here; the first step compiles and does not count."""
+        first, started = self._timing
+        if end == first:
+            self._timing = (first, time.perf_counter())
+        if end == first + _TIMED_STEPS:
+            milliseconds = (time.perf_counter() - started) / _TIMED_STEPS * 1e3
+            warnings.warn(
+                f"A callback overrides on_train_batch_end, so every step returns to the host: {milliseconds:.1f} ms a step here. "
+                "Fix: override on_train_steps_end, which hears many steps at once.",
+                stacklevel=2,
+            )
+
+
+def _read(value: jax.Array) -> np.ndarray:
+    """The only place where the loop reads the device; what it reads is one superstep old unless the host must wait."""
+    array = np.asarray(value)
+    array.setflags(write=False)
+    return array

@@ -1,0 +1,139 @@
+"""Takes a model apart into what is trained, what else changes, and what stays the same; and puts it together again.
+
+One recipe serves all kinds of models: inside the compiled program there are only pytrees of arrays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+
+class Structure(Protocol):
+    """What all heads' models have in common: everything but the arrays."""
+
+    def merge(self, trainable: Any, state: Any) -> Any:
+        """The ordinary model made of these arrays."""
+
+    def read_state(self, model: Any) -> Any:
+        """The non-trained arrays of a model, as `split` gave them."""
+
+    def set_mode(self, model: Any, train: bool) -> None:
+        """Switches dropout, batch statistics and the like, where the kind of model has such a switch."""
+
+
+class Parts(NamedTuple):
+    """A model taken apart.
+
+    Attributes:
+      trainable: the arrays that gradients are taken for.
+      state: the other arrays: batch statistics, dropout keys, counters.
+      structure: the rest; hashable, the same for every head.
+    """
+
+    trainable: Any
+    state: Any
+    structure: Structure
+
+
+def split(model: Any) -> Parts:
+    """Takes a model apart.
+
+    Args:
+      model: an `nnx.Module` (Linen modules through `nnx.bridge.ToNNX`), a mapping of Linen variables with "params",
+        or any pytree whose floating arrays are its parameters (Equinox modules, dicts, dataclasses).
+    """
+    if isinstance(model, nnx.Module):
+        # Intermediates are what one call sowed, not state that the next one needs.
+        graphdef, params, _, rest = nnx.split(model, nnx.Param, nnx.Intermediate, ...)
+        return Parts(nnx.to_pure_dict(params), nnx.to_pure_dict(rest), NnxStructure(graphdef))
+    if isinstance(model, Mapping) and "params" in model:
+        state = {name: value for name, value in model.items() if name != "params"}
+        return Parts(model["params"], state, LinenStructure())
+    leaves, treedef = jax.tree.flatten(model)
+    kinds = tuple(_kind(leaf) for leaf in leaves)
+    static = tuple(leaf if kind == "static" else None for leaf, kind in zip(leaves, kinds, strict=True))
+    structure = PytreeStructure(treedef, kinds, tuple(map(_Static, static)))
+    return Parts(structure.pick(leaves, "trainable"), structure.pick(leaves, "state"), structure)
+
+
+@dataclasses.dataclass(frozen=True)
+class NnxStructure:
+    """An `nnx.Module` without its variables."""
+
+    graphdef: Any
+
+    def merge(self, trainable: Any, state: Any) -> nnx.Module:
+        return nnx.merge(self.graphdef, trainable, state)
+
+    def read_state(self, model: nnx.Module) -> Any:
+        return nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Any(nnx.Param, nnx.Intermediate))))
+
+    def set_mode(self, model: nnx.Module, train: bool) -> None:
+        (model.train if train else model.eval)()
+
+
+@dataclasses.dataclass(frozen=True)
+class LinenStructure:
+    """Linen variables: "params" are trained, every other collection is state."""
+
+    def merge(self, trainable: Any, state: Any) -> dict[str, Any]:
+        return {"params": trainable, **state}
+
+    def read_state(self, model: Mapping[str, Any]) -> Any:
+        return {name: value for name, value in model.items() if name != "params"}
+
+    def set_mode(self, model: Any, train: bool) -> None:
+        """Linen modules take the mode as an argument of `apply`; the step has `ctx.train`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PytreeStructure:
+    """Any pytree: its tree, what each leaf is, and the leaves that are no arrays (activation functions, sizes)."""
+
+    treedef: Any
+    kinds: tuple[str, ...]
+    static: tuple[_Static, ...]
+
+    def pick(self, leaves: list[Any], kind: str) -> Any:
+        """The tree with the leaves of one kind, None elsewhere: optimiser masks and labels then see the model's own paths."""
+        return self.treedef.unflatten([leaf if k == kind else None for leaf, k in zip(leaves, self.kinds, strict=True)])
+
+    def merge(self, trainable: Any, state: Any) -> Any:
+        parts = {"trainable": iter(jax.tree.leaves(trainable)), "state": iter(jax.tree.leaves(state))}
+        leaves = [
+            fixed.value if kind == "static" else next(parts[kind])
+            for kind, fixed in zip(self.kinds, self.static, strict=True)
+        ]
+        return self.treedef.unflatten(leaves)
+
+    def read_state(self, model: Any) -> Any:
+        return self.pick(jax.tree.leaves(model), "state")
+
+    def set_mode(self, model: Any, train: bool) -> None:
+        """A plain pytree has no switch; the step has `ctx.train`."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Static:
+    """A leaf that is no array, made hashable."""
+
+    value: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Static) and (self.value is other.value or bool(self.value == other.value))
+
+    def __hash__(self) -> int:
+        return hash(self.value) if isinstance(self.value, Hashable) else hash(type(self.value))
+
+
+def _kind(leaf: Any) -> str:
+    if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
+        return "static"
+    return "trainable" if jnp.issubdtype(leaf.dtype, jnp.inexact) else "state"

@@ -1,0 +1,258 @@
+"""HydraModule: the user's model, optimiser and loss, written for one head."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import clu.metrics
+import jax
+import numpy as np
+import optax
+from jax.extend.core import get_opaque_trace_state
+
+from hydrax.errors import ModuleError
+from hydrax.hparams import Hyperparameters, PerHead
+
+_Module = TypeVar("_Module", bound="HydraModule")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a step may need besides model and batch, for one head; nothing in it changes under the step.
+
+    Attributes:
+      key: PRNG key of this head and step.
+      mask: bool[B], True for live slots, False for padding.
+      rows: int32[B], base-dataset row in each slot; a padding slot repeats a row of the head's own slice.
+      step: int32 scalar, optimiser updates done before this one.
+      head: int32 scalar, the head's id.
+      train: True in `training_step`; a Python bool.
+    """
+
+    key: jax.Array
+    mask: jax.Array
+    rows: jax.Array
+    step: jax.Array
+    head: jax.Array
+    train: bool = dataclasses.field(metadata={"static": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class Logged:
+    """One value that a step logged: a scalar, `[B]` values, or a `clu.metrics.Metric`."""
+
+    value: Any
+    prog_bar: bool
+    on_step: bool
+    on_epoch: bool
+
+
+class Recorder:
+    """Takes down what one traced call of a step logs."""
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self.logged: dict[str, Logged] = {}
+        self._trace = get_opaque_trace_state(convention="flax")
+
+    def add(self, name: str, value: Any, prog_bar: bool, on_step: bool | None, on_epoch: bool | None) -> None:
+        if not isinstance(name, str) or not name:
+            raise ModuleError(
+                f"A logged value has no name: self.log in {self.stage}_step. Got {name!r}, expected a word such as "
+                '"train_accuracy". Fix: give the name first, then the value.'
+            )
+        if name in self.logged:
+            raise ModuleError(
+                f"A name is logged twice in one step: self.log({name!r}) in {self.stage}_step. Got a second value, expected "
+                "one value a name and step. Fix: log it under another name."
+            )
+        if get_opaque_trace_state(convention="flax") != self._trace:
+            raise ModuleError(
+                f"A value is logged inside an inner jax transformation: self.log({name!r}) in {self.stage}_step. Got a call "
+                "inside your own scan, vmap, jit or grad, expected one at the step's own level. Fix: return the value from "
+                "the inner function and log it after the call."
+            )
+        train = self.stage == "training"
+        self.logged[name] = Logged(
+            value,
+            prog_bar=bool(prog_bar),
+            on_step=train if on_step is None else bool(on_step),
+            on_epoch=(not train) if on_epoch is None else bool(on_epoch),
+        )
+
+
+class HydraModule:
+    """Model, loss and optimiser of ONE head; the Trainer adds the head axis.
+
+    The module holds configuration only, is never changed by training, and is frozen while a fit runs.
+    Override `configure_model`, `configure_optimizers` and `training_step`; the rest as needed.
+    """
+
+    def configure_model(self, key: jax.Array) -> Any:
+        """Builds one head's model: an `nnx.Module`, Linen variables, or any pytree of arrays.
+
+        Args:
+          key: PRNG key of this head; the only source of difference between heads besides `PerHead` values.
+        """
+        raise _missing(self, "configure_model(self, key)", "return MLP(rngs=nnx.Rngs(key))")
+
+    def configure_optimizers(self) -> optax.GradientTransformation:
+        """Builds one head's optimiser, an optax transformation; hyper-parameters may be traced scalars."""
+        raise _missing(self, "configure_optimizers(self)", "return optax.adamw(1e-3)")
+
+    def training_step(self, model: Any, batch: Any, ctx: Context) -> Any:
+        """The loss of one head on one batch: pure.
+
+        Args:
+          model: what `configure_model` built.
+          batch: the dataset's columns, each `[B, ...]`.
+          ctx: see `Context`.
+
+        Returns:
+          The loss, float `[B]` (averaged over live slots for you) or a float scalar (only where no slot can be padding); or
+          a dict with "loss", and with "model" where a plain pytree's own state (such as Linen's batch statistics) moves on.
+        """
+        raise _missing(self, "training_step(self, model, batch, ctx)", "return one loss for each slot, [B]")
+
+    def validation_step(self, model: Any, batch: Any, ctx: Context) -> Any:
+        """As `training_step`, without an update; a returned loss is logged as `val_loss`. May return None."""
+        raise _missing(self, "validation_step(self, model, batch, ctx)", "return one loss for each slot, [B]")
+
+    def test_step(self, model: Any, batch: Any, ctx: Context) -> Any:
+        """As `validation_step`, for the test set; a returned loss is logged as `test_loss`. May return None."""
+        raise _missing(self, "test_step(self, model, batch, ctx)", "return one loss for each slot, [B]")
+
+    def predict_step(self, model: Any, batch: Any, ctx: Context) -> Any:
+        """One head's prediction for a batch: any pytree whose leaves lead with `[B]`. The default calls the model."""
+        return model(batch)
+
+    def setup(self, stage: str) -> None:
+        """Called on the host before a stage ("fit", "validate", "test", "predict") starts."""
+
+    def teardown(self, stage: str) -> None:
+        """Called on the host after a stage ended, also by an error."""
+
+    @property
+    def hparams(self) -> Hyperparameters:
+        """The hyper-parameters; inside a step each `PerHead` is this head's own value, a traced scalar."""
+        return self.__dict__.get("_hparams", Hyperparameters({}))
+
+    def save_hyperparameters(self, *names: str, ignore: tuple[str, ...] | list[str] = ()) -> None:
+        """Keeps the arguments of the calling `__init__` as `self.hparams`.
+
+        Args:
+          names: which arguments; all of them if none is named.
+          ignore: arguments to leave out.
+        """
+        caller = inspect.currentframe()
+        frame = caller.f_back if caller else None
+        if frame is None or frame.f_code.co_name != "__init__" or frame.f_locals.get("self") is not self:
+            raise ModuleError(
+                f"Hyper-parameters are saved from outside __init__: {type(self).__name__}.save_hyperparameters. Got a call from "
+                f"{frame.f_code.co_name if frame else 'nowhere'}, expected one inside __init__. Fix: call it first in __init__."
+            )
+        info = inspect.getargvalues(frame)
+        found = {name: info.locals[name] for name in info.args[1:]}
+        found |= {name: info.locals[name] for name in _keyword_only(frame)}
+        found |= info.locals.get(info.keywords, {}) if info.keywords else {}
+        unknown = [name for name in names if name not in found]
+        if unknown:
+            raise ModuleError(
+                f"Hyper-parameter is not an argument of __init__: {type(self).__name__}.save_hyperparameters. Got {unknown[0]!r}, "
+                f"expected one of {', '.join(found)}. Fix: name an argument of __init__."
+            )
+        kept = {name: value for name, value in found.items() if name in (names or found) and name not in ignore}
+        self._hparams = Hyperparameters({**self.hparams, **kept})
+
+    def log(
+        self, name: str, value: Any, prog_bar: bool = False, on_step: bool | None = None, on_epoch: bool | None = None
+    ) -> None:
+        """Records one value of this head and step.
+
+        Args:
+          name: the metric's name.
+          value: a scalar, `[B]` values (averaged over live slots), or a `clu.metrics.Metric` (merged, then computed).
+          prog_bar: show it in the progress bar.
+          on_step: report it for each step; default: in `training_step` only.
+          on_epoch: report its mean over the epoch, weighted by live slots; default: everywhere but in `training_step`.
+        """
+        recorder = self.__dict__.get("_recorder")
+        if recorder is None:
+            raise ModuleError(
+                f"A value is logged outside a step: {type(self).__name__}.log({name!r}). Got a call outside training_step, "
+                "validation_step and test_step, expected one inside. Fix: move the call into the step."
+            )
+        recorder.add(name, value, prog_bar, on_step, on_epoch)
+
+    def log_dict(self, values: Mapping[str, Any], prog_bar: bool = False, **when: bool | None) -> None:
+        """Records several values, as `log` does each."""
+        for name, value in values.items():
+            self.log(name, value, prog_bar, **when)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self.__dict__.get("_frozen"):
+            raise ModuleError(
+                f"An attribute is set while the module is frozen: {type(self).__name__}.{name}. Got an assignment during a run, "
+                "expected none: a compiled step runs for every head, so a value kept on the module would be a leaked tracer. "
+                "Fix: return it, log it with self.log, or keep it in the model's own state."
+            )
+        object.__setattr__(self, name, value)
+
+
+def per_head_values(module: HydraModule) -> dict[str, PerHead]:
+    """Every `PerHead` a module holds, by dotted name: `hparams.<name>`, or the attribute's own name."""
+    found = {f"hparams.{name}": value for name, value in module.hparams.items() if isinstance(value, PerHead)}
+    return found | {name: value for name, value in vars(module).items() if isinstance(value, PerHead)}
+
+
+def bind(module: _Module, values: Mapping[str, Any], stage: str) -> tuple[_Module, Recorder]:
+    """A frozen copy of the module as one head sees it, and the recorder of what it logs.
+
+    Args:
+      module: the user's module.
+      values: this head's scalars, by the names of `per_head_values`.
+      stage: "training", "validation", "test", "predict" or "configure"; only the first three may log.
+    """
+    bound = copy.copy(module)
+    recorder = Recorder(stage)
+    own = {name: value for name, value in values.items() if not name.startswith("hparams.")}
+    hparams = {name: values.get(f"hparams.{name}", value) for name, value in module.hparams.items()}
+    vars(bound).update(own, _hparams=Hyperparameters(hparams), _frozen=True)
+    vars(bound)["_recorder"] = recorder if stage in ("training", "validation", "test") else None
+    return bound, recorder
+
+
+def set_frozen(module: HydraModule, frozen: bool) -> None:
+    """Freezes or thaws the user's own module around a run."""
+    vars(module)["_frozen"] = frozen
+
+
+def masked_mean(value: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean of `[B]` values over live slots, float32 or wider; 0 where no slot is live. A scalar passes through."""
+    value = value.astype(np.promote_types(value.dtype, np.float32))
+    if value.ndim == 0:
+        return value
+    # `where` and not a product: what a padding slot holds, NaN included, must not reach the mean.
+    return jax.numpy.where(mask, value, 0).sum() / jax.numpy.maximum(mask.sum(), 1)
+
+
+def is_metric(value: Any) -> bool:
+    """Whether a logged value is a `clu.metrics.Metric`, which merges itself."""
+    return isinstance(value, clu.metrics.Metric)
+
+
+def _keyword_only(frame: Any) -> tuple[str, ...]:
+    code = frame.f_code
+    return code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+
+
+def _missing(module: HydraModule, signature: str, example: str) -> ModuleError:
+    return ModuleError(
+        f"A method is missing: {type(module).__name__}.{signature.split('(')[0]}. Got none, expected `def {signature}`. "
+        f"Fix: define it, for example `{example}`."
+    )

@@ -1,0 +1,5 @@
+"""Ready-made models for one head."""
+
+from hydrax.nn.nonlinear import NonLinearModel
+
+__all__ = ["NonLinearModel"]

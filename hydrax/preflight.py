@@ -1,0 +1,174 @@
+"""What is checked before anything compiles: the user's functions, traced for one head by shapes alone."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from hydrax.errors import HydraxError, ModuleError
+from hydrax.model import Parts
+from hydrax.state import HeadInputs, HeadsState
+from hydrax.step import HeadProgram, Mean
+
+_KEY = jax.eval_shape(lambda: jax.random.key(0))
+_STEP = jax.ShapeDtypeStruct((), jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preflight:
+    """One head's shapes: what every trace below starts from.
+
+    Attributes:
+      program: one head's functions, with the model's structure known.
+      inputs: shapes of one head's id and `PerHead` values.
+      parts: shapes of one head's `(trainable, state)`.
+    """
+
+    program: HeadProgram
+    inputs: HeadInputs
+    parts: Any
+
+    @classmethod
+    def of_model(cls, program: HeadProgram, inputs: HeadInputs) -> Preflight:
+        """Traces `configure_model`.
+
+        Args:
+          program: with any structure.
+          inputs: arrays or shapes of all heads, `[H, ...]`.
+        """
+        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), inputs)
+        found: list[Parts] = []
+
+        def build(inputs: HeadInputs, key: Any) -> Any:
+            found.append(program.build(inputs, key))
+            return found[-1][:2]
+
+        with _explained(program, "configure_model", "a PRNG key"):
+            parts = jax.eval_shape(build, one, _KEY)
+        if not jax.tree.leaves(parts[0]):
+            raise ModuleError(
+                f"A model has nothing to train: {type(program.module).__name__}.configure_model. Got no floating array, "
+                "expected at least one. Fix: return the model itself, with its parameters made."
+            )
+        return cls(dataclasses.replace(program, structure=found[-1].structure), one, parts)
+
+    def training(self, data: Any, batch_size: int, accumulate: int) -> dict[str, Any]:
+        """Traces `training_step`, `configure_optimizers` and the callbacks' second tier.
+
+        Args:
+          data: the training dataset: arrays or shapes, columns `[N, ...]`.
+          batch_size: B.
+          accumulate: A.
+
+        Returns:
+          Empty accumulators of one head for what is logged on_epoch, by name.
+        """
+        shapes = _shapes(data)
+        accumulators = self.evaluation("training", shapes, batch_size, train=True)
+        flags = self.program.logged["training"]
+        epoch = {name: a for name, a in accumulators.items() if flags[name].on_epoch}
+        with _explained(self.program, "configure_optimizers", "traced hyper-parameters"):
+            state = jax.eval_shape(self.program.init, self.inputs, _KEY, epoch)
+        rows = jax.ShapeDtypeStruct((accumulate, batch_size), jnp.int32)
+        mask = jax.ShapeDtypeStruct((accumulate, batch_size), jnp.bool_)
+        with _explained(self.program, "training_step", _one_head_view(shapes, batch_size)):
+            after, _ = jax.eval_shape(self.program.train, state, self.inputs, _KEY, shapes, rows, mask, _STEP)
+        self._check_update(state, after)
+        return epoch
+
+    def evaluation(self, stage: str, data: Any, batch_size: int, train: bool = False) -> dict[str, Any]:
+        """Traces `training_step`, `validation_step` or `test_step`, and returns empty accumulators of one head, by name."""
+        shapes = _shapes(data)
+        rows, mask = jax.ShapeDtypeStruct((batch_size,), jnp.int32), jax.ShapeDtypeStruct((batch_size,), jnp.bool_)
+
+        def run(head: Any, inputs: Any, key: Any, data: Any, rows: Any, mask: Any, step: Any) -> Any:
+            return self.program.evaluate(stage, head, inputs, key, data, rows, mask, step, train)
+
+        with _explained(self.program, f"{stage}_step", _one_head_view(shapes, batch_size)):
+            found = jax.eval_shape(run, self.parts, self.inputs, _KEY, shapes, rows, mask, _STEP)
+        return {name: _empty(accumulator) for name, accumulator in found.items()}
+
+    def prediction(self, data: Any, batch_size: int) -> Any:
+        """Traces `predict_step`; its output must lead with the slots."""
+        shapes = _shapes(data)
+        rows, mask = jax.ShapeDtypeStruct((batch_size,), jnp.int32), jax.ShapeDtypeStruct((batch_size,), jnp.bool_)
+        view = _one_head_view(shapes, batch_size)
+        with _explained(self.program, "predict_step", view):
+            output = jax.eval_shape(self.program.predict, self.parts, self.inputs, _KEY, shapes, rows, mask, _STEP)
+        for leaf in jax.tree.leaves(output) or [None]:
+            if leaf is None or leaf.shape[:1] != (batch_size,):
+                raise ModuleError(
+                    f"A prediction has the wrong shape: {type(self.program.module).__name__}.predict_step. Got "
+                    f"{'nothing' if leaf is None else _form(leaf)} for one head, expected [{batch_size}, ...], one entry for each "
+                    "slot. Fix: keep the leading axis of the batch."
+                )
+        return output
+
+    def _check_update(self, before: HeadsState, after: HeadsState) -> None:
+        pairs = zip(jax.tree_util.tree_flatten_with_path(before)[0], jax.tree.leaves(after), strict=True)
+        for (path, old), new in pairs:
+            if old.shape != new.shape:
+                raise ModuleError(
+                    f"An update changes a shape: {jax.tree_util.keystr(path, simple=True, separator='.')} of one head. Got "
+                    f"{_form(new)}, expected {_form(old)}. Fix: keep every array's shape from step to step."
+                )
+
+
+@contextlib.contextmanager
+def _explained(program: HeadProgram, method: str, view: str) -> Iterator[None]:
+    """Turns what goes wrong while a user's method is traced into an error that names the method and what it got."""
+    where = f"{type(program.module).__name__}.{method}"
+    try:
+        yield
+    except HydraxError:
+        raise
+    except jax.errors.TracerBoolConversionError as error:
+        raise ModuleError(
+            f"Python looks at a value that is not known yet: {where}. Got a Python `if`, `while`, `and` or `assert` on a traced "
+            f"array, expected branches on shapes only; the step got {view} for one head. Fix: use jnp.where or jax.lax.cond."
+        ) from error
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError, jax.errors.TracerIntegerConversionError) as error:
+        raise ModuleError(
+            f"Python needs a value that is not known yet: {where}. Got float(), int(), numpy, a shape or a range made from a traced "
+            f"array ({_first_line(error)}), expected jax.numpy on arrays; the step got {view} for one head. Fix: use jax.numpy; a "
+            "PerHead value is traced, so it cannot be a size."
+        ) from error
+    except Exception as error:
+        raise ModuleError(
+            f"A method failed while it was traced for one head: {where} got {view} for one head. Got {type(error).__name__}: "
+            f"{_first_line(error)}, expected it to run on these shapes. Fix: the cause above names your line."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200]
+
+
+def _one_head_view(shapes: Any, batch_size: int) -> str:
+    """Such as `image float32[32, 8, 8], label int32[32]`."""
+    leaves = jax.tree_util.tree_flatten_with_path(shapes)[0]
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") or "batch" for path, _ in leaves]
+    forms = [_form(jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype)) for _, leaf in leaves]
+    return ", ".join(f"{name} {form}" for name, form in zip(names, forms, strict=True))
+
+
+def _form(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
+
+
+def _empty(accumulator: Any) -> Any:
+    """The accumulator that holds nothing yet, in the shapes and dtypes that merging keeps."""
+    if isinstance(accumulator, Mean):
+        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), accumulator)
+    empty = type(accumulator).empty()
+    return jax.tree.map(lambda e, s: jnp.broadcast_to(jnp.asarray(e, s.dtype), s.shape), empty, accumulator)
+

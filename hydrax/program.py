@@ -1,0 +1,191 @@
+"""One head's functions and a plan become the compiled programs of a run.
+
+Each program is `for each chunk of C heads: for K steps: vmap(one head)`. The number of chunks and the number of steps are
+arguments, not constants: nothing compiles twice, and XLA can never unroll a loop of one turn into a program with other bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from hydrax.state import HeadInputs, HeadsState, select
+from hydrax.step import HeadProgram
+
+
+class Programs:
+    """The compiled programs of one run; each compiles at its first call.
+
+    Args:
+      head: one head's functions.
+      chunk: C; every `[H]` axis here is a multiple of it.
+      epoch: empty accumulators of one head, by name of what is logged on_epoch.
+    """
+
+    def __init__(self, head: HeadProgram, chunk: int, epoch: dict[str, Any]) -> None:
+        self._head, self._chunk, self._epoch = head, chunk, epoch
+        self.init = jax.jit(self._init)
+        self.superstep = jax.jit(self._superstep, donate_argnums=0)
+        self.evaluate = jax.jit(self._evaluate, static_argnames="stage", donate_argnums=0)
+        self.predict = jax.jit(self._predict)
+        self.compute = jax.jit(jax.vmap(lambda accumulators: {n: a.compute() for n, a in accumulators.items()}))
+        self.freeze = jax.jit(lambda live, stop: live & ~stop)
+        self.keep = jax.jit(lambda condition, new, old: select(condition, new, old), donate_argnums=2)
+
+    def _init(self, inputs: HeadInputs, base_key: jax.Array, num_chunks: jax.Array) -> HeadsState:
+        """The state of all heads before the first step."""
+        start = jax.vmap(lambda one: self._head.init(one, base_key, self._epoch))
+        return self._map_chunks(start, inputs, num_chunks)
+
+    def _superstep(
+        self,
+        state: HeadsState,
+        inputs: HeadInputs,
+        base_key: jax.Array,
+        data: Any,
+        rows: jax.Array,
+        mask: jax.Array,
+        first_step: jax.Array,
+        num_steps: jax.Array,
+        new_epoch: jax.Array,
+        num_chunks: jax.Array,
+    ) -> tuple[HeadsState, dict[str, jax.Array]]:
+        """K steps of all heads.
+
+        Args:
+          state: donated.
+          rows: int32[K max, A, H, B], of A micro-batches a step.
+          mask: bool[K max, A, H, B].
+          first_step: updates done before.
+          num_steps: K, at most the length of `rows`.
+          new_epoch: whether to empty the epoch's accumulators first.
+
+        Returns:
+          The new state, and what was logged on_step: float[K max, H] by name, valid in the first K rows.
+        """
+        step = jax.vmap(self._head.train, in_axes=(0, 0, None, None, 1, 1, None))
+
+        def run_chunk(state: HeadsState, inputs: HeadInputs, rows: jax.Array, mask: jax.Array) -> Any:
+            empty = jax.tree.map(lambda old, one: jnp.broadcast_to(one, old.shape), state.epoch, self._epoch)
+            state = state._replace(epoch=select(new_epoch, empty, state.epoch))
+            one = lambda s, r, m: step(s, inputs, base_key, data, r, m, first_step)  # noqa: E731
+            shapes = jax.eval_shape(one, state, rows[0], mask[0])[1]
+            values = {name: jnp.zeros((len(rows), *s.shape), s.dtype) for name, s in shapes.items()}
+
+            def body(k: jax.Array, carry: Any) -> Any:
+                state, values = carry
+                state, new = step(state, inputs, base_key, data, rows[k], mask[k], first_step + k)
+                return state, {name: values[name].at[k].set(new[name]) for name in values}
+
+            return lax.fori_loop(0, num_steps, body, (state, values))
+
+        return self._over_chunks(run_chunk, state, (inputs, (rows, 2), (mask, 2)), num_chunks)
+
+    def _evaluate(
+        self,
+        accumulators: Any,
+        head: Any,
+        inputs: HeadInputs,
+        base_key: jax.Array,
+        data: Any,
+        rows: jax.Array,
+        mask: jax.Array,
+        step: jax.Array,
+        first_batch: jax.Array,
+        num_batches: jax.Array,
+        num_chunks: jax.Array,
+        *,
+        stage: str,
+    ) -> Any:
+        """Merges what all heads log for some batches into accumulators `[H]`, which are donated.
+
+        Args:
+          head: `(trainable, state)`, leaves `[H, ...]`.
+          rows: int32[E max, B], the same for all heads, or int32[E max, H, B].
+          mask: bool, shaped like `rows`.
+          num_batches: how many of the E max are real.
+        """
+        shared = rows.ndim == 2
+        axis = None if shared else 0
+
+        def one(head: Any, inputs: HeadInputs, rows: jax.Array, mask: jax.Array, batch: jax.Array) -> Any:
+            key = self._head.eval_key(inputs, base_key, batch)
+            return self._head.evaluate(stage, head, inputs, key, data, rows, mask, step)
+
+        run = jax.vmap(one, in_axes=(0, 0, axis, axis, None))
+
+        def run_chunk(accumulators: Any, head: Any, inputs: HeadInputs, rows: jax.Array, mask: jax.Array) -> Any:
+            def body(k: jax.Array, accumulators: Any) -> Any:
+                new = run(head, inputs, rows[k], mask[k], first_batch + k)
+                return {name: accumulators[name].merge(new[name]) for name in accumulators}
+
+            return lax.fori_loop(0, num_batches, body, accumulators), {}
+
+        indices = (rows, mask) if not shared else ()
+        chunked = (head, inputs, *((index, 1) for index in indices))
+        whole = (rows, mask) if shared else ()
+        return self._over_chunks(lambda *chunk: run_chunk(*chunk, *whole), accumulators, chunked, num_chunks)[0]
+
+    def _predict(
+        self, head: Any, inputs: HeadInputs, base_key: jax.Array, data: Any, rows: Any, mask: Any, step: Any, batch: Any, num_chunks: Any
+    ) -> Any:
+        """Predictions of all heads for one batch, leaves `[H, B, ...]`; `rows` and `mask` are `[B]`."""
+
+        def one(args: Any) -> Any:
+            head, inputs = args
+            return self._head.predict(head, inputs, self._head.eval_key(inputs, base_key, batch), data, rows, mask, step)
+
+        return self._map_chunks(jax.vmap(one), (head, inputs), num_chunks)
+
+    def _map_chunks(self, run: Callable[[Any], Any], tree: Any, num_chunks: jax.Array) -> Any:
+        """`run` on every chunk of a tree of `[H, ...]`; its outputs are `[H, ...]` too."""
+        count = len(jax.tree.leaves(tree)[0]) // self._chunk
+        first = jax.tree.map(lambda a: lax.slice_in_dim(a, 0, self._chunk), tree)
+        shapes = jax.eval_shape(run, first)
+        blank = jax.tree.map(lambda s: _zeros((count * self._chunk, *s.shape[1:]), s.dtype), shapes)
+        return self._over_chunks(lambda _, chunk: (run(chunk), {}), blank, (tree,), num_chunks)[0]
+
+    def _over_chunks(self, run: Callable[..., Any], carried: Any, given: tuple[Any, ...], num_chunks: jax.Array) -> Any:
+        """Runs `run(carried chunk, *given chunks) -> (carried chunk, values)` for one chunk after the other, in place.
+
+        Args:
+          carried: leaves `[H, ...]`, updated.
+          given: trees of `[H, ...]`, or `(array, axis)` with the heads on that axis.
+
+        Returns:
+          The updated `carried`, and the values with their leading K axis first: `[K, H]`.
+        """
+        size = self._chunk
+        pairs = [g if isinstance(g, tuple) and len(g) == 2 and isinstance(g[1], int) else (g, 0) for g in given]
+
+        def take(tree: Any, axis: int, i: Any) -> Any:
+            return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, i * size, size, axis), tree)
+
+        def put(tree: Any, new: Any, axis: int, i: Any) -> Any:
+            return jax.tree.map(lambda a, n: lax.dynamic_update_slice_in_dim(a, n, i * size, axis), tree, new)
+
+        def chunk(i: Any, carried: Any) -> Any:
+            return run(take(carried, 0, i), *(take(tree, axis, i) for tree, axis in pairs))
+
+        heads = len(jax.tree.leaves(carried)[0])
+        shapes = jax.eval_shape(chunk, 0, carried)[1]
+        values = jax.tree.map(lambda s: jnp.zeros((s.shape[0], heads, *s.shape[2:]), s.dtype), shapes)
+
+        def body(i: jax.Array, carry: Any) -> Any:
+            carried, values = carry
+            new, new_values = chunk(i, carried)
+            return put(carried, new, 0, i), put(values, new_values, 1, i)
+
+        return lax.fori_loop(0, num_chunks, body, (carried, values))
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Zeros of any dtype, PRNG keys included."""
+    if not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return jnp.zeros(shape, dtype)
+    size = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct((), dtype)).shape
+    return jax.random.wrap_key_data(jnp.zeros((*shape, *size), jnp.uint32), impl=str(dtype._impl.name))

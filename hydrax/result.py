@@ -1,0 +1,49 @@
+"""FitResult: what a fit gives back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hydrax.heads import Heads
+from hydrax.ledger import write_csv
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What a fit gives back.
+
+    Attributes:
+      heads: the trained heads.
+      metrics: the latest value of everything logged, float[H] by name.
+      live: bool[H], False for heads that a callback stopped.
+      step: optimiser updates done.
+      log_dir: the run's folder, or None where nothing was written.
+      ledger: one dict a head: head, recipe, seed, length, score, status, `PerHead` values.
+    """
+
+    heads: Heads
+    metrics: Mapping[str, np.ndarray]
+    live: np.ndarray
+    step: int
+    log_dir: Path | None
+    ledger: list[dict[str, Any]]
+
+    def save_ledger(self, path: str | Path, scores: np.ndarray | None = None) -> Path:
+        """Writes the ledger as CSV.
+
+        Args:
+          path: the file.
+          scores: float[H], what to put under `score`; None keeps what is there.
+        """
+        rows = self.ledger if scores is None else [{**row, "score": float(s)} for row, s in zip(self.ledger, scores, strict=True)]
+        write_csv(Path(path), rows)
+        return Path(path)
+
+    def __repr__(self) -> str:
+        metrics = ", ".join(f"{name}={np.nanmedian(value):.4g}" for name, value in self.metrics.items())
+        return f"FitResult({self.heads!r}, step={self.step}, median over heads: {metrics})"

@@ -1,0 +1,207 @@
+"""Which rows each head meets at step t, and which of its slots are live: a pure function, so resuming needs only t.
+
+Slot j of batch t of a head of n rows stands at place p = t * width + j of an endless walk; it lies in pass p // n at
+offset p % n, and meets the row at offset `permute(p % n; n, key(seed, head id, pass))` of the head's slice.
+"""
+
+from types import ModuleType
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from hydrax.errors import ArgumentError
+from hydrax.slice_arguments import whole_number
+
+SmallSlices = Literal["mask", "wrap"]
+Array = Any  # numpy.ndarray or jax.Array, whichever the argument xp makes.
+Cursor = tuple[Array, Array, Array]
+
+# Flat to the limit of the measurement. Chi-square over 1,500,000 keys (1,500 heads of 1,000 passes), in standard
+# deviations from its mean, of all n! orders of n = 2, 3, 4, 5 rows and of the places of two neighbours of 8 and 50:
+# 8 rounds 14 to 271, 12 rounds up to 3.5, 16 and 20 rounds at most 2.0. Four rounds above the need are the margin.
+ROUNDS = 20
+
+# NumPy scalars, not Python ints: they keep uint32 in NumPy and in JAX without x64.
+_LOW_HALF, _ALL_ONES = np.uint32(0xFFFF), np.uint32(0xFFFFFFFF)
+_U15, _U16, _U31 = np.uint32(15), np.uint32(16), np.uint32(31)
+_MIX_1, _MIX_2 = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
+_STEP, _GOLDEN = np.uint32(0x2C9277B5), np.uint32(0x9E3779B1)
+
+
+class RowSource(Protocol):
+    """What the rotation asks of `Slices`."""
+
+    @property
+    def ids(self) -> np.ndarray: ...
+    @property
+    def lengths(self) -> np.ndarray: ...
+    def lookup(self, offsets: np.ndarray) -> np.ndarray: ...
+
+
+def index_batch(
+    slices: RowSource, batch: int, *, batch_size: int, seed: int, small_slices: SmallSlices = "mask"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that every head meets in batch number `batch`, and the mask of its live slots.
+
+    A head's rows depend on the seed, its id, its own slice and the batch number, never on the heads beside it.
+
+    Args:
+      slices: the heads' slices: anything with `ids`, `lengths` and `lookup`.
+      batch: number of the batch since the start of training, counted from 0.
+      batch_size: slots of each head, B.
+      seed: seed of the rotation, 0 <= seed < 2**32.
+      small_slices: what a slice of n < B rows does: "mask" gives n live slots, "wrap" goes on with its next passes.
+
+    Returns:
+      `(rows int32[H, B], mask bool[H, B])`. Rows of padding slots lie in the head's own slice too.
+
+    Raises:
+      ArgumentError: an argument is out of its range.
+    """
+    seed = whole_number("seed", seed, 0, 2**32 - 1)
+    here = cursor(batch, slices.lengths, batch_size, small_slices)
+    offsets, mask = slots(here, slices.lengths, slices.ids, seed, batch_size, np)
+    return slices.lookup(offsets), mask
+
+
+def cursor(batch: int, lengths: np.ndarray, batch_size: int, small_slices: SmallSlices = "mask") -> Cursor:
+    """Where each head stands when batch number `batch` begins. On the host, in 64 bits, so that no product overflows.
+
+    Args:
+      batch: number of the batch since the start of training, 0 <= batch <= 2**40.
+      lengths: int32[H], rows of each slice, n.
+      batch_size: slots of each head, B.
+      small_slices: "mask": a head moves on by min(n, B) rows a batch; "wrap": by B.
+
+    Returns:
+      `(pass uint32[H], offset uint32[H], width int32[H])`: the pass (modulo 2**32), the offset inside it, and the
+      number of live slots.
+
+    Raises:
+      ArgumentError: an argument is out of its range.
+    """
+    batch = whole_number("batch", batch, 0, 2**40)
+    batch_size = whole_number("batch_size", batch_size, 1, 2**22)
+    if small_slices not in ("mask", "wrap"):
+        raise ArgumentError(
+            f"Unknown way with small slices: argument small_slices. Got {small_slices!r}, expected 'mask' or 'wrap'. "
+            "Fix: 'mask' for live and padding slots, 'wrap' to fill the batch from the next passes."
+        )
+    rows = lengths.astype(np.int64)
+    width = np.minimum(rows, batch_size) if small_slices == "mask" else np.full_like(rows, batch_size)
+    passes, offset = np.divmod(batch * width, rows)
+    return (passes & 0xFFFFFFFF).astype(np.uint32), offset.astype(np.uint32), width.astype(np.int32)
+
+
+def slots(
+    cursor: Cursor, lengths: Array, head_ids: Array, seed: Array, batch_size: int, xp: ModuleType
+) -> tuple[Array, Array]:
+    """Offsets inside its slice that each head meets in the batch at `cursor`, and the mask of live slots.
+
+    Args:
+      cursor: `(pass uint32[H], offset uint32[H], width int32[H])` as `cursor` gives it.
+      lengths: int32[H], rows of each slice.
+      head_ids: int32[H], the heads' ids.
+      seed: uint32[] or int, seed of the rotation, 0 <= seed < 2**32.
+      batch_size: slots of each head, B.
+      xp: `numpy` or `jax.numpy`; both give the same integers.
+
+    Returns:
+      `(offsets uint32[H, B], mask bool[H, B])`; padding slots hold offsets of the same pass.
+    """
+    first_pass, first_offset, width = (part[:, None] for part in cursor)
+    length = lengths[:, None].astype(xp.uint32)
+    slot = xp.arange(batch_size, dtype=xp.uint32)[None, :]
+    mask = slot < width.astype(xp.uint32)
+    place = first_offset + slot
+    turns = place // length
+    # Only live slots walk on into later passes. Padding (n < B) starts over in the pass at hand, at offset j % n.
+    passes = first_pass + xp.where(mask, turns, xp.uint32(0))
+    key = pass_key(seed, head_ids[:, None], passes, xp)
+    return permute(place - turns * length, length=length, key=key, xp=xp), mask
+
+
+@np.errstate(over="ignore")  # Only NumPy scalars warn; wrapping around is meant.
+def pass_key(seed: Array, head_id: Array, pass_: Array, xp: ModuleType) -> Array:
+    """Key of one pass of one head: uint32, of the shape its arguments broadcast to.
+
+    Args:
+      seed: uint32, seed of the rotation.
+      head_id: int32 or uint32, the head's id.
+      pass_: uint32, the pass modulo 2**32.
+      xp: `numpy` or `jax.numpy`; both give the same integers.
+    """
+    head_key = mix(mix(xp.asarray(seed, xp.uint32), xp) ^ xp.asarray(head_id).astype(xp.uint32), xp)
+    # The pass is mixed before it is joined, else two heads of close keys would swap whole runs of passes.
+    return mix(head_key ^ mix(xp.asarray(pass_, xp.uint32) ^ _GOLDEN, xp), xp)
+
+
+@np.errstate(over="ignore")
+def permute(offset: Array, *, length: Array, key: Array, xp: ModuleType) -> Array:
+    """Maps offsets to offsets by a keyed bijection on [0, length).
+
+    Needs no table and no cycle walking, so it vectorises over heads of unequal length. In round r with round key
+    K in [0, length), x and its partner K - x (mod length) swap places or not, by one bit hashed from the larger.
+
+    Args:
+      offset: positions inside a pass, 0 <= offset < length; integers of any shape.
+      length: rows of the slice the offset lies in, 1 <= length < 2**31; broadcasts against `offset`.
+      key: one 32-bit key per (seed, head, pass), uint32; broadcasts against `offset`.
+      xp: `numpy` or `jax.numpy`; both give the same integers.
+
+    Returns:
+      The permuted offsets, uint32; the shape that the arguments broadcast to.
+
+    Source: Hoang, Morris, Rogaway, "An Enciphering Scheme Based on a Card Shuffle", CRYPTO 2012.
+    """
+    # Augmented assignment works in place on NumPy arrays and rebinds JAX ones: one text, and no needless temporaries.
+    x, n, state = (xp.asarray(part).astype(xp.uint32) for part in (offset, length, key))
+    n_high, n_low = n >> _U16, n & _LOW_HALF
+    for _ in range(ROUNDS):
+        # A linear congruential step: cheaper than a hash, and its high bits, which make K, are the good ones.
+        state = state * _STEP + _GOLDEN
+        partner = _multiply_high(state, n_high, n_low) - x
+        # Below zero it has wrapped around to above 2**31, and the sum with n is the smaller one.
+        partner = xp.minimum(partner, partner + n)
+        bit = xp.maximum(x, partner)
+        bit = bit * _GOLDEN
+        bit ^= state
+        bit ^= bit >> _U15
+        bit *= _MIX_2
+        # All ones where the top bit is set, else zero: a select in place, where np.where would allocate.
+        bit >>= _U31
+        bit *= _ALL_ONES
+        partner ^= x
+        partner &= bit
+        x = x ^ partner
+    return x
+
+
+@np.errstate(over="ignore")
+def mix(x: Array, xp: ModuleType) -> Array:
+    """Scatters the bits of a 32-bit word: a bijection on uint32 under which every input bit sways every output bit.
+
+    Args:
+      x: uint32 of any shape.
+      xp: `numpy` or `jax.numpy`; both give the same integers.
+
+    Source: Wellons, "Prospecting for Hash Functions", 2018 (lowbias32).
+    """
+    x = xp.asarray(x, xp.uint32)
+    x = x ^ (x >> _U16)
+    x *= _MIX_1
+    x ^= x >> _U15
+    x *= _MIX_2
+    x ^= x >> _U16
+    return x
+
+
+def _multiply_high(x: Array, n_high: Array, n_low: Array) -> Array:
+    """floor(x * n / 2**32), exactly, from 16-bit halves: a place in [0, n) without 64-bit types or a slow modulo."""
+    high, low = x >> _U16, x & _LOW_HALF
+    middle = low * n_low
+    middle >>= _U16
+    middle = middle + high * n_low
+    carry = low * n_high + (middle & _LOW_HALF)
+    carry >>= _U16
+    return high * n_high + (middle >> _U16) + carry

@@ -1,0 +1,71 @@
+"""When things are due: pure integers, counted in optimiser steps from the start of training."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The calendar of a fit.
+
+    Attributes:
+      batches_per_epoch: index batches in which the longest slice makes one pass, after `limit_train_batches`.
+      accumulate: batches of one optimiser step; the last step of an epoch takes what is left.
+      max_steps: where the fit ends.
+      val_every_batches: batches between validations, or None for none.
+      val_every_epochs: validate in every n-th epoch only; None counts `val_every_batches` across epochs.
+      log_every: steps between logs.
+    """
+
+    batches_per_epoch: int
+    accumulate: int
+    max_steps: int
+    val_every_batches: int | None
+    val_every_epochs: int | None
+    log_every: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.batches_per_epoch // self.accumulate)
+
+    def epoch(self, step: int) -> int:
+        """The epoch in which the step after `step` lies: epochs finished by then."""
+        return step // self.steps_per_epoch
+
+    def is_epoch_end(self, step: int) -> bool:
+        """Whether an epoch is finished once `step` steps are done."""
+        return step % self.steps_per_epoch == 0
+
+    def batches(self, step: int) -> int:
+        """Batches consumed once `step` steps are done."""
+        epochs, rest = divmod(step, self.steps_per_epoch)
+        return epochs * self.batches_per_epoch + min(rest * self.accumulate, self.batches_per_epoch)
+
+    def counts(self, step: int, num_steps: int) -> list[int]:
+        """Batches of each of the next `num_steps` steps."""
+        return [self.batches(s + 1) - self.batches(s) for s in range(step, step + num_steps)]
+
+    def is_validation(self, step: int) -> bool:
+        """Whether a validation is due once `step` steps are done."""
+        every = self.val_every_batches
+        if every is None or step == 0:
+            return False
+        if self.val_every_epochs is None:
+            return self.batches(step) // every > self.batches(step - 1) // every
+        epoch = self.epoch(step - 1)
+        if (epoch + 1) % self.val_every_epochs:
+            return False
+        start = epoch * self.batches_per_epoch
+        return (self.batches(step) - start) // every > (self.batches(step - 1) - start) // every
+
+    def is_boundary(self, step: int) -> bool:
+        """Whether a superstep must end once `step` steps are done, and the host look at the heads as they then are."""
+        return step >= self.max_steps or self.is_epoch_end(step) or self.is_validation(step)
+
+    def superstep(self, step: int, limit: int, due: int | None) -> int:
+        """Steps of the superstep that starts at `step`: up to the next boundary, log, or thing `due`, at most `limit`."""
+        end = step + 1
+        while end - step < limit and not (self.is_boundary(end) or end % self.log_every == 0 or end == due):
+            end += 1
+        return end - step

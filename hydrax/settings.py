@@ -1,0 +1,153 @@
+"""Settings: the Trainer's arguments, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from typing import Any
+
+from hydrax.errors import ArgumentError
+
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
+_LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
+
+# Lightning's arguments that mean nothing here, and what does their job.
+_INSTEAD = {
+    "accelerator": "JAX picks the device; set JAX_PLATFORMS to force one",
+    "strategy": "heads are independent, so there is nothing to synchronise; leave it out",
+    "num_nodes": "start one run per machine on part of the heads: slices[heads]",
+    "sync_batchnorm": "each head has batch statistics of its own; leave it out",
+    "benchmark": "XLA tunes by itself; leave it out",
+    "inference_mode": "nothing is recorded unless a gradient is asked for; leave it out",
+    "use_distributed_sampler": "Slices say which rows a head sees",
+    "reload_dataloaders_every_n_epochs": "the rotation gives new batches in every pass; leave it out",
+    "detect_anomaly": "set jax_debug_nans",
+    "plugins": "pass callbacks",
+    "model_registry": "save with result.heads.save(path)",
+    "gpus": "JAX picks the device; set JAX_PLATFORMS to force one",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The Trainer's arguments that shape a run; `Trainer` says what each means."""
+
+    max_steps: int | None = None
+    max_epochs: int | None = None
+    limit_train_batches: int | float = 1.0
+    limit_val_batches: int | float = 1.0
+    limit_test_batches: int | float = 1.0
+    limit_predict_batches: int | float = 1.0
+    fast_dev_run: bool | int = False
+    val_check_interval: int | float = 1.0
+    check_val_every_n_epoch: int | None = 1
+    log_every_n_steps: int = 50
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = None
+    gradient_clip_algorithm: str = "norm"
+    precision: str = "32-true"
+    seed: int = 0
+    chunk: int | str = "auto"
+    steps_per_call: int | str = "auto"
+    barebones: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "max_epochs", "check_val_every_n_epoch"):
+            if getattr(self, name) is not None:
+                self._check_count(name)
+        for name in ("log_every_n_steps", "accumulate_grad_batches"):
+            self._check_count(name)
+        for name in ("chunk", "steps_per_call"):
+            if getattr(self, name) != "auto":
+                self._check_count(name, '"auto" or an int of 1 or more')
+        for name in _LIMITS:
+            self._check_limit(name)
+        self._check_val_interval()
+        self._check_choice("gradient_clip_algorithm", ("norm", "value"))
+        if self.precision in ("16-mixed", "16-true", 16, "16"):
+            raise _error(
+                "precision", self.precision, f"one of {', '.join(PRECISIONS)}; float16 overflows without loss scaling, and a scale "
+                "shared by heads would tie them together", 'use "bf16-mixed"'
+            )
+        self._check_choice("precision", PRECISIONS)
+        clip = self.gradient_clip_val
+        if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not 0 < clip < math.inf):
+            raise _error("gradient_clip_val", clip, "a number above 0, or None", "leave it out for no clipping")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise _error("seed", self.seed, "an int, 0 <= seed < 2**32", "pass for example seed=0")
+        if not isinstance(self.barebones, bool):
+            raise _error("barebones", self.barebones, "True or False", "pass a bool")
+        if not isinstance(self.fast_dev_run, bool | int) or self.fast_dev_run < 0:
+            raise _error("fast_dev_run", self.fast_dev_run, "a bool, or a number of batches", "pass fast_dev_run=True")
+
+    def limit(self, stage: str, batches: int) -> int:
+        """How many of a dataset's batches are used: at least one."""
+        if self.fast_dev_run:
+            return min(batches, int(self.fast_dev_run))
+        limit = getattr(self, f"limit_{stage}_batches")
+        return min(batches, limit) if isinstance(limit, int) else max(1, int(batches * limit))
+
+    def validation_batches(self, batches_per_epoch: int) -> int:
+        """Training batches between two validations."""
+        interval = self.val_check_interval
+        if isinstance(interval, float):
+            return max(1, int(batches_per_epoch * interval))
+        if interval > batches_per_epoch and self.check_val_every_n_epoch is not None and not self.fast_dev_run:
+            raise _error(
+                "val_check_interval", interval, f"at most {batches_per_epoch}, the batches of an epoch",
+                "pass check_val_every_n_epoch=None to count batches across epochs"
+            )
+        return interval
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Steps of a fit: the nearer of `max_steps` and `max_epochs`."""
+        if self.fast_dev_run:
+            return steps_per_epoch
+        ends = [self.max_steps] if self.max_steps is not None else []
+        ends += [self.max_epochs * steps_per_epoch] if self.max_epochs is not None else []
+        if not ends:
+            raise ArgumentError(
+                "A fit has no end: Trainer(max_steps=, max_epochs=). Got neither, expected one of them. "
+                "Fix: pass for example max_steps=300."
+            )
+        return min(ends)
+
+    def _check_count(self, name: str, expected: str = "an int of 1 or more") -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise _error(name, value, expected, f"pass for example {name}={8 if 'int' in expected else 1}")
+
+    def _check_limit(self, name: str) -> None:
+        value = getattr(self, name)
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not is_count and not (isinstance(value, float) and 0 < value <= 1):
+            raise _error(name, value, "an int of 1 or more (batches), or a float in (0, 1] (fraction)", f"pass {name}=1.0 for all")
+
+    def _check_val_interval(self) -> None:
+        value = self.val_check_interval
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not is_count and not (isinstance(value, float) and 0 < value <= 1):
+            raise _error("val_check_interval", value, "an int of 1 or more (batches), or a float in (0, 1]", "pass 1.0: once an epoch")
+        if self.check_val_every_n_epoch is None and not is_count:
+            raise _error(
+                "val_check_interval", value, "an int of batches, since check_val_every_n_epoch=None counts across epochs",
+                "pass an int"
+            )
+
+    def _check_choice(self, name: str, allowed: tuple[str, ...]) -> None:
+        if getattr(self, name) not in allowed:
+            raise _error(name, getattr(self, name), f"one of {', '.join(allowed)}", f'pass {name}="{allowed[0]}"')
+
+
+def refuse_unknown(unknown: dict[str, Any], known: list[str]) -> None:
+    """Raises for an argument the Trainer does not have, with the nearest name or with what takes its place."""
+    for name, value in unknown.items():
+        if name in _INSTEAD:
+            raise _error(name, value, "no such argument here", _INSTEAD[name])
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        raise _error(name, value, "a known argument", f"did you mean {near[0]}?" if near else "leave it out")
+
+
+def _error(name: str, value: Any, expected: str, fix: str) -> ArgumentError:
+    return ArgumentError(f"A Trainer argument has no meaning: {name}. Got {value!r}, expected {expected}. Fix: {fix}.")

@@ -1,0 +1,304 @@
+"""One head's start, update, evaluation and prediction: the user's module as pure functions of arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from hydrax.callback import Callback, StepInfo
+from hydrax.errors import ModuleError
+from hydrax.model import Parts, Structure, split
+from hydrax.module import Context, HydraModule, Logged, bind, is_metric, masked_mean
+from hydrax.state import HeadInputs, HeadsState, select
+
+# Keys that no training step uses: a head's key is folded with the step, which stays below 2**31.
+_INIT_KEY, _EVAL_KEY = np.uint32(2**32 - 1), np.uint32(2**32 - 2)
+_LOSS_NAMES = {"training": "train_loss", "validation": "val_loss", "test": "test_loss"}
+_FLOATS = {"bf16-mixed": jnp.bfloat16, "bf16-true": jnp.bfloat16, "64-true": jnp.float64}
+
+
+class Mean(NamedTuple):
+    """A mean in the making: the weighted total and the weight, both scalars."""
+
+    total: jax.Array
+    weight: jax.Array
+
+    def merge(self, other: Mean) -> Mean:
+        return Mean(self.total + other.total, self.weight + other.weight)
+
+    def compute(self) -> jax.Array:
+        return self.total / self.weight
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadProgram:
+    """What one head does, as pure functions; `program.py` adds the head axis.
+
+    Attributes:
+      module: the user's module.
+      structure: what all heads' models have in common.
+      callbacks: callbacks with a second tier, by key.
+      precision: "32-true", "bf16-mixed", "bf16-true" or "64-true".
+      clip_val: bound of the gradient of this head, or None.
+      clip_algorithm: "norm" or "value".
+      padding: for "training", "validation" and "test": why a slot can be padding there, or None where none can.
+    """
+
+    module: HydraModule
+    structure: Structure | None
+    callbacks: Mapping[str, Callback]
+    precision: str = "32-true"
+    clip_val: float | None = None
+    clip_algorithm: str = "norm"
+    padding: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    logged: dict[str, dict[str, Logged]] = dataclasses.field(default_factory=dict)
+
+    def build(self, inputs: HeadInputs, base_key: jax.Array) -> Parts:
+        """The head's fresh model, taken apart."""
+        key = jax.random.fold_in(jax.random.fold_in(base_key, inputs.ids), _INIT_KEY)
+        model = bind(self.module, inputs.per_head, "configure")[0].configure_model(key)
+        trainable, state, structure = split(model)
+        stored = None if self.precision == "bf16-mixed" else _FLOATS.get(self.precision)
+        return Parts(_strong(_cast(trainable, stored)), _strong(state), structure)
+
+    def init(self, inputs: HeadInputs, base_key: jax.Array, epoch: dict[str, Any]) -> HeadsState:
+        """The head's state before its first step; `epoch` holds its empty accumulators."""
+        trainable, state, _ = self.build(inputs, base_key)
+        return HeadsState(
+            trainable=trainable,
+            state=state,
+            opt_state=_strong(self._optimizer(inputs).init(trainable)),
+            callbacks={key: _strong(callback.init(trainable)) for key, callback in self.callbacks.items()},
+            epoch=epoch,
+            live=jnp.array(True),
+        )
+
+    def train(
+        self, head: HeadsState, inputs: HeadInputs, base_key: jax.Array, data: Any, rows: Any, mask: Any, step: Any
+    ) -> tuple[HeadsState, dict[str, Any]]:
+        """One optimiser update of one head.
+
+        Args:
+          head: the head's state.
+          inputs: the head's id and `PerHead` values.
+          base_key: the run's key.
+          data: the whole dataset on the device, columns `[N, ...]`.
+          rows: int32[A, B], rows of the A micro-batches.
+          mask: bool[A, B], live slots; a micro-batch without any does not count.
+          step: int32 scalar, updates done before.
+
+        Returns:
+          The new state, equal to the old one bit for bit where the head is frozen; and what was logged, by name.
+        """
+        key = jax.random.fold_in(jax.random.fold_in(base_key, inputs.ids), step)
+        if len(rows) == 1:
+            loss, logs, state, gradients = self._gradient(head.trainable, head.state, inputs, key, data, rows[0], mask[0], step)
+        else:
+            loss, logs, state, gradients = self._accumulate(head, inputs, key, data, rows, mask, step)
+        gradients = self._clip(gradients)
+        updates, opt_state = self._optimizer(inputs).update(gradients, head.opt_state, head.trainable)
+        trainable = optax.apply_updates(head.trainable, updates)
+        info = StepInfo(trainable, gradients, updates, loss, step)
+        flags = self.logged["training"]
+        new = HeadsState(
+            trainable=trainable,
+            state=state,
+            opt_state=opt_state,
+            callbacks={k: callback.on_step(head.callbacks[k], info) for k, callback in self.callbacks.items()},
+            epoch={name: head.epoch[name].merge(_accumulator(logs[name], mask)) for name in head.epoch},
+            live=head.live,
+        )
+        values = {name: value.compute() if is_metric(value) else value for name, value in logs.items() if flags[name].on_step}
+        return select(head.live, new, head), values
+
+    def evaluate(
+        self,
+        stage: str,
+        head: Any,
+        inputs: HeadInputs,
+        key: jax.Array,
+        data: Any,
+        rows: Any,
+        mask: Any,
+        step: Any,
+        train: bool = False,
+    ) -> dict[str, Any]:
+        """What one head logs for one batch of "training", "validation" or "test", as accumulators by name.
+
+        Args:
+          head: `(trainable, state)` of the head.
+          key: the head's key for this batch.
+          rows: int32[B].
+          mask: bool[B].
+          train: the mode the model is in.
+          Others as in `train`.
+        """
+        batch, ctx = self._batch(data, rows), Context(key, mask, rows, step, inputs.ids, train)
+        _, (logs, _) = self._run_step(stage, *head, inputs, batch, ctx)
+        return {name: _accumulator(value, mask) for name, value in logs.items()}
+
+    def predict(self, head: Any, inputs: HeadInputs, key: jax.Array, data: Any, rows: Any, mask: Any, step: Any) -> Any:
+        """One head's prediction for one batch: what `predict_step` returns."""
+        model = self._model(*head, train=False)
+        bound, _ = bind(self.module, inputs.per_head, "predict")
+        return bound.predict_step(model, self._batch(data, rows), Context(key, mask, rows, step, inputs.ids, train=False))
+
+    def eval_key(self, inputs: HeadInputs, base_key: jax.Array, batch: Any) -> jax.Array:
+        """The head's key for an evaluation batch."""
+        return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(base_key, inputs.ids), _EVAL_KEY), batch)
+
+    def _gradient(self, trainable: Any, state: Any, inputs: Any, key: Any, data: Any, rows: Any, mask: Any, step: Any) -> Any:
+        ctx = Context(key, mask, rows, step, inputs.ids, train=True)
+        run = lambda t: self._run_step("training", t, state, inputs, self._batch(data, rows), ctx)  # noqa: E731
+        (loss, (logs, new_state)), gradients = jax.value_and_grad(run, has_aux=True)(trainable)
+        return loss, logs, new_state, gradients
+
+    def _accumulate(self, head: HeadsState, inputs: Any, key: Any, data: Any, rows: Any, mask: Any, step: Any) -> Any:
+        """Mean of loss, logs and gradient over the micro-batches that have live slots; the model's state goes through all."""
+        live = mask.any(axis=1)
+        weights = live / jnp.maximum(live.sum(), 1)
+
+        def micro(carry: Any, xs: Any) -> Any:
+            state, total = carry
+            number, rows, mask, weight = xs
+            micro_key = jax.random.fold_in(key, number)
+            loss, logs, new_state, gradients = self._gradient(
+                head.trainable, state, inputs, micro_key, data, rows, mask, step
+            )
+            total = jax.tree.map(lambda t, g: t + jnp.where(weight > 0, g * weight, 0).astype(t.dtype), total, gradients)
+            return (select(weight > 0, new_state, state), total), (loss, logs)
+
+        zeros = jax.tree.map(jnp.zeros_like, head.trainable)
+        xs = (jnp.arange(len(rows)), rows, mask, weights)
+        (state, gradients), (losses, logs) = jax.lax.scan(micro, (head.state, zeros), xs)
+        mean = lambda values: jnp.where(live, values * weights, 0).sum()  # noqa: E731
+        logs = {name: value.reduce() if is_metric(value) else mean(value) for name, value in logs.items()}
+        return mean(losses), logs, state, gradients
+
+    def _run_step(self, stage: str, trainable: Any, state: Any, inputs: HeadInputs, batch: Any, ctx: Context) -> Any:
+        """Calls the user's step; returns the loss and (what was logged, the model's new state)."""
+        model = self._model(trainable, state, train=ctx.train)
+        bound, recorder = bind(self.module, inputs.per_head, stage)
+        output = getattr(bound, f"{stage}_step")(model, batch, ctx)
+        if isinstance(output, Mapping):
+            model = output.get("model", model)
+        loss = _read_loss(output, stage, ctx.mask, self.padding.get(stage))
+        name = _LOSS_NAMES[stage]
+        if loss is not None and name not in recorder.logged:
+            recorder.add(name, loss, prog_bar=True, on_step=None, on_epoch=None)
+        self.logged[stage] = {n: dataclasses.replace(entry, value=None) for n, entry in recorder.logged.items()}
+        logs = {n: _read_logged(n, entry.value, stage, ctx.mask) for n, entry in recorder.logged.items()}
+        new_state = _same_structure(self.structure.read_state(model), state)
+        return (0.0 if loss is None else masked_mean(loss, ctx.mask)), (logs, new_state)
+
+    def _model(self, trainable: Any, state: Any, train: bool) -> Any:
+        compute = jnp.bfloat16 if self.precision == "bf16-mixed" else None
+        model = self.structure.merge(_cast(trainable, compute), state)
+        self.structure.set_mode(model, train)
+        return model
+
+    def _batch(self, data: Any, rows: jax.Array) -> Any:
+        # Rows are checked on the host, so the gather need not clip them.
+        batch = jax.tree.map(lambda column: column.at[rows].get(mode="promise_in_bounds"), data)
+        return _cast(batch, _FLOATS.get(self.precision))
+
+    def _clip(self, gradients: Any) -> Any:
+        if self.clip_val is None:
+            return gradients
+        clip = optax.clip_by_global_norm if self.clip_algorithm == "norm" else optax.clip
+        return clip(self.clip_val).update(gradients, optax.EmptyState())[0]
+
+    def _optimizer(self, inputs: HeadInputs) -> optax.GradientTransformation:
+        optimizer = bind(self.module, inputs.per_head, "configure")[0].configure_optimizers()
+        if not isinstance(optimizer, optax.GradientTransformation):
+            raise ModuleError(
+                f"No optimiser came back: {type(self.module).__name__}.configure_optimizers. Got {type(optimizer).__name__}, "
+                "expected an optax.GradientTransformation. Fix: return for example optax.adamw(1e-3)."
+            )
+        return optimizer
+
+
+def _read_loss(output: Any, stage: str, mask: jax.Array, padding: str | None) -> jax.Array | None:
+    """The loss in what a step returned, checked: float, `[B]` or a scalar."""
+    where = f"{stage}_step"
+    fix = "Fix: return one float loss for each slot, [B]."
+    if isinstance(output, Mapping) and "loss" not in output:
+        keys = ", ".join(map(repr, output)) or "no keys"
+        raise ModuleError(f'A returned dict holds no loss: {where}. Got {keys}, expected a "loss" entry. {fix}')
+    loss = output["loss"] if isinstance(output, Mapping) else output
+    if loss is None and stage != "training":
+        return None
+    if not isinstance(loss, jax.Array | np.ndarray | np.generic | float):
+        raise ModuleError(f"No loss came back: {where}. Got {type(loss).__name__}, expected a float array. {fix}")
+    loss = jnp.asarray(loss)
+    if not jnp.issubdtype(loss.dtype, jnp.floating):
+        raise ModuleError(f"A loss has no gradient: {where}. Got dtype {loss.dtype}, expected floats. {fix}")
+    if loss.shape not in ((), mask.shape):
+        raise ModuleError(
+            f"A loss has the wrong shape: {where}. Got {list(loss.shape)} for one head, expected [{mask.size}], one loss for "
+            f"each slot. Fix: take the mean over all axes but the first."
+        )
+    if loss.ndim == 0 and padding:
+        raise ModuleError(
+            f"A scalar loss would count padding: {where}. Got a scalar, expected [{mask.size}], since {padding}. Fix: return one "
+            "loss for each slot and leave the mean to Hydrax, or average with ctx.mask yourself and return "
+            'jnp.broadcast_to(loss, ctx.mask.shape).'
+        )
+    return loss
+
+
+def _read_logged(name: str, value: Any, stage: str, mask: jax.Array) -> Any:
+    """A logged value as a scalar, or the `clu.metrics.Metric` itself."""
+    where = f"self.log({name!r}) in {stage}_step"
+    if is_metric(value):
+        shape = jnp.shape(value.compute()) if not isinstance(value.compute(), Mapping) else "a dict"
+        if shape != ():
+            raise ModuleError(
+                f"A metric computes no scalar: {where}. Got {shape}, expected one number. Fix: log its parts one by one."
+            )
+        return value
+    if not isinstance(value, jax.Array | np.ndarray | np.generic | float | int):
+        raise ModuleError(
+            f"A logged value is no number: {where}. Got {type(value).__name__}, expected a scalar, [{mask.size}] values or a "
+            "clu.metrics.Metric. Fix: turn it into an array."
+        )
+    value = jnp.asarray(value)
+    if value.shape not in ((), mask.shape) or not (jnp.issubdtype(value.dtype, jnp.number) or value.dtype == bool):
+        raise ModuleError(
+            f"A logged value has the wrong form: {where}. Got {value.dtype}{list(value.shape)} for one head, expected a scalar or "
+            f"[{mask.size}] numbers, one for each slot. Fix: reduce it over all axes but the first."
+        )
+    return masked_mean(value, mask)
+
+
+def _accumulator(value: Any, mask: jax.Array) -> Any:
+    weight = mask.sum().astype(jnp.float32)
+    # A batch without a live slot must not bring NaN into a mean that it has no part in.
+    return value if is_metric(value) else Mean(jnp.where(weight > 0, value * weight, 0), weight)
+
+
+def _cast(tree: Any, dtype: Any) -> Any:
+    """Floating leaves as `dtype`; the tree as it is where dtype is None."""
+    if dtype is None:
+        return tree
+    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+
+
+def _strong(tree: Any) -> Any:
+    """Arrays without weak types, which would change the loop's carry after the first step."""
+    return jax.tree.map(lambda a: a if jnp.issubdtype(jnp.result_type(a), jax.dtypes.prng_key) else jnp.asarray(a, jnp.result_type(a)), tree)
+
+
+def _same_structure(new: Any, old: Any) -> Any:
+    if jax.tree.structure(new) != jax.tree.structure(old):
+        raise ModuleError(
+            f"A step changes what the model consists of: its state. Got {jax.tree.structure(new)}, expected "
+            f"{jax.tree.structure(old)}. Fix: create all variables in configure_model."
+        )
+    return new

@@ -1,0 +1,479 @@
+"""Trainer: takes the arguments, lays out the run, and hands over to the loop."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from hydrax import resume
+from hydrax.assembly import Training, assemble_evaluation, assemble_training
+from hydrax.callback import Callback, Event
+from hydrax.data import DataModule
+from hydrax.dispatch import Dispatcher, check_callbacks, keys
+from hydrax.errors import ArgumentError, CheckpointError
+from hydrax.heads import Heads
+from hydrax.ledger import ledger, write_csv
+from hydrax.loop import FitLoop
+from hydrax.module import HydraModule, set_frozen
+from hydrax.plan import Plan
+from hydrax.result import FitResult
+from hydrax.settings import Settings, refuse_unknown
+
+_log = logging.getLogger("hydrax")
+
+
+class Trainer:
+    """Trains, validates, tests and predicts with all heads of a module at once. Keyword arguments only.
+
+    Args:
+      max_steps: optimiser updates of every head; this or `max_epochs` must be given, the nearer one ends the fit.
+      max_epochs: epochs; one epoch is the steps in which the longest slice makes one pass.
+      limit_train_batches, limit_val_batches, limit_test_batches, limit_predict_batches: int = batches, float = fraction.
+      fast_dev_run: True or n: n batches of each loop, no checkpoints, no logger.
+      val_check_interval: validate every n batches (int) or fraction of an epoch (float).
+      check_val_every_n_epoch: validate in every n-th epoch only; None counts `val_check_interval` across epochs.
+      log_every_n_steps: steps between logs; the epoch's length where that is shorter.
+      accumulate_grad_batches: batches of one update; the update takes the mean gradient of those with live slots.
+      gradient_clip_val: bound of each head's own gradient, or None.
+      gradient_clip_algorithm: "norm" or "value".
+      precision: "32-true", "bf16-mixed", "bf16-true" or "64-true".
+      seed: of everything random: a head's key is fold_in(fold_in(key(seed), head id), step).
+      chunk: heads that run together, or "auto"; a head's bits depend on it, and on nothing else beside it.
+      steps_per_call: most steps of one dispatch, or "auto".
+      callbacks: one or a list, added to the defaults.
+      logger: write TensorBoard events.
+      enable_checkpointing: write checkpoints.
+      enable_progress_bar: show progress.
+      default_root_dir: a run writes into `<root>/hydrax_logs/version_<n>/`.
+      barebones: nothing but the training: no logger, checkpoints, bar or messages.
+
+    Raises:
+      ArgumentError: an argument is unknown or has a value it cannot have.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_steps: int | None = None,
+        max_epochs: int | None = None,
+        limit_train_batches: int | float = 1.0,
+        limit_val_batches: int | float = 1.0,
+        limit_test_batches: int | float = 1.0,
+        limit_predict_batches: int | float = 1.0,
+        fast_dev_run: bool | int = False,
+        val_check_interval: int | float = 1.0,
+        check_val_every_n_epoch: int | None = 1,
+        log_every_n_steps: int = 50,
+        accumulate_grad_batches: int = 1,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str = "norm",
+        precision: str = "32-true",
+        seed: int = 0,
+        chunk: int | str = "auto",
+        steps_per_call: int | str = "auto",
+        callbacks: Callback | Sequence[Callback] | None = None,
+        logger: bool = True,
+        enable_checkpointing: bool = True,
+        enable_progress_bar: bool = True,
+        default_root_dir: str | Path = ".",
+        barebones: bool = False,
+        **unknown: Any,
+    ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "unknown", "__class__")}
+        refuse_unknown(unknown, list(given))
+        own = ("callbacks", "logger", "enable_checkpointing", "enable_progress_bar", "default_root_dir")
+        self._settings = Settings(**{name: value for name, value in given.items() if name not in own})
+        self.callbacks = check_callbacks(callbacks)
+        quiet = barebones or bool(fast_dev_run)
+        self._wants = {"ProgressBar": enable_progress_bar and not barebones}
+        self._wants |= {"TensorBoardLogger": logger and not quiet, "ModelCheckpoint": enable_checkpointing and not quiet}
+        self._root = Path(default_root_dir)
+        self.module: HydraModule | None = None
+        self.datamodule: DataModule | None = None
+        self.log_dir: Path | None = None
+        self.log_every_n_steps = log_every_n_steps
+        self._training: Training | None = None
+        self._loop: FitLoop | None = None
+        self._heads: Heads | None = None
+        self._metrics: dict[str, np.ndarray] = {}
+
+    # What a user calls.
+
+    def fit(self, module: HydraModule, datamodule: DataModule, ckpt_path: str | Path | None = None) -> FitResult:
+        """Trains all heads.
+
+        Args:
+          module: what one head is.
+          datamodule: the data and the slices.
+          ckpt_path: goes on from a checkpoint: a folder, "last" (the newest under the root; an error where there is none) or "auto"
+            ("last" if there is one, else from the start).
+
+        Returns:
+          The trained heads, their metrics and their ledger.
+
+        Raises:
+          HydraxError: something does not fit; said before anything compiles.
+        """
+        _check_types(module, datamodule)
+        self.module, self.datamodule = module, datamodule
+        self._loop = self._heads = self._training = None
+        checkpoint_path = self._find_checkpoint(ckpt_path)
+        with self._stage(module, datamodule, "fit"):
+            self._add_defaults()
+            callbacks = keys(self.callbacks)
+            training = self._training = assemble_training(self._settings, module, datamodule, callbacks)
+            self.log_every_n_steps = training.schedule.log_every
+            self._make_log_dir()
+            emit = Dispatcher(self.callbacks, lambda **fields: self._event("fit", **fields))
+            try:
+                emit("setup")
+                self._loop = self._make_loop(training, emit, checkpoint_path)
+                if checkpoint_path is not None:
+                    emit("on_load_checkpoint")
+                emit("on_fit_start")
+                self._loop.run()
+                self._heads = None
+                emit("on_fit_end")
+            except BaseException as error:
+                emit("on_exception", error=error)
+                raise
+            finally:
+                emit("teardown")
+                training.feed.close()
+        self._metrics = dict(self._loop.metrics)
+        self._say(f"`Trainer.fit` stopped: {self._reason(training)} reached.")
+        return FitResult(self.heads, self._metrics, self._loop.live, self._loop.step, self.log_dir, self.ledger())
+
+    def validate(
+        self,
+        module: HydraModule | None = None,
+        datamodule: DataModule | None = None,
+        heads: Heads | None = None,
+        ckpt_path: str | Path | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Runs `validation_step` over the validation set; arguments and result as `test`."""
+        return self._evaluate("val", module, datamodule, heads, ckpt_path)
+
+    def test(
+        self,
+        module: HydraModule | None = None,
+        datamodule: DataModule | None = None,
+        heads: Heads | None = None,
+        ckpt_path: str | Path | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Runs `test_step` over the test set with all heads.
+
+        Args:
+          module: what one head is; None: that of the last fit.
+          datamodule: the data; None: that of the last fit.
+          heads: the heads; None: those of the last fit.
+          ckpt_path: reads the heads from a checkpoint instead.
+
+        Returns:
+          The mean over the set of everything logged, float[H] by name; mean, spread and the worst heads are printed.
+        """
+        return self._evaluate("test", module, datamodule, heads, ckpt_path)
+
+    def predict(
+        self,
+        module: HydraModule | None = None,
+        datamodule: DataModule | None = None,
+        heads: Heads | None = None,
+        ckpt_path: str | Path | None = None,
+        reduce: str | None = None,
+    ) -> Any:
+        """Runs `predict_step` over the predict set with all heads, batch by batch; arguments as `test`.
+
+        Args:
+          reduce: None, or "mean" over heads: the ensemble.
+
+        Returns:
+          NumPy arrays `[H, rows, ...]`, or `[rows, ...]` with `reduce="mean"`.
+        """
+        if reduce not in (None, "mean"):
+            raise ArgumentError(f'No such reduction: Trainer.predict(reduce=). Got {reduce!r}, expected None or "mean". Fix: drop it.')
+        module, datamodule, heads = self._subject(module, datamodule, heads, ckpt_path)
+        with self._stage(module, datamodule, "predict"):
+            engine, evaluation, _ = assemble_evaluation(self._settings, module, datamodule, "predict", heads.ids)
+            emit = Dispatcher(self.callbacks, lambda **fields: self._event("predict", **fields))
+            emit("on_predict_start")
+            parts, head = [], engine.pad((heads.trainable, heads.state))
+            assert evaluation.feed is not None
+            for batch in range(evaluation.num_batches):
+                rows, mask = evaluation.feed.take(batch, [1])
+                found = engine.predict(head, evaluation.data, rows[0], mask[0], self.global_step, batch)
+                live = mask[0]
+                parts.append(jax.tree.map(lambda a: np.asarray(a)[:, live] if reduce is None else np.asarray(a.mean(axis=0))[live], found))
+            emit("on_predict_end")
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=1 if reduce is None else 0), *parts)
+
+    def save_checkpoint(self, path: str | Path, keep: int | None = None) -> Path:
+        """Writes the run as it now is to `<path>/<step>/`; inside a fit, from a hook that `next_due` or an epoch's end brought.
+
+        Args:
+          path: folder of the checkpoints.
+          keep: how many of the newest to keep; None keeps all.
+        """
+        loop, training = self._running()
+        emit = Dispatcher(self.callbacks, lambda **fields: self._event("fit", **fields))
+        emit("on_save_checkpoint")
+        return resume.save(
+            Path(path),
+            step=loop.step,
+            engine=training.engine,
+            state=loop.state,
+            snapshots=loop.snapshots,
+            callbacks=keys(self.callbacks),
+            fingerprint=training.fingerprint,
+            meta={"ids": training.slices.ids.tolist(), "precision": self._settings.precision},
+            keep=keep,
+        )
+
+    # What a callback may read besides: `callback.TrainerView`.
+
+    @property
+    def num_heads(self) -> int:
+        """H."""
+        return 0 if self._training is None else len(self._training.slices)
+
+    @property
+    def global_step(self) -> int:
+        """Optimiser updates dispatched."""
+        return 0 if self._loop is None else self._loop.step
+
+    @property
+    def current_epoch(self) -> int:
+        """Epochs finished."""
+        return 0 if self._training is None else self._training.schedule.epoch(self.global_step)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser updates of an epoch."""
+        return self._running()[1].schedule.steps_per_epoch
+
+    @property
+    def estimated_stepping_batches(self) -> int:
+        """Optimiser updates of the whole fit."""
+        return self._running()[1].schedule.max_steps
+
+    @property
+    def plan(self) -> Plan:
+        """How the run is laid out."""
+        return self._running()[1].plan
+
+    @property
+    def metrics(self) -> Mapping[str, np.ndarray]:
+        """The latest value of everything logged, float[H] by name."""
+        return self._metrics if self._loop is None else self._loop.metrics
+
+    callback_metrics = metrics
+
+    @property
+    def progress_bar_metrics(self) -> Mapping[str, np.ndarray]:
+        """Those of `callback_metrics` that were logged for the progress bar."""
+        names = self._running()[1].prog_bar
+        suffixed = names | {f"{name}_step" for name in names} | {f"{name}_epoch" for name in names}
+        return {name: value for name, value in self.callback_metrics.items() if name in suffixed}
+
+    @property
+    def heads(self) -> Heads:
+        """The heads as they now are."""
+        if self._heads is None or self._loop is not None:
+            loop, training = self._running()
+            trainable, state = training.engine.unpad((loop.state.trainable, loop.state.state))
+            return self._as_heads(trainable, state)
+        return self._heads
+
+    @property
+    def snapshots(self) -> Heads | None:
+        """The heads that `Control.snapshot` kept, or None."""
+        loop, training = self._running()
+        return None if loop.snapshots is None else self._as_heads(*training.engine.unpad(loop.snapshots))
+
+    @property
+    def checkpoint_callback(self) -> Any:
+        """The first callback that saves, or None."""
+        return next((callback for callback in self.callbacks if callback.is_checkpoint), None)
+
+    def callback_state(self, callback: Callback) -> Any:
+        """State of a callback's second tier, NumPy leaves `[H, ...]`."""
+        loop, training = self._running()
+        key = next(key for key, known in keys(self.callbacks).items() if known is callback)
+        return jax.tree.map(np.asarray, training.engine.unpad(loop.state.callbacks[key]))
+
+    def ledger(self, monitor: str | None = None, scores: np.ndarray | None = None) -> list[dict[str, Any]]:
+        """One dict a head: head, recipe, seed, length, score, status, `PerHead` values.
+
+        Args:
+          monitor: the metric whose latest value is the score where no scores are given; None: `val_loss`.
+          scores: float[H].
+        """
+        loop, training = self._running()
+        leaves = jax.tree.leaves(training.engine.unpad(loop.state.trainable))
+        finite = np.all([np.isfinite(np.asarray(a)).reshape(len(a), -1).all(axis=1) for a in leaves], axis=0)
+        scores = self.callback_metrics.get(monitor or "val_loss") if scores is None else scores
+        assert self.module is not None
+        return ledger(training.slices, self.module, score=scores, live=loop.live, finite=finite)
+
+    def save_ledger(self, path: str | Path, monitor: str | None = None, scores: np.ndarray | None = None) -> None:
+        """Writes the ledger as CSV, whole or not at all."""
+        write_csv(Path(path), self.ledger(monitor, scores))
+
+    # How a run is laid out.
+
+    def _make_loop(self, training: Training, emit: Dispatcher, checkpoint_path: Path | None) -> FitLoop:
+        engine, validation = training.engine, training.validation
+        if checkpoint_path is None:
+            state, step, snapshots = engine.init(), 0, None
+        else:
+            state, step, snapshots = resume.load(
+                checkpoint_path, engine=engine, callbacks=keys(self.callbacks), fingerprint=training.fingerprint
+            )
+        loop = FitLoop(
+            engine=engine,
+            schedule=training.schedule,
+            steps_per_call=training.plan.steps_per_call,
+            feed=training.feed,
+            data=training.data,
+            state=state,
+            step=step,
+            emit=emit,
+            logged=training.logged,
+            validate=None if validation is None else lambda: validation.run(engine, (loop.state.trainable, loop.state.state), loop.step),
+            snapshots=snapshots,
+        )
+        return loop
+
+    def _evaluate(self, stage: str, module: Any, datamodule: Any, heads: Any, ckpt_path: Any) -> dict[str, np.ndarray]:
+        module, datamodule, heads = self._subject(module, datamodule, heads, ckpt_path)
+        word = {"val": "validation", "test": "test"}[stage]
+        with self._stage(module, datamodule, {"val": "validate", "test": "test"}[stage]):
+            engine, evaluation, _ = assemble_evaluation(self._settings, module, datamodule, stage, heads.ids)
+            emit = Dispatcher(self.callbacks, lambda **fields: self._event(word, live=np.ones(len(heads), bool), **fields))
+            emit(f"on_{word}_start")
+            found = evaluation.run(engine, engine.pad((heads.trainable, heads.state)), self.global_step)
+            emit(f"on_{word}_end", metrics=found)
+        if not self._settings.barebones:
+            print(_table(found, heads.ids))
+        return found
+
+    def _subject(self, module: Any, datamodule: Any, heads: Any, ckpt_path: Any) -> tuple[HydraModule, DataModule, Heads]:
+        """What to evaluate: what is given, else what the last fit left."""
+        module, datamodule = module or self.module, datamodule or self.datamodule
+        _check_types(module, datamodule)
+        if ckpt_path is not None:
+            heads = Heads.load(self._find_checkpoint(ckpt_path) or ckpt_path, module)
+        if heads is None and self._loop is None:
+            raise ArgumentError(
+                "There are no heads to evaluate: Trainer. Got no fit before, no heads= and no ckpt_path=, expected one of them. "
+                "Fix: fit first, or pass heads=Heads.load(path, module)."
+            )
+        return module, datamodule, self.heads if heads is None else heads
+
+    def _find_checkpoint(self, ckpt_path: str | Path | None) -> Path | None:
+        if ckpt_path is None or ckpt_path not in ("last", "auto", "best"):
+            return None if ckpt_path is None else Path(ckpt_path)
+        saver = self.checkpoint_callback
+        if ckpt_path == "best":
+            found = getattr(saver, "best_model_path", None)
+        else:
+            found = getattr(saver, "last_model_path", None) or resume.find_last(self._root)
+        if not found and ckpt_path != "auto":
+            raise CheckpointError(
+                f"There is no checkpoint: ckpt_path={ckpt_path!r}. Got none below {self._root / 'hydrax_logs'}, expected one written by "
+                'ModelCheckpoint. Fix: pass its path, or ckpt_path="auto" to start afresh where there is none.'
+            )
+        return Path(found) if found else None
+
+    def _add_defaults(self) -> None:
+        if not any(self._wants.values()):
+            return
+        from hydrax.callbacks import ModelCheckpoint, ProgressBar, TensorBoardLogger
+
+        for kind in (ProgressBar, TensorBoardLogger, ModelCheckpoint):
+            if self._wants[kind.__name__] and not any(isinstance(callback, kind) for callback in self.callbacks):
+                self.callbacks.append(kind())
+
+    def _make_log_dir(self) -> None:
+        """`<root>/hydrax_logs/version_<n>/` for callbacks that write; a run that resumes gets a folder of its own too."""
+        if self._settings.barebones or self._settings.fast_dev_run or not self.callbacks:
+            self.log_dir = None
+            return
+        logs = self._root / "hydrax_logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        number = max((int(p.name[8:]) for p in logs.glob("version_*") if p.name[8:].isdigit()), default=-1) + 1
+        while True:
+            with contextlib.suppress(FileExistsError):
+                self.log_dir = logs / f"version_{number}"
+                self.log_dir.mkdir()
+                return
+            number += 1
+
+    @contextlib.contextmanager
+    def _stage(self, module: HydraModule, datamodule: DataModule, stage: str) -> Iterator[None]:
+        """Calls the users' own setup and teardown around a stage, and freezes the module inside it."""
+        with contextlib.ExitStack() as stack:
+            if self._settings.precision == "64-true":
+                stack.enter_context(jax.enable_x64(True))
+            datamodule.prepare_data()
+            stack.callback(datamodule.teardown, stage)
+            datamodule.setup(stage)
+            stack.callback(module.teardown, stage)
+            module.setup(stage)
+            set_frozen(module, True)
+            stack.callback(set_frozen, module, False)
+            yield
+
+    def _event(self, stage: str, **fields: Any) -> Event:
+        live = np.ones(self.num_heads, bool) if self._loop is None else self._loop.live
+        return Event(self, stage, **{"step": self.global_step, "epoch": self.current_epoch, "live": live, **fields})
+
+    def _as_heads(self, trainable: Any, state: Any) -> Heads:
+        training = self._running()[1]
+        assert training.engine.structure is not None
+        return Heads(trainable, state, training.engine.structure, training.slices.ids)
+
+    def _running(self) -> tuple[FitLoop, Training]:
+        if self._loop is None or self._training is None:
+            raise ArgumentError("There is no run: Trainer. Got a request for its state before any fit, expected one after. Fix: call fit first.")
+        return self._loop, self._training
+
+    def _reason(self, training: Training) -> str:
+        settings, assert_loop = self._settings, self._running()[0]
+        if not assert_loop.live.any():
+            return "the stop of all heads was"
+        if settings.fast_dev_run:
+            return f"`fast_dev_run={settings.fast_dev_run}` was"
+        by_steps = settings.max_steps is not None and training.schedule.max_steps == settings.max_steps
+        return f"`max_steps={settings.max_steps}`" if by_steps else f"`max_epochs={settings.max_epochs}`"
+
+    def _say(self, line: str) -> None:
+        if not self._settings.barebones:
+            _log.info(line)
+
+
+def _check_types(module: Any, datamodule: Any) -> None:
+    for name, value, kind in (("module", module, HydraModule), ("datamodule", datamodule, DataModule)):
+        if not isinstance(value, kind):
+            got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+            raise ArgumentError(
+                f"An argument has the wrong type: {name}. Got {got}, expected an instance of hydrax.{kind.__name__}. "
+                f"Fix: pass an object whose class derives from hydrax.{kind.__name__}."
+            )
+
+
+def _table(metrics: Mapping[str, np.ndarray], ids: np.ndarray) -> str:
+    """Mean, spread and the three worst heads of each metric: never H columns."""
+    lines = [f"{'metric':<24}{'mean':>10}{'std':>10}{'min':>10}{'max':>10}   worst heads"]
+    for name, value in metrics.items():
+        # Of an accuracy the least is worst, of a loss the most; a head without a finite value is worse than any.
+        badness = np.where(np.isfinite(value), -value if "acc" in name else value, np.inf)
+        worst = ", ".join(str(head) for head in ids[np.argsort(-badness, kind="stable")[:3]])
+        lines.append(f"{name:<24}{value.mean():>10.4g}{value.std():>10.4g}{value.min():>10.4g}{value.max():>10.4g}   {worst}")
+    return "\n".join(lines)

@@ -1,0 +1,294 @@
+"""hydrax.callbacks.ModelCheckpoint: the newest state when it is due, the best model of each head by its own scores."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hydrax import Control, Event
+from hydrax.callbacks import ModelCheckpoint, model_checkpoint
+from hydrax.errors import ArgumentError, CheckpointError
+
+NAN, INF = float("nan"), float("inf")
+
+
+class FakeHeads:
+    def __init__(self) -> None:
+        self.saved: list[Path] = []
+
+    def save(self, path: Path) -> None:
+        self.saved.append(path)
+
+
+@dataclass
+class FakeTrainer:
+    """As much of a TrainerView as ModelCheckpoint uses; it writes no checkpoint, it keeps the calls."""
+
+    log_dir: Path | None
+    num_heads: int = 4
+    snapshots: FakeHeads = field(default_factory=FakeHeads)
+    saves: list[tuple[Path, int | None]] = field(default_factory=list)
+    ledgers: list[tuple[Path, str | None, list[float] | None]] = field(default_factory=list)
+    failure: Exception | None = None
+
+    def save_checkpoint(self, path: Path, keep: int | None = None) -> Path:
+        self.saves.append((path, keep))
+        if self.failure is not None:
+            raise self.failure
+        return path / str(len(self.saves))
+
+    def save_ledger(self, path: Path, monitor: str | None = None, scores: np.ndarray | None = None) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.ledgers.append((path, monitor, None if scores is None else scores.tolist()))
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    return FakeTrainer(tmp_path / "run")
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(model_checkpoint, "time", clock)
+    return clock
+
+
+def at(step: int, trainer: FakeTrainer, scores: list[float] | None = None, stage: str = "fit") -> Event:
+    metrics = {} if scores is None else {"val_loss": np.float32(scores), "val_acc": np.float32(scores)}
+    return Event(trainer, stage, step, 0, metrics, live=np.ones(trainer.num_heads, bool))
+
+
+def started(trainer: FakeTrainer, *args: Any, step: int = 0, **kwargs: Any) -> ModelCheckpoint:
+    checkpoint = ModelCheckpoint(*args, **kwargs)
+    checkpoint.on_train_start(at(step, trainer))
+    return checkpoint
+
+
+def snapshot(control: Control | None) -> list[bool]:
+    return [] if control is None or control.snapshot is None else control.snapshot.tolist()
+
+
+# Validation by validation: scores of the four heads, and which of them are better than ever before.
+MIN_TABLE = [
+    ([3.0, 1.0, NAN, 5.0], [True, True, False, True]),
+    ([2.0, 1.0, NAN, NAN], [True, False, False, False]),  # a tie, a NaN
+    ([2.5, 0.5, 7.0, 4.0], [False, True, True, True]),
+    ([INF, -INF, 7.0, NAN], []),  # infinities, a tie, a NaN
+]
+MAX_TABLE = [
+    ([3.0, 1.0, NAN, 5.0], [True, True, False, True]),
+    ([2.0, 1.0, NAN, NAN], []),
+    ([3.5, 0.5, -7.0, 4.0], [True, False, True, False]),
+    ([INF, -INF, 7.0, NAN], [False, False, True, False]),
+]
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode", "validations", "scores", "steps"),
+    [
+        ("val_loss", "min", MIN_TABLE, [2.0, 0.5, 7.0, 4.0], [20, 30, 30, 30]),
+        ("val_acc", "max", MAX_TABLE, [3.5, 1.0, 7.0, 5.0], [30, 10, 40, 10]),
+    ],
+)
+def test_each_head_keeps_its_own_best(trainer, monitor, mode, validations, scores, steps):
+    checkpoint = started(trainer, monitor, mode)
+    controls = [
+        checkpoint.on_validation_end(at(10 * (i + 1), trainer, values)) for i, (values, _) in enumerate(validations)
+    ]
+    assert [snapshot(control) for control in controls] == [improved for _, improved in validations]
+    np.testing.assert_array_equal(checkpoint.best_scores, np.float32(scores))
+    np.testing.assert_array_equal(checkpoint.best_steps, steps)
+
+
+def test_a_head_without_a_finite_score_has_no_best(trainer):
+    checkpoint = started(trainer, "val_loss")
+    checkpoint.on_validation_end(at(10, trainer, [1.0, NAN, INF, -INF]))
+    np.testing.assert_array_equal(checkpoint.best_scores, [1.0, NAN, NAN, NAN])
+    np.testing.assert_array_equal(checkpoint.best_steps, [10, -1, -1, -1])
+
+
+@pytest.mark.parametrize(("step", "stage"), [(0, "fit"), (20, "validate"), (20, "test")])
+def test_the_check_before_training_and_other_stages_do_not_count(trainer, step, stage):
+    checkpoint = started(trainer, "val_loss")
+    assert checkpoint.on_validation_end(at(step, trainer, [1.0, 1.0, 1.0, 1.0], stage)) is None
+    assert np.isnan(checkpoint.best_scores).all()
+
+
+def test_a_monitor_that_nobody_logs_is_refused_before_training_with_the_names_there_are(trainer):
+    checkpoint = ModelCheckpoint("val_los")
+    with pytest.raises(ArgumentError, match=r"Got 'val_los', expected one of .*: val_acc, val_loss\. Fix: "):
+        checkpoint.on_validation_end(at(0, trainer, [1.0, 1.0, 1.0, 1.0]))
+
+
+def test_a_resumed_fit_goes_on_from_the_best_scores_it_had(trainer):
+    first = started(trainer, "val_loss")
+    first.on_validation_end(at(10, trainer, [1.0, 2.0, NAN, 4.0]))
+    resumed = ModelCheckpoint("val_loss")
+    resumed.load_state_dict(first.state_dict())
+    resumed.on_train_start(at(10, trainer))
+    control = resumed.on_validation_end(at(20, trainer, [1.5, 1.5, 1.5, 4.0]))
+    assert snapshot(control) == [False, True, True, False]
+    np.testing.assert_array_equal(resumed.best_scores, [1.0, 1.5, 1.5, 4.0])
+    np.testing.assert_array_equal(resumed.best_steps, [10, 20, 20, 10])
+
+
+@pytest.mark.parametrize(("monitor", "mode"), [("val_acc", "min"), ("val_loss", "max")])
+def test_a_fit_resumed_with_another_monitor_or_mode_starts_its_best_anew(trainer, monitor, mode):
+    first = started(trainer, "val_loss", "min")
+    first.on_validation_end(at(10, trainer, [1.0, 2.0, 3.0, 4.0]))
+    resumed = ModelCheckpoint(monitor, mode)
+    resumed.load_state_dict(first.state_dict())
+    resumed.on_train_start(at(10, trainer))
+    assert np.isnan(resumed.best_scores).all()
+
+
+def test_the_state_is_of_numpy_arrays_and_plain_values(trainer):
+    state = started(trainer, "val_loss").state_dict()
+    assert {name: type(value) for name, value in state.items()} == {
+        "monitor": str,
+        "mode": str,
+        "best_scores": np.ndarray,
+        "best_steps": np.ndarray,
+    }
+
+
+def test_a_state_without_monitor_is_taken_back(trainer):
+    resumed = ModelCheckpoint()
+    resumed.load_state_dict(started(trainer).state_dict())
+    assert resumed.best_scores is None
+
+
+def test_a_second_fit_from_the_start_forgets_the_first(trainer):
+    checkpoint = started(trainer, "val_loss")
+    checkpoint.on_validation_end(at(10, trainer, [1.0, 1.0, 1.0, 1.0]))
+    checkpoint.on_fit_end(at(10, trainer))
+    checkpoint.on_train_start(at(0, FakeTrainer(trainer.log_dir, num_heads=2)))
+    assert checkpoint.best_scores.shape == (2,)
+    assert checkpoint.best_model_path is None
+
+
+@pytest.mark.parametrize(("step", "due"), [(0, 30), (1, 30), (29, 30), (30, 60), (31, 60)])
+def test_every_n_steps_names_its_multiples_as_due(step, due):
+    assert ModelCheckpoint(every_n_steps=30).next_due(step) == due
+
+
+@pytest.mark.parametrize("arguments", [{}, {"every_n_steps": 30, "save_last": False}])
+def test_nothing_is_due_inside_an_epoch_without_every_n_steps_or_last(arguments):
+    assert ModelCheckpoint(**arguments).next_due(7) is None
+
+
+def test_with_every_n_steps_last_is_saved_at_its_multiples_and_at_the_end(trainer, clock):
+    checkpoint = started(trainer, every_n_steps=30, keep_last=3)
+    saved = []
+    for step in (10, 30, 40, 60, 61):
+        checkpoint.on_train_steps_end(at(step, trainer))
+        clock.now += 60.0
+        checkpoint.on_train_epoch_end(at(step, trainer))
+        saved.append(len(trainer.saves))
+    checkpoint.on_train_end(at(61, trainer))
+    last = trainer.log_dir / "checkpoints" / "last"
+    assert saved == [0, 1, 1, 2, 2]
+    assert trainer.saves == [(last, 3)] * 3
+    assert checkpoint.last_model_path == last / "3"
+
+
+def test_without_it_last_is_saved_at_the_ends_of_epochs_30_seconds_apart(trainer, clock):
+    checkpoint = started(trainer)
+    saved = []
+    for clock.now in (110.0, 129.0, 131.0, 150.0, 161.0):  # it started at 100
+        checkpoint.on_train_steps_end(at(50, trainer))
+        checkpoint.on_train_epoch_end(at(50, trainer))
+        saved.append(len(trainer.saves))
+    assert saved == [0, 0, 1, 1, 2]
+
+
+def test_without_save_last_no_state_is_saved(trainer):
+    checkpoint = started(trainer, every_n_steps=1, save_last=False)
+    checkpoint.on_train_steps_end(at(1, trainer))
+    checkpoint.on_train_end(at(1, trainer))
+    assert trainer.saves == []
+
+
+def test_best_is_written_at_the_end_of_fit_when_the_last_snapshots_are_taken(trainer):
+    checkpoint = started(trainer, "val_loss")
+    checkpoint.on_validation_end(at(10, trainer, [1.0, NAN, 1.0, 1.0]))
+    checkpoint.on_train_end(at(10, trainer))
+    before = list(trainer.snapshots.saved)
+    checkpoint.on_fit_end(at(10, trainer))
+    best = trainer.log_dir / "checkpoints" / "best"
+    assert (before, trainer.snapshots.saved) == ([], [best])
+    assert checkpoint.best_model_path == best
+
+
+@pytest.mark.parametrize(("monitor", "scores"), [(None, [1.0, 1.0, 1.0, 1.0]), ("val_loss", [NAN, NAN, NAN, NAN])])
+def test_no_best_is_written_where_there_is_none(trainer, monitor, scores):
+    checkpoint = started(trainer, monitor)
+    checkpoint.on_validation_end(at(10, trainer, scores))
+    checkpoint.on_fit_end(at(10, trainer))
+    assert trainer.snapshots.saved == []
+    assert checkpoint.best_model_path is None
+
+
+@pytest.mark.parametrize("hook", ["on_train_end", "on_fit_end"])
+def test_heads_csv_goes_with_each_save_and_has_the_best_scores(trainer, hook):
+    checkpoint = started(trainer, "val_loss")
+    checkpoint.on_validation_end(at(10, trainer, [1.0, 2.5, 3.0, 4.0]))
+    checkpoint.on_validation_end(at(20, trainer, [0.5, 9.0, 9.0, NAN]))
+    getattr(checkpoint, hook)(at(20, trainer))
+    assert trainer.ledgers == [(trainer.log_dir / "checkpoints" / "heads.csv", "val_loss", [0.5, 2.5, 3.0, 4.0])]
+
+
+def test_heads_csv_goes_without_scores_where_nothing_is_monitored(trainer):
+    started(trainer).on_fit_end(at(10, trainer))
+    assert trainer.ledgers == [(trainer.log_dir / "checkpoints" / "heads.csv", None, None)]
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), CheckpointError("It is full: the disk.")])
+def test_a_save_that_fails_is_reported_and_tried_again_at_the_next_epoch(trainer, clock, caplog, failure):
+    checkpoint = started(trainer)
+    trainer.failure = failure
+    clock.now += 31.0
+    checkpoint.on_train_epoch_end(at(10, trainer))
+    trainer.failure = None
+    clock.now += 1.0
+    checkpoint.on_train_epoch_end(at(20, trainer))
+    assert len(trainer.saves) == 2
+    assert checkpoint.last_model_path == trainer.log_dir / "checkpoints" / "last" / "2"
+    reports = [(record.name, record.levelno, record.args[0].name) for record in caplog.records]
+    assert reports == [("hydrax", logging.WARNING, "last"), ("hydrax", logging.WARNING, "heads.csv")]
+
+
+def test_dirpath_takes_the_place_of_the_log_dir(tmp_path, trainer):
+    checkpoint = started(trainer, dirpath=str(tmp_path / "mine"))
+    checkpoint.on_train_end(at(10, trainer))
+    assert trainer.saves == [(tmp_path / "mine" / "last", 2)]
+    assert [path for path, _, _ in trainer.ledgers] == [tmp_path / "mine" / "heads.csv"]
+
+
+def test_without_a_folder_nothing_is_done():
+    trainer = FakeTrainer(log_dir=None)
+    checkpoint = started(trainer, "val_loss", every_n_steps=10)
+    checkpoint.on_train_steps_end(at(10, trainer))
+    assert checkpoint.on_validation_end(at(10, trainer, [1.0, 1.0, 1.0, 1.0])) is None
+    checkpoint.on_train_end(at(10, trainer))
+    checkpoint.on_fit_end(at(10, trainer))
+    assert (trainer.saves, trainer.snapshots.saved, trainer.ledgers) == ([], [], [])
+
+
+def test_it_hears_every_event_after_the_others():
+    assert ModelCheckpoint().is_checkpoint
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"mode": "best"}, {"every_n_steps": 0}, {"every_n_steps": -5}, {"keep_last": 0}],
+)
+def test_an_argument_out_of_its_range_is_refused(arguments):
+    with pytest.raises(ArgumentError, match=r"ModelCheckpoint\(\w+=\.\.\.\)\. Got .*, expected .*\. Fix: "):
+        ModelCheckpoint(**arguments)
