@@ -72,7 +72,8 @@ class Event:
       step: optimiser updates done so far.
       epoch: epochs finished so far; inside an epoch, its number.
       metrics: float32[K, H] by name in `on_train_steps_end`, one row for each step of the superstep;
-        float32[H] by name in `on_train_batch_end`, `on_validation_end`, `on_test_end` and `on_train_epoch_end`; empty elsewhere.
+        float32[H] by name in `on_train_batch_end`, `on_validation_end`, `on_test_end` and `on_train_epoch_end`; empty
+        elsewhere.
       steps: int64[K], the number of updates done after each row of `metrics`; empty elsewhere.
       live: bool[H], False for heads that were stopped.
       error: the exception, in `on_exception` only.
@@ -122,7 +123,8 @@ class StepInfo(NamedTuple):
 class Callback:
     """Base of all callbacks. Override the hooks you need; every hook of the first tier gets one `Event`.
 
-    Tier one runs on the host between supersteps and may return a `Control`. Tier two (`init`, `on_step`) runs inside the
+    Tier one runs on the host between supersteps and may return a `Control`. Tier two (`init`, `on_step`) runs inside
+    the
     compiled program, for one head, and must be pure; its state is trained, frozen and checkpointed with the head.
     """
 

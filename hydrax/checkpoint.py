@@ -1,4 +1,4 @@
-"""The format on disk: `<root>/<step>/` holds the arrays (Orbax, no pickle) and `meta` (JSON) with a digest of every leaf."""
+"""The format on disk: `<root>/<step>/` holds `arrays` (Orbax, no pickle) and `meta` (JSON), a digest of every leaf."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def save(root: Path, step: int, tree: Any, meta: Mapping[str, Any], keep: int | 
             manager.save(
                 step,
                 args=ocp.args.Composite(
-                    arrays=ocp.args.PyTreeSave(filled), meta=ocp.args.JsonSave({**meta, "format": FORMAT, "leaves": leaves})
+                    arrays=ocp.args.PyTreeSave(filled),
+                    meta=ocp.args.JsonSave({**meta, "format": FORMAT, "leaves": leaves}),
                 ),
                 force=True,
             )
@@ -56,7 +57,8 @@ def find(path: Path) -> Path:
     steps = [p for p in path.iterdir() if p.name.isdigit() and (p / "meta").is_dir()] if path.is_dir() else []
     if not steps:
         raise CheckpointError(
-            f"There is no checkpoint: {path}. Got no step folder, expected one written by ModelCheckpoint, save_checkpoint or "
+            f"There is no checkpoint: {path}. Got no step folder, expected one written by ModelCheckpoint, "
+            "save_checkpoint or "
             'Heads.save. Fix: check the path; ckpt_path="auto" starts afresh where there is none.'
         )
     return max(steps, key=lambda p: int(p.name))
@@ -70,7 +72,8 @@ def read_meta(path: Path) -> dict[str, Any]:
             meta: dict[str, Any] = reader.restore(path.absolute() / "meta")
     except Exception as error:
         raise CheckpointError(
-            f"A checkpoint cannot be read: {path / 'meta'}. Got {type(error).__name__}, expected JSON. Fix: use an older step."
+            f"A checkpoint cannot be read: {path / 'meta'}. Got {type(error).__name__}, expected JSON. Fix: use "
+            "an older step."
         ) from error
     if meta.get("format") != FORMAT:
         raise CheckpointError(
@@ -123,7 +126,8 @@ def check_same(path: Path, saved: Mapping[str, Any], present: Mapping[str, Any])
     for name, value in present.items():
         if saved.get(name) != value:
             raise CheckpointError(
-                f"A checkpoint belongs to another run: {path}, {name}. Got {saved.get(name)!r} there, expected {value!r} as here. "
+                f"A checkpoint belongs to another run: {path}, {name}. Got {saved.get(name)!r} there, expected "
+                f"{value!r} as here. "
                 f"Fix: resume with the {name} it was written with, or start afresh without ckpt_path."
             )
 
@@ -142,7 +146,8 @@ def _read_arrays(path: Path, names: list[str]) -> dict[str, np.ndarray]:
             )
     except Exception as error:
         raise CheckpointError(
-            f"A checkpoint cannot be read: {path / 'arrays'}. Got {type(error).__name__}: {str(error)[:200]}, expected whole files. "
+            f"A checkpoint cannot be read: {path / 'arrays'}. Got {type(error).__name__}: {str(error)[:200]}, "
+            "expected whole files. "
             "Fix: use an older step."
         ) from error
     return found
@@ -153,7 +158,8 @@ def _restore(path: Path, name: str, array: np.ndarray | None, saved: Mapping[str
         return jnp.zeros(saved["shape"], saved["dtype"])
     if digest(array) != saved["sha256"]:
         raise CheckpointError(
-            f"A checkpoint is damaged: {path}, leaf {name}. Got bytes with another digest, expected the ones that were saved. "
+            f"A checkpoint is damaged: {path}, leaf {name}. Got bytes with another digest, expected the ones "
+            "that were saved. "
             "Fix: use an older step."
         )
     return jax.random.wrap_key_data(jnp.asarray(array), impl=saved["key"]) if saved["key"] else jnp.array(array)

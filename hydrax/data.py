@@ -8,6 +8,7 @@ from typing import Any
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hydrax import rotation
@@ -21,18 +22,20 @@ _INT32 = np.iinfo(np.int32)
 class DataModule:
     """Datasets and slices of a run. Override `train_dataset` and `slices`; the rest as needed.
 
-    A dataset is a pytree of arrays (dict, tuple, one array) with the same leading length N; a batch has the same structure.
+    A dataset is a pytree of arrays (dict, tuple, one array) with the same leading length N; a batch has the same
+    structure.
 
     Attributes:
       batch_size: slots B in a head's training batch.
       eval_batch_size: rows in a validation, test or predict batch; `batch_size` where None.
-      small_slices: for slices of fewer than B rows, "mask" (each row once, the other slots padding) or "wrap" (rows repeat).
+      small_slices: for slices of fewer than B rows, "mask" (each row once, the other slots padding) or "wrap" (rows
+        repeat).
       check_finite: NaN or Inf in a dataset: "warn", "raise" or "off".
     """
 
     batch_size: int = 32
     eval_batch_size: int | None = None
-    small_slices: str = "mask"
+    small_slices: rotation.SmallSlices = "mask"
     check_finite: str = "warn"
 
     def prepare_data(self) -> None:
@@ -99,7 +102,8 @@ class DataModule:
           num_rows: its length.
 
         Returns:
-          A MapDataset of `{"step", "rows", "mask"}`; int32[B] and bool[B] where all heads see the same rows, else [H, B].
+          A MapDataset of `{"step", "rows", "mask"}`; int32[B] and bool[B] where all heads see the same rows, else [H,
+          B].
         """
         slices = self.val_slices() if stage == "val" else None
         return grain.MapDataset.source(_InOrder(num_rows, self.eval_batch_size or self.batch_size, slices))
@@ -108,7 +112,7 @@ class DataModule:
 class _Rotation:
     """Grain source of training index batches; random access, so a resumed run needs the batch number only."""
 
-    def __init__(self, slices: Slices, batch_size: int, seed: int, small_slices: str) -> None:
+    def __init__(self, slices: Slices, batch_size: int, seed: int, small_slices: rotation.SmallSlices) -> None:
         self._slices, self._batch_size, self._seed, self._small_slices = slices, batch_size, seed, small_slices
 
     def __len__(self) -> int:
@@ -147,12 +151,14 @@ def check_settings(datamodule: DataModule) -> None:
         optional = name == "eval_batch_size" and value is None
         if not optional and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
             raise ArgumentError(
-                f"A batch has no such size: {where}.{name}. Got {value!r}, expected an int of 1 or more. Fix: set {name}=32."
+                f"A batch has no such size: {where}.{name}. Got {value!r}, expected an int of 1 or more. Fix: "
+                f"set {name}=32."
             )
     for name, allowed in (("small_slices", ("mask", "wrap")), ("check_finite", ("warn", "raise", "off"))):
         if getattr(datamodule, name) not in allowed:
             raise ArgumentError(
-                f"No such setting: {where}.{name}. Got {getattr(datamodule, name)!r}, expected one of {', '.join(allowed)}. "
+                f"No such setting: {where}.{name}. Got {getattr(datamodule, name)!r}, expected one of "
+                f"{', '.join(allowed)}. "
                 f'Fix: set {name}="{allowed[0]}".'
             )
 
@@ -166,12 +172,14 @@ def check_slices(slices: Any, num_rows: int, name: str = "slices", num_heads: in
         )
     if slices.num_rows != num_rows:
         raise SliceError(
-            f"Slices and dataset differ in rows: DataModule.{name}. Got slices of {slices.num_rows} rows, expected {num_rows}, "
+            f"Slices and dataset differ in rows: DataModule.{name}. Got slices of {slices.num_rows} rows, "
+            f"expected {num_rows}, "
             f"the dataset's length. Fix: pass num_rows={num_rows} when you build the slices."
         )
     if num_heads is not None and slices.num_heads != num_heads:
         raise SliceError(
-            f"Slices differ in heads: DataModule.{name}. Got {slices.num_heads} heads, expected {num_heads}, as slices() has. "
+            f"Slices differ in heads: DataModule.{name}. Got {slices.num_heads} heads, expected {num_heads}, as "
+            "slices() has. "
             "Fix: give one slice for each head."
         )
     return slices
@@ -192,7 +200,8 @@ def check_dataset(dataset: Any, stage: str, check_finite: str = "off", wide: boo
     leaves, treedef = jax.tree_util.tree_flatten_with_path(dataset)
     if not leaves:
         raise DataError(
-            f"A dataset has no columns: {stage} dataset. Got {dataset!r}, expected at least one array. Fix: return a dict of arrays."
+            f"A dataset has no columns: {stage} dataset. Got {dataset!r}, expected at least one array. Fix: "
+            "return a dict of arrays."
         )
     named = [(f"{stage} dataset{jax.tree_util.keystr(path)}", leaf) for path, leaf in leaves]
     columns = [_check_column(name, leaf, wide) for name, leaf in named]
@@ -200,12 +209,14 @@ def check_dataset(dataset: Any, stage: str, check_finite: str = "off", wide: boo
     for (name, _), column in zip(named, columns, strict=True):
         if len(column) != len(first):
             raise DataError(
-                f"Columns differ in length: {name}. Got {len(column)} rows, expected {len(first)}, as {first_name} has. "
+                f"Columns differ in length: {name}. Got {len(column)} rows, expected {len(first)}, as "
+                f"{first_name} has. "
                 "Fix: give every column one entry for each row."
             )
     if len(first) == 0 or len(first) > _INT32.max:
         raise DataError(
-            f"A dataset has no usable number of rows: {first_name}. Got {len(first)}, expected 1 to {_INT32.max}. Fix: check how it was loaded."
+            f"A dataset has no usable number of rows: {first_name}. Got {len(first)}, expected 1 to "
+            f"{_INT32.max}. Fix: check how it was loaded."
         )
     for (name, _), column in zip(named, columns, strict=True):
         _check_finite(name, column, check_finite)
@@ -220,14 +231,16 @@ def num_rows(dataset: Any) -> int:
 def _check_column(name: str, leaf: Any, wide: bool) -> np.ndarray:
     if not hasattr(leaf, "__array__") or np.ndim(leaf) == 0:
         raise DataError(
-            f"A column is not an array: {name}. Got {type(leaf).__name__} {str(leaf)[:40]!r}, expected an array with one entry for each row. "
+            f"A column is not an array: {name}. Got {type(leaf).__name__} {str(leaf)[:40]!r}, expected an array "
+            "with one entry for each row. "
             "Fix: wrap it in numpy.asarray; a list counts as a pytree of scalars."
         )
     column = np.asarray(leaf)
     # "V" lets ml_dtypes' bfloat16 and float8 through, which NumPy reports as void.
-    if column.dtype.kind not in "fiubc" and not jax.dtypes.issubdtype(column.dtype, np.number):
+    if column.dtype.kind not in "fiubc" and not jnp.issubdtype(column.dtype, jnp.number):
         raise DataError(
-            f"A column has a dtype that no device holds: {name}. Got {column.dtype}, expected floats, integers or bools. "
+            f"A column has a dtype that no device holds: {name}. Got {column.dtype}, expected floats, integers "
+            "or bools. "
             "Fix: encode it as numbers; ragged rows need padding to one shape."
         )
     if wide or column.dtype not in (np.int64, np.uint64, np.float64, np.complex128):

@@ -42,7 +42,8 @@ class Dispatcher:
                 raise
             except Exception as error:
                 raise CallbackError(
-                    f"A callback failed: {type(callback).__name__}.{hook} at step {event.step}. Got {type(error).__name__}: "
+                    f"A callback failed: {type(callback).__name__}.{hook} at step {event.step}. Got "
+                    f"{type(error).__name__}: "
                     f"{error}, expected the hook to return. Fix: the cause above names the line."
                 ) from error
             if control is not None:
@@ -76,21 +77,25 @@ def check_callbacks(callbacks: Any) -> list[Callback]:
     if not isinstance(given, list | tuple) or not all(isinstance(callback, Callback) for callback in given):
         odd = given if not isinstance(given, list | tuple) else next(c for c in given if not isinstance(c, Callback))
         raise ArgumentError(
-            f"A callback has the wrong type: Trainer(callbacks=). Got {odd!r:.80}, expected instances of hydrax.Callback. "
+            f"A callback has the wrong type: Trainer(callbacks=). Got {odd!r:.80}, expected instances of "
+            "hydrax.Callback. "
             "Fix: pass an instance, not a class, and derive your own from hydrax.Callback."
         )
     return list(given)
 
 
 def _checked(control: Any, name: str, callback: Callback, hook: str, num_heads: int) -> np.ndarray | None:
-    mask = getattr(control, name, None)
-    if not isinstance(control, Control) or (mask is not None and (np.shape(mask) != (num_heads,) or np.asarray(mask).dtype != bool)):
-        got = f"{np.asarray(mask).dtype}{list(np.shape(mask))}" if isinstance(control, Control) else type(control).__name__
+    mask = getattr(control, name) if isinstance(control, Control) else control
+    if isinstance(control, Control) and mask is None:
+        return None
+    array = np.asarray(mask)
+    if not isinstance(control, Control) or array.shape != (num_heads,) or array.dtype != bool:
+        got = f"{array.dtype}{list(array.shape)}" if isinstance(control, Control) else type(control).__name__
         raise CallbackError(
             f"A callback answers in the wrong form: {type(callback).__name__}.{hook}. Got {got}, expected None or "
             f"Control({name}=bool[{num_heads}]). Fix: return one bool for each head."
         )
-    return None if mask is None else np.asarray(mask)
+    return array
 
 
 def _either(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:

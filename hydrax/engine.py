@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hydrax.feed import Feed
+from hydrax.errors import ArgumentError
 from hydrax.hparams import PerHead
+from hydrax.module import HydraModule, per_head_values
 from hydrax.plan import Plan
 from hydrax.program import Programs
 from hydrax.state import HeadInputs, HeadsState, padding_index
@@ -19,7 +20,21 @@ from hydrax.step import HeadProgram
 
 def head_inputs(ids: np.ndarray, per_head: Mapping[str, PerHead]) -> HeadInputs:
     """Ids and `PerHead` values of all heads as arrays `[H, ...]`."""
-    return HeadInputs(jnp.asarray(ids, jnp.int32), {name: jnp.asarray(value.values) for name, value in per_head.items()})
+    return HeadInputs(
+        jnp.asarray(ids, jnp.int32), {name: jnp.asarray(value.values) for name, value in per_head.items()}
+    )
+
+
+def check_per_head(module: HydraModule, num_heads: int) -> dict[str, PerHead]:
+    """Every `PerHead` a module holds, by dotted name; each must have one value for each head."""
+    found = per_head_values(module)
+    for name, value in found.items():
+        if len(value) != num_heads:
+            raise ArgumentError(
+                f"A PerHead has the wrong length: {type(module).__name__}, {name}. Got {len(value)} values, expected "
+                f"{num_heads}, one for each head. Fix: give as many values as there are slices."
+            )
+    return found
 
 
 class Engine:
@@ -58,11 +73,20 @@ class Engine:
     def state_shapes(self) -> HeadsState:
         """Shapes of the state of the H heads, without padding."""
         shapes = jax.eval_shape(self._programs.init, self._inputs, self._key, self._num_chunks)
-        unpadded: HeadsState = jax.tree.map(lambda s: jax.ShapeDtypeStruct((self.num_heads, *s.shape[1:]), s.dtype), shapes)
+        unpadded: HeadsState = jax.tree.map(
+            lambda s: jax.ShapeDtypeStruct((self.num_heads, *s.shape[1:]), s.dtype), shapes
+        )
         return unpadded
 
     def superstep(
-        self, state: HeadsState, data: Any, rows: np.ndarray, mask: np.ndarray, first_step: int, num_steps: int, new_epoch: bool
+        self,
+        state: HeadsState,
+        data: Any,
+        rows: np.ndarray,
+        mask: np.ndarray,
+        first_step: int,
+        num_steps: int,
+        new_epoch: bool,
     ) -> tuple[HeadsState, dict[str, jax.Array]]:
         """Dispatches K steps; returns at once. The old state is gone."""
         result: tuple[HeadsState, dict[str, jax.Array]] = self._programs.superstep(
@@ -70,36 +94,51 @@ class Engine:
         )
         return result
 
+    def spread(self, tree: Any) -> Any:
+        """Leaves of one head repeated for all, `[H, ...]`."""
+        return jax.tree.map(lambda a: jnp.array(jnp.broadcast_to(a, (len(self.places), *a.shape))), tree)
+
     def evaluate(
-        self, stage: str, head: Any, data: Any, feed: Feed, empty: dict[str, Any], num_batches: int, max_batches: int, step: int
-    ) -> dict[str, np.ndarray]:
-        """What all heads log over an evaluation dataset.
+        self,
+        stage: str,
+        accumulators: dict[str, Any],
+        head: Any,
+        data: Any,
+        rows: np.ndarray,
+        mask: np.ndarray,
+        step: int,
+        first_batch: int,
+        num_batches: int,
+    ) -> dict[str, Any]:
+        """Merges what all heads log for some batches of "validation" or "test" into accumulators, which are given away.
 
         Args:
-          stage: "validation" or "test".
           head: `(trainable, state)`.
           data: the dataset on the device.
-          feed: its index batches.
-          empty: empty accumulators of one head.
-          num_batches: batches to walk.
-          max_batches: batches in one dispatch.
+          rows, mask: as `Programs` takes them.
           step: updates done.
-
-        Returns:
-          float[H] by name, without padding.
         """
-        accumulators = jax.tree.map(lambda a: jnp.array(jnp.broadcast_to(a, (len(self.places), *a.shape))), empty)
-        for first in range(0, num_batches, max_batches):
-            count = min(max_batches, num_batches - first)
-            rows, mask = feed.take(first, [1] * count)
-            accumulators = self._programs.evaluate(
-                accumulators, head, self._inputs, self._key, data, rows, mask, step, first, count, self._num_chunks, stage=stage
-            )
-        return self.compute(accumulators)
+        merged: dict[str, Any] = self._programs.evaluate(
+            accumulators,
+            head,
+            self._inputs,
+            self._key,
+            data,
+            rows,
+            mask,
+            step,
+            first_batch,
+            num_batches,
+            self._num_chunks,
+            stage=stage,
+        )
+        return merged
 
     def compute(self, accumulators: dict[str, Any]) -> dict[str, np.ndarray]:
         """The means and metrics that accumulators hold, float[H] by name, without padding."""
-        return {name: np.asarray(value)[: self.num_heads] for name, value in self._programs.compute(accumulators).items()}
+        return {
+            name: np.asarray(value)[: self.num_heads] for name, value in self._programs.compute(accumulators).items()
+        }
 
     def predict(self, head: Any, data: Any, rows: np.ndarray, mask: np.ndarray, step: int, batch: int) -> Any:
         """All heads' predictions for one batch, leaves `[H, B, ...]`, without padding, on the device."""

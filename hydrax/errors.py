@@ -1,4 +1,4 @@
-"""The errors Hydrax raises on purpose. Each says what is wrong, where, what it got, what it expected and how to mend it."""
+"""The errors Hydrax raises on purpose: each says what is wrong, where, what it got and expected, and how to mend it."""
 
 
 class HydraxError(Exception):

@@ -30,7 +30,13 @@ class Feed:
     """
 
     def __init__(
-        self, dataset: grain.MapDataset, *, num_rows: int, places: np.ndarray | None, max_steps: int, accumulate: int = 0
+        self,
+        dataset: grain.MapDataset,
+        *,
+        num_rows: int,
+        places: np.ndarray | None,
+        max_steps: int,
+        accumulate: int = 0,
     ) -> None:
         # One element is a whole step: threads and a buffer of 500 would cost ten times as much as they hide.
         self._iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
@@ -79,7 +85,8 @@ class Feed:
         where = f"index dataset, element {self._position}"
         if not isinstance(element, dict) or not {"rows", "mask"} <= element.keys():
             raise DataError(
-                f'An index batch lacks its parts: {where}. Got {element!r:.60}, expected a dict with "rows" and "mask". '
+                f'An index batch lacks its parts: {where}. Got {element!r:.60}, expected a dict with "rows" and '
+                '"mask". '
                 "Fix: return both from index_dataset()."
             )
         rows, mask = np.asarray(element["rows"]), np.asarray(element["mask"])
@@ -89,18 +96,21 @@ class Feed:
         if rows.ndim != axes or not heads_fit or rows.shape != mask.shape or rows.shape != self._batch_shape:
             expected = "[B]" if axes == 1 else f"[{self._num_heads}, B]"
             raise DataError(
-                f"An index batch has the wrong shape: {where}. Got rows {list(rows.shape)} and mask {list(mask.shape)}, expected both "
+                f"An index batch has the wrong shape: {where}. Got rows {list(rows.shape)} and mask "
+                f"{list(mask.shape)}, expected both "
                 f"{expected}, the same in every element. Fix: pad with mask=False."
             )
         if rows.dtype.kind not in "iu" or mask.dtype != bool:
             raise DataError(
-                f"An index batch has the wrong dtype: {where}. Got rows {rows.dtype} and mask {mask.dtype}, expected int32 and bool. "
+                f"An index batch has the wrong dtype: {where}. Got rows {rows.dtype} and mask {mask.dtype}, "
+                "expected int32 and bool. "
                 "Fix: cast them in index_dataset()."
             )
         if rows.min() < 0 or rows.max() >= self._num_rows:
             at = tuple(map(int, np.argwhere((rows < 0) | (rows >= self._num_rows))[0]))
             raise DataError(
-                f"An index batch names a row outside the dataset: {where}, place {at}. Got {rows[at]}, expected 0 <= row < "
+                f"An index batch names a row outside the dataset: {where}, place {at}. Got {rows[at]}, expected "
+                "0 <= row < "
                 f"{self._num_rows}. Fix: padding slots need a row too; repeat one of the head's own."
             )
         return rows, mask

@@ -24,7 +24,8 @@ from hydrax.step import HeadProgram
 class Heads:
     """The models of H heads, one batch of models.
 
-    A pytree whose leaves are the stacked arrays `[H, ...]`, so `jax.tree`, `jax.vmap` and any serialiser work on it; under
+    A pytree whose leaves are the stacked arrays `[H, ...]`, so `jax.tree`, `jax.vmap` and any serialiser work on it;
+    under
     `jax.vmap` it is one head, and calling it calls that head's model.
 
     Args:
@@ -50,7 +51,7 @@ class Heads:
         return (self[head] for head in range(len(self)))
 
     def __getitem__(self, heads: Any) -> Any:
-        """Head `heads` as the ordinary model `configure_model` built (int), or some heads as `Heads` (list, slice, bool mask)."""
+        """One head as the ordinary model `configure_model` built (int); some as `Heads` (list, slice, bool mask)."""
         if isinstance(heads, int | np.integer) and not isinstance(heads, bool):
             index = int(heads) + len(self) * (heads < 0)
             # jax would silently give the last head for an index past the end.
@@ -65,7 +66,8 @@ class Heads:
             index = np.arange(len(self))[heads]
         except (IndexError, TypeError) as error:
             raise ArgumentError(
-                f"There are no such heads: heads[...]. Got {heads!r:.80}, expected ints below {len(self)}, a slice, or a mask of "
+                f"There are no such heads: heads[...]. Got {heads!r:.80}, expected ints below {len(self)}, a "
+                "slice, or a mask of "
                 f"{len(self)} bools. Fix: heads count from 0, in the order of the slices."
             ) from error
         trainable, state = jax.tree.map(lambda a: a[index], (self.trainable, self.state))
@@ -89,7 +91,9 @@ class Heads:
           NumPy arrays `[H, rows, ...]`, or `[rows, ...]` with `reduce="mean"`.
         """
         if reduce not in (None, "mean"):
-            raise ArgumentError(f"No such reduction: Heads.predict(reduce=). Got {reduce!r}, expected None or 'mean'. Fix: drop it.")
+            raise ArgumentError(
+                f"No such reduction: Heads.predict(reduce=). Got {reduce!r}, expected None or 'mean'. Fix: drop it."
+            )
         rows = len(jax.tree.leaves(x)[0])
         axis = 1 if reduce is None else 0
         outputs = []
@@ -116,9 +120,12 @@ class Heads:
         step = checkpoint.find(Path(path))
         meta = checkpoint.read_meta(step)
         count, ids = meta["num_heads"], np.asarray(meta["ids"], np.int32)
-        per_head = {name: jax.ShapeDtypeStruct((count, *v.values.shape[1:]), jnp.asarray(v.values[:1]).dtype) for name, v in per_head_values(module).items()}
-        inputs = HeadInputs(jax.ShapeDtypeStruct((count,), jnp.int32), per_head)
-        flight = Preflight.of_model(HeadProgram(module, None, {}, precision=meta.get("precision", "32-true")), inputs)
+        flight = Preflight.of_model(
+            HeadProgram(module, precision=meta.get("precision", "32-true")),
+            HeadInputs(
+                np.zeros(1, np.int32), {n: jnp.asarray(v.values[:1]) for n, v in per_head_values(module).items()}
+            ),
+        )
         stacked = jax.tree.map(lambda a: jax.ShapeDtypeStruct((count, *a.shape), a.dtype), flight.parts)
         found = checkpoint.load(step, {"heads": {"trainable": stacked[0], "state": stacked[1]}})["heads"]
         structure = flight.program.structure
@@ -161,7 +168,8 @@ def _call_one(structure: Structure, trainable: Any, state: Any, args: Any, kwarg
     structure.set_mode(model, train=False)
     if not callable(model):
         raise ArgumentError(
-            f"A model cannot be called: heads(...). Got {type(model).__name__}, expected a callable. Fix: apply your own function "
+            f"A model cannot be called: heads(...). Got {type(model).__name__}, expected a callable. Fix: apply "
+            "your own function "
             "to heads[k], or under jax.vmap to heads.trainable."
         )
     return model(*args, **kwargs)

@@ -16,7 +16,8 @@ _INT32 = np.iinfo(np.int32)
 class PerHead:
     """One value of a hyper-parameter for each head.
 
-    Inside a step, `self.hparams.<name>` is then this head's own value: a traced scalar, so new values never compile again.
+    Inside a step, `self.hparams.<name>` is then this head's own value: a traced scalar, so new values never compile
+    again.
 
     Args:
       values: numbers or bools, `[H]`, or arrays `[H, ...]`; value k belongs to the k-th head of the run.
@@ -29,13 +30,16 @@ class PerHead:
         array = np.array(values)
         if array.ndim == 0 or array.size == 0:
             raise ArgumentError(
-                f"PerHead got no sequence of values: argument `values`. Got {values!r}, expected one value for each head. "
+                f"PerHead got no sequence of values: argument `values`. Got {values!r}, expected one value for "
+                "each head. "
                 "Fix: pass a list with as many values as there are heads."
             )
         if array.dtype.kind not in "fiub":
             raise ArgumentError(
-                f"PerHead holds values that are not numbers: argument `values`. Got dtype {array.dtype}, expected floats, "
-                "ints or bools. Fix: only numbers can differ between heads of one compiled program; fit other settings apart."
+                f"PerHead holds values that are not numbers: argument `values`. Got dtype {array.dtype}, "
+                "expected floats, "
+                "ints or bools. Fix: only numbers can differ between heads of one compiled program; fit other "
+                "settings apart."
             )
         finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
         if not finite.all():
@@ -90,7 +94,9 @@ class Hyperparameters(Mapping[str, Any]):
         return values[name]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"hyper-parameters are read-only: {name!r}. Fix: build the module again with the new value.")
+        raise AttributeError(
+            f"hyper-parameters are read-only: {name!r}. Fix: build the module again with the new value."
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)

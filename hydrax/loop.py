@@ -29,11 +29,13 @@ class FitLoop:
       1. `on_train_epoch_start`, where an epoch begins or the fit does;
       2. the index batches of K steps are drawn, K ending at the next thing due, and the superstep is dispatched;
       3. while it runs, the metrics of the superstep before are read: `on_train_steps_end`;
-      4. where the host must see the heads as they are (validation, epoch end, a callback's `next_due`, the end of the fit) this
+      4. where the host must see the heads as they are (validation, epoch end, a callback's `next_due`, the end of the
+      fit) this
          superstep's metrics are read too;
       5. validation, where due: `on_validation_start`, `on_validation_end`;
       6. `on_train_epoch_end`, where an epoch or the fit ends.
-    What hooks answer (`Control`) is carried out before the next dispatch. A fit that ends between validations validates once
+    What hooks answer (`Control`) is carried out before the next dispatch. A fit that ends between validations
+    validates once
     more, so that its last metrics are those of its last heads.
 
     Attributes:
@@ -129,7 +131,11 @@ class FitLoop:
         self._tell("on_validation_end", metrics=found)
 
     def _end_epoch(self) -> None:
-        found = {self._epoch_name(name): value for name, value in self._engine.compute(self.state.epoch).items()} if self.state.epoch else {}
+        found = (
+            {self._epoch_name(name): value for name, value in self._engine.compute(self.state.epoch).items()}
+            if self.state.epoch
+            else {}
+        )
         self.metrics |= found
         self._tell("on_train_epoch_end", metrics=found, epoch=self._schedule.epoch(self.step - 1))
 
@@ -150,14 +156,15 @@ class FitLoop:
         return f"{name}_epoch" if self._logged[name].on_step else name
 
     def _warn_of_cost(self, end: int) -> None:
-        """Says once what returning to the host after every step costs here; the first step compiles and does not count."""
+        """Says once what returning to the host after every step costs; the first step compiles and does not count."""
         first, started = self._timing
         if end == first:
             self._timing = (first, time.perf_counter())
         if end == first + _TIMED_STEPS:
             milliseconds = (time.perf_counter() - started) / _TIMED_STEPS * 1e3
             warnings.warn(
-                f"A callback overrides on_train_batch_end, so every step returns to the host: {milliseconds:.1f} ms a step here. "
+                f"A callback overrides on_train_batch_end, so every step returns to the host: {milliseconds:.1f} "
+                "ms a step here. "
                 "Fix: override on_train_steps_end, which hears many steps at once.",
                 stacklevel=2,
             )

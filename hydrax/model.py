@@ -102,7 +102,7 @@ class PytreeStructure:
     static: tuple[_Static, ...]
 
     def pick(self, leaves: list[Any], kind: str) -> Any:
-        """The tree with the leaves of one kind, None elsewhere: optimiser masks and labels then see the model's own paths."""
+        """The tree with the leaves of one kind, None elsewhere: optimiser masks then see the model's own paths."""
         return self.treedef.unflatten([leaf if k == kind else None for leaf, k in zip(leaves, self.kinds, strict=True)])
 
     def merge(self, trainable: Any, state: Any) -> Any:

@@ -32,7 +32,9 @@ def get_trained_models(
     learning_rate: float = 3e-4,
     seed: int = 0,
 ) -> Heads:
-    """Trains `num_models` models with AdamW; model k (k = 1 .. num_models) learns from rows a to a + k - 1 of `start_slice` "a_b".
+    """Trains `num_models` models with AdamW, each on a prefix of one slice of the rows.
+
+    Model k (k = 1 .. num_models) learns from rows a to a + k - 1 of `start_slice` "a_b".
 
     Args:
       x_train: inputs, `[N, ...]`.
@@ -41,7 +43,8 @@ def get_trained_models(
       model_type: any callable from a PRNG key to a model of one row.
       verbose: show progress.
       start_slice: "a_b", the rows to learn from, 0 <= a < b <= N.
-      loss: `loss(model, x, y)`, a mean over the rows of its batch; a batch of fewer than `batch_size` rows has just those.
+      loss: `loss(model, x, y)`, a mean over the rows of its batch; a batch of fewer than `batch_size` rows has just
+        those.
       steps: optimiser updates of every model.
       batch_size: rows of a batch.
       learning_rate: of AdamW.
@@ -69,7 +72,9 @@ def unbatch_model(models: Heads, i: int) -> Any:
 
 
 class _OneCall(HydraModule):
-    def __init__(self, model_type: Callable[[jax.Array], Any], loss: Callable[..., jax.Array], learning_rate: float) -> None:
+    def __init__(
+        self, model_type: Callable[[jax.Array], Any], loss: Callable[..., jax.Array], learning_rate: float
+    ) -> None:
         self.model_type, self.loss, self.learning_rate = model_type, loss, learning_rate
 
     def configure_model(self, key: jax.Array) -> Any:
@@ -108,23 +113,26 @@ def _parse(start_slice: str) -> tuple[int, int]:
 def _check(x: np.ndarray, y: np.ndarray, num_models: int, start: int, end: int) -> None:
     if isinstance(num_models, bool) or not isinstance(num_models, int) or not 1 <= num_models <= end - start:
         raise ArgumentError(
-            f"There are not as many prefixes: num_models. Got {num_models!r}, expected 1 to {end - start}, the rows of start_slice "
+            f"There are not as many prefixes: num_models. Got {num_models!r}, expected 1 to {end - start}, the "
+            "rows of start_slice "
             f'"{start}_{end}". Fix: ask for fewer models, or a longer slice.'
         )
     if x.ndim == 0 or len(x) < end:
         raise ArgumentError(
-            f"There are fewer rows than the slice names: x_train. Got {len(x) if x.ndim else 0} rows, expected at least {end}, the end "
+            f"There are fewer rows than the slice names: x_train. Got {len(x) if x.ndim else 0} rows, expected "
+            f"at least {end}, the end "
             f'of start_slice "{start}_{end}". Fix: pass more rows, or a slice that ends sooner.'
         )
     if y.shape != (len(x),) or y.dtype.kind not in "iu":
         raise DataError(
-            f"Labels do not fit the rows: y_train. Got {y.dtype}{list(y.shape)}, expected integers [{len(x)}], one label for each row "
+            f"Labels do not fit the rows: y_train. Got {y.dtype}{list(y.shape)}, expected integers [{len(x)}], "
+            "one label for each row "
             "of x_train. Fix: pass class numbers."
         )
 
 
 def _check_labels(x: np.ndarray, y: np.ndarray, start: int, model_type: Callable[..., Any], loss: Any) -> None:
-    """Refuses labels outside the logits: jax would give them a finite loss. Another loss than ours may read labels as it likes."""
+    """Refuses labels outside the logits, to which jax gives a finite loss. Another loss may read labels as it likes."""
     if loss is not cross_entropy:
         return
     row = jax.ShapeDtypeStruct(x.shape[1:], jax.dtypes.canonicalize_dtype(x.dtype))
@@ -136,6 +144,7 @@ def _check_labels(x: np.ndarray, y: np.ndarray, start: int, model_type: Callable
     if outside.any():
         at = start + int(np.argmax(outside))
         raise DataError(
-            f"A label is no class of the model: y_train, row {at}. Got {int(y[at - start])}, expected 0 to {classes - 1}, since the "
+            f"A label is no class of the model: y_train, row {at}. Got {int(y[at - start])}, expected 0 to "
+            f"{classes - 1}, since the "
             f"model has {classes} logits. Fix: re-number the labels, or use a model with more outputs."
         )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from hydrax.settings import Settings
+
 _CPU_CHUNK = 4  # Within 25 % of the best of 1..32 for linear, MLP and tiny heads on two cores; see docs/performance.md.
 _MAX_STEPS = 50
 _INDEX_BYTES = 64 * 2**20  # What the rows and masks of one superstep may take.
+_SLOT_BYTES = 5  # int32 row and bool mask.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +17,8 @@ class Plan:
     """How a run is executed.
 
     Attributes:
-      chunk: heads C that run together as one vmapped block. Part of a result's identity: bits depend on it, and on it alone.
+      chunk: heads C that run together as one vmapped block. Part of a result's identity: bits depend on it, and on it
+        alone.
       steps_per_call: most steps K of one superstep.
       backend: "cpu", "gpu" or "tpu".
     """
@@ -27,20 +31,20 @@ class Plan:
         return f"chunk={self.chunk} steps_per_call={self.steps_per_call} backend={self.backend}"
 
 
-def make_plan(
-    *, num_heads: int, index_bytes: int, backend: str, chunk: int | str = "auto", steps_per_call: int | str = "auto"
-) -> Plan:
+def make_plan(settings: Settings, *, num_heads: int, slots: int, backend: str) -> Plan:
     """Chooses what the user left on "auto".
 
+    A chunk on a CPU is a constant, so that a head's bits do not depend on H; elsewhere it is all heads. A superstep
+    has 50
+    steps, or as many as its index batches leave room for.
+
     Args:
+      settings: with the user's `chunk` and `steps_per_call`.
       num_heads: H.
-      index_bytes: bytes of rows and mask of one step of one head.
+      slots: of one head in one step, micro-batches included.
       backend: name of JAX's backend.
-      chunk: heads in a chunk, or "auto": a constant on a CPU, so that a head's bits do not depend on H; all heads elsewhere.
-      steps_per_call: most steps of a superstep, or "auto": 50, or what the index batches leave room for.
     """
-    if chunk == "auto":
-        chunk = _CPU_CHUNK if backend == "cpu" else num_heads
-    if steps_per_call == "auto":
-        steps_per_call = max(1, min(_MAX_STEPS, _INDEX_BYTES // (index_bytes * num_heads)))
-    return Plan(int(chunk), int(steps_per_call), backend)
+    chunk = settings.chunk if isinstance(settings.chunk, int) else _CPU_CHUNK if backend == "cpu" else num_heads
+    room = _INDEX_BYTES // (slots * num_heads * _SLOT_BYTES)
+    steps = settings.steps_per_call if isinstance(settings.steps_per_call, int) else max(1, min(_MAX_STEPS, room))
+    return Plan(chunk, steps, backend)

@@ -52,7 +52,8 @@ class Preflight:
             parts = jax.eval_shape(build, one, _KEY)
         if not jax.tree.leaves(parts[0]):
             raise ModuleError(
-                f"A model has nothing to train: {type(program.module).__name__}.configure_model. Got no floating array, "
+                f"A model has nothing to train: {type(program.module).__name__}.configure_model. Got no floating "
+                "array, "
                 "expected at least one. Fix: return the model itself, with its parameters made."
             )
         return cls(dataclasses.replace(program, structure=found[-1].structure), one, parts)
@@ -82,7 +83,7 @@ class Preflight:
         return epoch
 
     def evaluation(self, stage: str, data: Any, batch_size: int, train: bool = False) -> dict[str, Any]:
-        """Traces `training_step`, `validation_step` or `test_step`, and returns empty accumulators of one head, by name."""
+        """Traces one of the steps that log, and returns empty accumulators of one head, by name."""
         shapes = _shapes(data)
         rows, mask = jax.ShapeDtypeStruct((batch_size,), jnp.int32), jax.ShapeDtypeStruct((batch_size,), jnp.bool_)
 
@@ -104,7 +105,8 @@ class Preflight:
             if leaf is None or leaf.shape[:1] != (batch_size,):
                 raise ModuleError(
                     f"A prediction has the wrong shape: {type(self.program.module).__name__}.predict_step. Got "
-                    f"{'nothing' if leaf is None else _form(leaf)} for one head, expected [{batch_size}, ...], one entry for each "
+                    f"{'nothing' if leaf is None else _form(leaf)} for one head, expected [{batch_size}, ...], "
+                    "one entry for each "
                     "slot. Fix: keep the leading axis of the batch."
                 )
         return output
@@ -114,7 +116,8 @@ class Preflight:
         for (path, old), new in pairs:
             if old.shape != new.shape:
                 raise ModuleError(
-                    f"An update changes a shape: {jax.tree_util.keystr(path, simple=True, separator='.')} of one head. Got "
+                    f"An update changes a shape: {jax.tree_util.keystr(path, simple=True, separator='.')} of one "
+                    "head. Got "
                     f"{_form(new)}, expected {_form(old)}. Fix: keep every array's shape from step to step."
                 )
 
@@ -129,18 +132,27 @@ def _explained(program: HeadProgram, method: str, view: str) -> Iterator[None]:
         raise
     except jax.errors.TracerBoolConversionError as error:
         raise ModuleError(
-            f"Python looks at a value that is not known yet: {where}. Got a Python `if`, `while`, `and` or `assert` on a traced "
-            f"array, expected branches on shapes only; the step got {view} for one head. Fix: use jnp.where or jax.lax.cond."
+            f"Python looks at a value that is not known yet: {where}. Got a Python `if`, `while`, `and` or "
+            "`assert` on a traced "
+            f"array, expected branches on shapes only; the step got {view} for one head. Fix: use jnp.where or "
+            "jax.lax.cond."
         ) from error
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError, jax.errors.TracerIntegerConversionError) as error:
+    except (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerArrayConversionError,
+        jax.errors.TracerIntegerConversionError,
+    ) as error:
         raise ModuleError(
-            f"Python needs a value that is not known yet: {where}. Got float(), int(), numpy, a shape or a range made from a traced "
-            f"array ({_first_line(error)}), expected jax.numpy on arrays; the step got {view} for one head. Fix: use jax.numpy; a "
+            f"Python needs a value that is not known yet: {where}. Got float(), int(), numpy, a shape or a range "
+            "made from a traced "
+            f"array ({_first_line(error)}), expected jax.numpy on arrays; the step got {view} for one head. Fix: "
+            "use jax.numpy; a "
             "PerHead value is traced, so it cannot be a size."
         ) from error
     except Exception as error:
         raise ModuleError(
-            f"A method failed while it was traced for one head: {where} got {view} for one head. Got {type(error).__name__}: "
+            f"A method failed while it was traced for one head: {where} got {view} for one head. Got "
+            f"{type(error).__name__}: "
             f"{_first_line(error)}, expected it to run on these shapes. Fix: the cause above names your line."
         ) from error
 
@@ -171,4 +183,3 @@ def _empty(accumulator: Any) -> Any:
         return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), accumulator)
     empty = type(accumulator).empty()
     return jax.tree.map(lambda e, s: jnp.broadcast_to(jnp.asarray(e, s.dtype), s.shape), empty, accumulator)
-

@@ -1,7 +1,9 @@
 """One head's functions and a plan become the compiled programs of a run.
 
-Each program is `for each chunk of C heads: for K steps: vmap(one head)`. The number of chunks and the number of steps are
-arguments, not constants: nothing compiles twice, and XLA can never unroll a loop of one turn into a program with other bits.
+Each program is `for each chunk of C heads: for K steps: vmap(one head)`. The number of chunks and the number of steps
+are
+arguments, not constants: nothing compiles twice, and XLA can never unroll a loop of one turn into a program with
+other bits.
 """
 
 from __future__ import annotations
@@ -131,13 +133,24 @@ class Programs:
         return self._over_chunks(lambda *chunk: run_chunk(*chunk, *whole), accumulators, chunked, num_chunks)[0]
 
     def _predict(
-        self, head: Any, inputs: HeadInputs, base_key: jax.Array, data: Any, rows: Any, mask: Any, step: Any, batch: Any, num_chunks: Any
+        self,
+        head: Any,
+        inputs: HeadInputs,
+        base_key: jax.Array,
+        data: Any,
+        rows: Any,
+        mask: Any,
+        step: Any,
+        batch: Any,
+        num_chunks: Any,
     ) -> Any:
         """Predictions of all heads for one batch, leaves `[H, B, ...]`; `rows` and `mask` are `[B]`."""
 
         def one(args: Any) -> Any:
             head, inputs = args
-            return self._head.predict(head, inputs, self._head.eval_key(inputs, base_key, batch), data, rows, mask, step)
+            return self._head.predict(
+                head, inputs, self._head.eval_key(inputs, base_key, batch), data, rows, mask, step
+            )
 
         return self._map_chunks(jax.vmap(one), (head, inputs), num_chunks)
 

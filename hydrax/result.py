@@ -40,7 +40,11 @@ class FitResult:
           path: the file.
           scores: float[H], what to put under `score`; None keeps what is there.
         """
-        rows = self.ledger if scores is None else [{**row, "score": float(s)} for row, s in zip(self.ledger, scores, strict=True)]
+        rows = (
+            self.ledger
+            if scores is None
+            else [{**row, "score": float(s)} for row, s in zip(self.ledger, scores, strict=True)]
+        )
         write_csv(Path(path), rows)
         return Path(path)
 

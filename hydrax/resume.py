@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import os
 from collections.abc import Mapping
@@ -10,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 
 from hydrax import checkpoint
@@ -73,16 +73,23 @@ def load(
     meta = checkpoint.read_meta(step_dir)
     if meta["kind"] != "run":
         raise CheckpointError(
-            f"A checkpoint holds no run: {step_dir}. Got {meta['kind']!r}, expected 'run'. Fix: to go on training pass the folder "
+            f"A checkpoint holds no run: {step_dir}. Got {meta['kind']!r}, expected 'run'. Fix: to go on "
+            "training pass the folder "
             "ModelCheckpoint calls `last`; read this one with Heads.load."
         )
     checkpoint.check_same(step_dir, meta["fingerprint"], fingerprint)
     if meta["exactness"] != _exactness():
-        _log.info("resumed on another machine or version: bits may differ from here on: %s then, %s now", meta["exactness"], _exactness())
+        _log.info(
+            "resumed on another machine or version: bits may differ from here on: %s then, %s now",
+            meta["exactness"],
+            _exactness(),
+        )
     shapes = engine.state_shapes()
     like: dict[str, Any] = {"heads": shapes}
     forms = {key: values for key, values in meta["callback_arrays"].items() if key in callbacks}
-    like["callbacks"] = {k: {n: jax.ShapeDtypeStruct(tuple(s), np.dtype(d)) for n, (s, d) in v.items()} for k, v in forms.items()}
+    like["callbacks"] = {
+        k: {n: jax.ShapeDtypeStruct(tuple(s), np.dtype(d)) for n, (s, d) in v.items()} for k, v in forms.items()
+    }
     if meta["has_snapshots"]:
         like["snapshots"] = (shapes.trainable, shapes.state)
     found = checkpoint.load(step_dir, like)
@@ -92,16 +99,6 @@ def load(
             callback.load_state_dict({**meta["callbacks"][key], **arrays})
     snapshots = engine.pad(found["snapshots"]) if meta["has_snapshots"] else None
     return engine.pad(found["heads"]), int(meta["step"]), snapshots
-
-
-def find_last(root: Path) -> Path | None:
-    """The newest `last` folder below a run root's `version_<n>` folders, or None."""
-    versions = [p for p in (root / "hydrax_logs").glob("version_*") if p.name.removeprefix("version_").isdigit()]
-    for version in sorted(versions, key=lambda p: -int(p.name.removeprefix("version_"))):
-        last = version / "checkpoints" / "last"
-        if last.is_dir() and any(p.name.isdigit() for p in last.iterdir()):
-            return last
-    return None
 
 
 def dataset_digest(dataset: Any) -> str:
@@ -116,4 +113,9 @@ def _is_array(value: Any) -> bool:
 def _exactness() -> dict[str, Any]:
     """What bits may depend on besides the run's own settings: XLA shapes its loops by the number of cores."""
     device = jax.devices()[0]
-    return {"jaxlib": jaxlib.__version__, "backend": device.platform, "device": device.device_kind, "cores": os.cpu_count()}
+    return {
+        "jaxlib": importlib.metadata.version("jaxlib"),
+        "backend": device.platform,
+        "device": device.device_kind,
+        "cores": os.cpu_count(),
+    }

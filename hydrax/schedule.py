@@ -64,7 +64,7 @@ class Schedule:
         return step >= self.max_steps or self.is_epoch_end(step) or self.is_validation(step)
 
     def superstep(self, step: int, limit: int, due: int | None) -> int:
-        """Steps of the superstep that starts at `step`: up to the next boundary, log, or thing `due`, at most `limit`."""
+        """Steps of the superstep that starts at `step`: up to the next boundary, log or `due`, at most `limit`."""
         end = step + 1
         while end - step < limit and not (self.is_boundary(end) or end % self.log_every == 0 or end == due):
             end += 1

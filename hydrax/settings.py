@@ -67,12 +67,17 @@ class Settings:
         self._check_choice("gradient_clip_algorithm", ("norm", "value"))
         if self.precision in ("16-mixed", "16-true", 16, "16"):
             raise _error(
-                "precision", self.precision, f"one of {', '.join(PRECISIONS)}; float16 overflows without loss scaling, and a scale "
-                "shared by heads would tie them together", 'use "bf16-mixed"'
+                "precision",
+                self.precision,
+                f"one of {', '.join(PRECISIONS)}; float16 overflows without loss scaling, and a scale "
+                "shared by heads would tie them together",
+                'use "bf16-mixed"',
             )
         self._check_choice("precision", PRECISIONS)
         clip = self.gradient_clip_val
-        if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not 0 < clip < math.inf):
+        if clip is not None and (
+            isinstance(clip, bool) or not isinstance(clip, int | float) or not 0 < clip < math.inf
+        ):
             raise _error("gradient_clip_val", clip, "a number above 0, or None", "leave it out for no clipping")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise _error("seed", self.seed, "an int, 0 <= seed < 2**32", "pass for example seed=0")
@@ -95,8 +100,10 @@ class Settings:
             return max(1, int(batches_per_epoch * interval))
         if interval > batches_per_epoch and self.check_val_every_n_epoch is not None and not self.fast_dev_run:
             raise _error(
-                "val_check_interval", interval, f"at most {batches_per_epoch}, the batches of an epoch",
-                "pass check_val_every_n_epoch=None to count batches across epochs"
+                "val_check_interval",
+                interval,
+                f"at most {batches_per_epoch}, the batches of an epoch",
+                "pass check_val_every_n_epoch=None to count batches across epochs",
             )
         return interval
 
@@ -122,17 +129,29 @@ class Settings:
         value = getattr(self, name)
         is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         if not is_count and not (isinstance(value, float) and 0 < value <= 1):
-            raise _error(name, value, "an int of 1 or more (batches), or a float in (0, 1] (fraction)", f"pass {name}=1.0 for all")
+            raise _error(
+                name,
+                value,
+                "an int of 1 or more (batches), or a float in (0, 1] (fraction)",
+                f"pass {name}=1.0 for all",
+            )
 
     def _check_val_interval(self) -> None:
         value = self.val_check_interval
         is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         if not is_count and not (isinstance(value, float) and 0 < value <= 1):
-            raise _error("val_check_interval", value, "an int of 1 or more (batches), or a float in (0, 1]", "pass 1.0: once an epoch")
+            raise _error(
+                "val_check_interval",
+                value,
+                "an int of 1 or more (batches), or a float in (0, 1]",
+                "pass 1.0: once an epoch",
+            )
         if self.check_val_every_n_epoch is None and not is_count:
             raise _error(
-                "val_check_interval", value, "an int of batches, since check_val_every_n_epoch=None counts across epochs",
-                "pass an int"
+                "val_check_interval",
+                value,
+                "an int of batches, since check_val_every_n_epoch=None counts across epochs",
+                "pass an int",
             )
 
     def _check_choice(self, name: str, allowed: tuple[str, ...]) -> None:

@@ -37,8 +37,8 @@ class HeadInputs(NamedTuple):
       per_head: the `PerHead` values `[H, ...]`, by dotted name.
     """
 
-    ids: jax.Array
-    per_head: dict[str, jax.Array]
+    ids: Any
+    per_head: dict[str, Any]
 
 
 def padding_index(num_heads: int, chunk: int) -> np.ndarray:
@@ -51,7 +51,7 @@ def padding_index(num_heads: int, chunk: int) -> np.ndarray:
 
 
 def select(condition: jax.Array, new: Any, old: Any) -> Any:
-    """`new` where the condition holds, else `old`, bit for bit and in `old`'s dtypes; the condition leads, leaves may have more axes."""
+    """`new` where the condition holds, else `old` bit for bit, in `old`'s dtypes; leaves may have more axes than it."""
 
     def pick(a: jax.Array, b: jax.Array) -> jax.Array:
         a = a if a.dtype == b.dtype else a.astype(b.dtype)

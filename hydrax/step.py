@@ -42,7 +42,7 @@ class HeadProgram:
 
     Attributes:
       module: the user's module.
-      structure: what all heads' models have in common.
+      structure: what all heads' models have in common; None before `configure_model` was traced.
       callbacks: callbacks with a second tier, by key.
       precision: "32-true", "bf16-mixed", "bf16-true" or "64-true".
       clip_val: bound of the gradient of this head, or None.
@@ -51,8 +51,8 @@ class HeadProgram:
     """
 
     module: HydraModule
-    structure: Structure | None
-    callbacks: Mapping[str, Callback]
+    structure: Structure | None = None
+    callbacks: Mapping[str, Callback] = dataclasses.field(default_factory=dict)
     precision: str = "32-true"
     clip_val: float | None = None
     clip_algorithm: str = "norm"
@@ -98,7 +98,9 @@ class HeadProgram:
         """
         key = jax.random.fold_in(jax.random.fold_in(base_key, inputs.ids), step)
         if len(rows) == 1:
-            loss, logs, state, gradients = self._gradient(head.trainable, head.state, inputs, key, data, rows[0], mask[0], step)
+            loss, logs, state, gradients = self._gradient(
+                head.trainable, head.state, inputs, key, data, rows[0], mask[0], step
+            )
         else:
             loss, logs, state, gradients = self._accumulate(head, inputs, key, data, rows, mask, step)
         gradients = self._clip(gradients)
@@ -114,7 +116,9 @@ class HeadProgram:
             epoch={name: head.epoch[name].merge(_accumulator(logs[name], mask)) for name in head.epoch},
             live=head.live,
         )
-        values = {name: value.compute() if is_metric(value) else value for name, value in logs.items() if flags[name].on_step}
+        values = {
+            name: value.compute() if is_metric(value) else value for name, value in logs.items() if flags[name].on_step
+        }
         return select(head.live, new, head), values
 
     def evaluate(
@@ -147,20 +151,24 @@ class HeadProgram:
         """One head's prediction for one batch: what `predict_step` returns."""
         model = self._model(*head, train=False)
         bound, _ = bind(self.module, inputs.per_head, "predict")
-        return bound.predict_step(model, self._batch(data, rows), Context(key, mask, rows, step, inputs.ids, train=False))
+        return bound.predict_step(
+            model, self._batch(data, rows), Context(key, mask, rows, step, inputs.ids, train=False)
+        )
 
     def eval_key(self, inputs: HeadInputs, base_key: jax.Array, batch: Any) -> jax.Array:
         """The head's key for an evaluation batch."""
         return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(base_key, inputs.ids), _EVAL_KEY), batch)
 
-    def _gradient(self, trainable: Any, state: Any, inputs: Any, key: Any, data: Any, rows: Any, mask: Any, step: Any) -> Any:
+    def _gradient(
+        self, trainable: Any, state: Any, inputs: Any, key: Any, data: Any, rows: Any, mask: Any, step: Any
+    ) -> Any:
         ctx = Context(key, mask, rows, step, inputs.ids, train=True)
         run = lambda t: self._run_step("training", t, state, inputs, self._batch(data, rows), ctx)  # noqa: E731
         (loss, (logs, new_state)), gradients = jax.value_and_grad(run, has_aux=True)(trainable)
         return loss, logs, new_state, gradients
 
     def _accumulate(self, head: HeadsState, inputs: Any, key: Any, data: Any, rows: Any, mask: Any, step: Any) -> Any:
-        """Mean of loss, logs and gradient over the micro-batches that have live slots; the model's state goes through all."""
+        """Mean of loss, logs and gradient over micro-batches with live slots; the model's state goes through all."""
         live = mask.any(axis=1)
         weights = live / jnp.maximum(live.sum(), 1)
 
@@ -171,7 +179,9 @@ class HeadProgram:
             loss, logs, new_state, gradients = self._gradient(
                 head.trainable, state, inputs, micro_key, data, rows, mask, step
             )
-            total = jax.tree.map(lambda t, g: t + jnp.where(weight > 0, g * weight, 0).astype(t.dtype), total, gradients)
+            total = jax.tree.map(
+                lambda t, g: t + jnp.where(weight > 0, g * weight, 0).astype(t.dtype), total, gradients
+            )
             return (select(weight > 0, new_state, state), total), (loss, logs)
 
         zeros = jax.tree.map(jnp.zeros_like, head.trainable)
@@ -194,13 +204,18 @@ class HeadProgram:
             recorder.add(name, loss, prog_bar=True, on_step=None, on_epoch=None)
         self.logged[stage] = {n: dataclasses.replace(entry, value=None) for n, entry in recorder.logged.items()}
         logs = {n: _read_logged(n, entry.value, stage, ctx.mask) for n, entry in recorder.logged.items()}
-        new_state = _same_structure(self.structure.read_state(model), state)
+        new_state = _same_structure(self._structure.read_state(model), state)
         return (0.0 if loss is None else masked_mean(loss, ctx.mask)), (logs, new_state)
+
+    @property
+    def _structure(self) -> Structure:
+        assert self.structure is not None
+        return self.structure
 
     def _model(self, trainable: Any, state: Any, train: bool) -> Any:
         compute = jnp.bfloat16 if self.precision == "bf16-mixed" else None
-        model = self.structure.merge(_cast(trainable, compute), state)
-        self.structure.set_mode(model, train)
+        model = self._structure.merge(_cast(trainable, compute), state)
+        self._structure.set_mode(model, train)
         return model
 
     def _batch(self, data: Any, rows: jax.Array) -> Any:
@@ -218,7 +233,8 @@ class HeadProgram:
         optimizer = bind(self.module, inputs.per_head, "configure")[0].configure_optimizers()
         if not isinstance(optimizer, optax.GradientTransformation):
             raise ModuleError(
-                f"No optimiser came back: {type(self.module).__name__}.configure_optimizers. Got {type(optimizer).__name__}, "
+                f"No optimiser came back: {type(self.module).__name__}.configure_optimizers. Got "
+                f"{type(optimizer).__name__}, "
                 "expected an optax.GradientTransformation. Fix: return for example optax.adamw(1e-3)."
             )
         return optimizer
@@ -241,14 +257,16 @@ def _read_loss(output: Any, stage: str, mask: jax.Array, padding: str | None) ->
         raise ModuleError(f"A loss has no gradient: {where}. Got dtype {loss.dtype}, expected floats. {fix}")
     if loss.shape not in ((), mask.shape):
         raise ModuleError(
-            f"A loss has the wrong shape: {where}. Got {list(loss.shape)} for one head, expected [{mask.size}], one loss for "
+            f"A loss has the wrong shape: {where}. Got {list(loss.shape)} for one head, expected [{mask.size}], "
+            "one loss for "
             f"each slot. Fix: take the mean over all axes but the first."
         )
     if loss.ndim == 0 and padding:
         raise ModuleError(
-            f"A scalar loss would count padding: {where}. Got a scalar, expected [{mask.size}], since {padding}. Fix: return one "
+            f"A scalar loss would count padding: {where}. Got a scalar, expected [{mask.size}], since {padding}. "
+            "Fix: return one "
             "loss for each slot and leave the mean to Hydrax, or average with ctx.mask yourself and return "
-            'jnp.broadcast_to(loss, ctx.mask.shape).'
+            "jnp.broadcast_to(loss, ctx.mask.shape)."
         )
     return loss
 
@@ -260,18 +278,21 @@ def _read_logged(name: str, value: Any, stage: str, mask: jax.Array) -> Any:
         shape = jnp.shape(value.compute()) if not isinstance(value.compute(), Mapping) else "a dict"
         if shape != ():
             raise ModuleError(
-                f"A metric computes no scalar: {where}. Got {shape}, expected one number. Fix: log its parts one by one."
+                f"A metric computes no scalar: {where}. Got {shape}, expected one number. Fix: log its parts one "
+                "by one."
             )
         return value
     if not isinstance(value, jax.Array | np.ndarray | np.generic | float | int):
         raise ModuleError(
-            f"A logged value is no number: {where}. Got {type(value).__name__}, expected a scalar, [{mask.size}] values or a "
+            f"A logged value is no number: {where}. Got {type(value).__name__}, expected a scalar, [{mask.size}] "
+            "values or a "
             "clu.metrics.Metric. Fix: turn it into an array."
         )
     value = jnp.asarray(value)
     if value.shape not in ((), mask.shape) or not (jnp.issubdtype(value.dtype, jnp.number) or value.dtype == bool):
         raise ModuleError(
-            f"A logged value has the wrong form: {where}. Got {value.dtype}{list(value.shape)} for one head, expected a scalar or "
+            f"A logged value has the wrong form: {where}. Got {value.dtype}{list(value.shape)} for one head, "
+            "expected a scalar or "
             f"[{mask.size}] numbers, one for each slot. Fix: reduce it over all axes but the first."
         )
     return masked_mean(value, mask)
@@ -292,13 +313,17 @@ def _cast(tree: Any, dtype: Any) -> Any:
 
 def _strong(tree: Any) -> Any:
     """Arrays without weak types, which would change the loop's carry after the first step."""
-    return jax.tree.map(lambda a: a if jnp.issubdtype(jnp.result_type(a), jax.dtypes.prng_key) else jnp.asarray(a, jnp.result_type(a)), tree)
+    return jax.tree.map(
+        lambda a: a if jnp.issubdtype(jnp.result_type(a), jax.dtypes.prng_key) else jnp.asarray(a, jnp.result_type(a)),
+        tree,
+    )
 
 
 def _same_structure(new: Any, old: Any) -> Any:
-    if jax.tree.structure(new) != jax.tree.structure(old):
+    before, after = str(jax.tree.structure(old)), str(jax.tree.structure(new))
+    if before != after:
         raise ModuleError(
-            f"A step changes what the model consists of: its state. Got {jax.tree.structure(new)}, expected "
-            f"{jax.tree.structure(old)}. Fix: create all variables in configure_model."
+            f"A step changes what the model consists of: its state. Got {after}, expected {before}. "
+            f"Fix: create all variables in configure_model."
         )
     return new

@@ -12,17 +12,19 @@ import jax
 import numpy as np
 
 from hydrax import resume
-from hydrax.assembly import Training, assemble_evaluation, assemble_training
+from hydrax.assembly import Training, assemble_training
 from hydrax.callback import Callback, Event
 from hydrax.data import DataModule
 from hydrax.dispatch import Dispatcher, check_callbacks, keys
 from hydrax.errors import ArgumentError, CheckpointError
+from hydrax.evaluation import assemble_evaluation, table
 from hydrax.heads import Heads
 from hydrax.ledger import ledger, write_csv
 from hydrax.loop import FitLoop
 from hydrax.module import HydraModule, set_frozen
 from hydrax.plan import Plan
 from hydrax.result import FitResult
+from hydrax.run_folder import find_last, make_run_folder
 from hydrax.settings import Settings, refuse_unknown
 
 _log = logging.getLogger("hydrax")
@@ -34,7 +36,8 @@ class Trainer:
     Args:
       max_steps: optimiser updates of every head; this or `max_epochs` must be given, the nearer one ends the fit.
       max_epochs: epochs; one epoch is the steps in which the longest slice makes one pass.
-      limit_train_batches, limit_val_batches, limit_test_batches, limit_predict_batches: int = batches, float = fraction.
+      limit_train_batches, limit_val_batches, limit_test_batches, limit_predict_batches: int = batches, float =
+      fraction.
       fast_dev_run: True or n: n batches of each loop, no checkpoints, no logger.
       val_check_interval: validate every n batches (int) or fraction of an epoch (float).
       check_val_every_n_epoch: validate in every n-th epoch only; None counts `val_check_interval` across epochs.
@@ -92,7 +95,10 @@ class Trainer:
         self.callbacks = check_callbacks(callbacks)
         quiet = barebones or bool(fast_dev_run)
         self._wants = {"ProgressBar": enable_progress_bar and not barebones}
-        self._wants |= {"TensorBoardLogger": logger and not quiet, "ModelCheckpoint": enable_checkpointing and not quiet}
+        self._wants |= {
+            "TensorBoardLogger": logger and not quiet,
+            "ModelCheckpoint": enable_checkpointing and not quiet,
+        }
         self._root = Path(default_root_dir)
         self.module: HydraModule | None = None
         self.datamodule: DataModule | None = None
@@ -111,7 +117,8 @@ class Trainer:
         Args:
           module: what one head is.
           datamodule: the data and the slices.
-          ckpt_path: goes on from a checkpoint: a folder, "last" (the newest under the root; an error where there is none) or "auto"
+          ckpt_path: goes on from a checkpoint: a folder, "last" (the newest under the root; an error where there is
+            none) or "auto"
             ("last" if there is one, else from the start).
 
         Returns:
@@ -129,8 +136,9 @@ class Trainer:
             callbacks = keys(self.callbacks)
             training = self._training = assemble_training(self._settings, module, datamodule, callbacks)
             self.log_every_n_steps = training.schedule.log_every
-            self._make_log_dir()
-            emit = Dispatcher(self.callbacks, lambda **fields: self._event("fit", **fields))
+            quiet = self._settings.barebones or self._settings.fast_dev_run or not self.callbacks
+            self.log_dir = None if quiet else make_run_folder(self._root)
+            emit = self._dispatcher("fit")
             try:
                 emit("setup")
                 self._loop = self._make_loop(training, emit, checkpoint_path)
@@ -145,7 +153,7 @@ class Trainer:
                 raise
             finally:
                 emit("teardown")
-                training.feed.close()
+                training.close()
         self._metrics = dict(self._loop.metrics)
         self._say(f"`Trainer.fit` stopped: {self._reason(training)} reached.")
         return FitResult(self.heads, self._metrics, self._loop.live, self._loop.step, self.log_dir, self.ledger())
@@ -197,31 +205,28 @@ class Trainer:
           NumPy arrays `[H, rows, ...]`, or `[rows, ...]` with `reduce="mean"`.
         """
         if reduce not in (None, "mean"):
-            raise ArgumentError(f'No such reduction: Trainer.predict(reduce=). Got {reduce!r}, expected None or "mean". Fix: drop it.')
+            raise ArgumentError(
+                f'No such reduction: Trainer.predict(reduce=). Got {reduce!r}, expected None or "mean". Fix: drop it.'
+            )
         module, datamodule, heads = self._subject(module, datamodule, heads, ckpt_path)
         with self._stage(module, datamodule, "predict"):
-            engine, evaluation, _ = assemble_evaluation(self._settings, module, datamodule, "predict", heads.ids)
-            emit = Dispatcher(self.callbacks, lambda **fields: self._event("predict", **fields))
+            emit = self._dispatcher("predict", live=np.ones(len(heads), bool))
+            engine, evaluation, head = assemble_evaluation(self._settings, module, datamodule, "predict", heads)
             emit("on_predict_start")
-            parts, head = [], engine.pad((heads.trainable, heads.state))
-            assert evaluation.feed is not None
-            for batch in range(evaluation.num_batches):
-                rows, mask = evaluation.feed.take(batch, [1])
-                found = engine.predict(head, evaluation.data, rows[0], mask[0], self.global_step, batch)
-                live = mask[0]
-                parts.append(jax.tree.map(lambda a: np.asarray(a)[:, live] if reduce is None else np.asarray(a.mean(axis=0))[live], found))
+            found = evaluation.predict(engine, head, self.global_step, reduce)
             emit("on_predict_end")
-        return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=1 if reduce is None else 0), *parts)
+            evaluation.close()
+        return found
 
     def save_checkpoint(self, path: str | Path, keep: int | None = None) -> Path:
-        """Writes the run as it now is to `<path>/<step>/`; inside a fit, from a hook that `next_due` or an epoch's end brought.
+        """Writes the run as it now is to `<path>/<step>/`; in a fit, from a hook that `next_due` or an epoch's end brought.
 
         Args:
           path: folder of the checkpoints.
           keep: how many of the newest to keep; None keeps all.
         """
         loop, training = self._running()
-        emit = Dispatcher(self.callbacks, lambda **fields: self._event("fit", **fields))
+        emit = self._dispatcher("fit")
         emit("on_save_checkpoint")
         return resume.save(
             Path(path),
@@ -277,9 +282,9 @@ class Trainer:
     @property
     def progress_bar_metrics(self) -> Mapping[str, np.ndarray]:
         """Those of `callback_metrics` that were logged for the progress bar."""
-        names = self._running()[1].prog_bar
-        suffixed = names | {f"{name}_step" for name in names} | {f"{name}_epoch" for name in names}
-        return {name: value for name, value in self.callback_metrics.items() if name in suffixed}
+        entries = [item for stage in self._running()[1].logged.values() for item in stage.items()]
+        names = {name + suffix for name, entry in entries if entry.prog_bar for suffix in ("", "_step", "_epoch")}
+        return {name: value for name, value in self.callback_metrics.items() if name in names}
 
     @property
     def heads(self) -> Heads:
@@ -344,26 +349,31 @@ class Trainer:
             state=state,
             step=step,
             emit=emit,
-            logged=training.logged,
-            validate=None if validation is None else lambda: validation.run(engine, (loop.state.trainable, loop.state.state), loop.step),
+            logged=training.logged["training"],
+            validate=None
+            if validation is None
+            else lambda: validation.run(engine, (loop.state.trainable, loop.state.state), loop.step),
             snapshots=snapshots,
         )
         return loop
 
     def _evaluate(self, stage: str, module: Any, datamodule: Any, heads: Any, ckpt_path: Any) -> dict[str, np.ndarray]:
         module, datamodule, heads = self._subject(module, datamodule, heads, ckpt_path)
-        word = {"val": "validation", "test": "test"}[stage]
-        with self._stage(module, datamodule, {"val": "validate", "test": "test"}[stage]):
-            engine, evaluation, _ = assemble_evaluation(self._settings, module, datamodule, stage, heads.ids)
-            emit = Dispatcher(self.callbacks, lambda **fields: self._event(word, live=np.ones(len(heads), bool), **fields))
-            emit(f"on_{word}_start")
-            found = evaluation.run(engine, engine.pad((heads.trainable, heads.state)), self.global_step)
-            emit(f"on_{word}_end", metrics=found)
+        verb, hook = {"val": ("validate", "validation"), "test": ("test", "test")}[stage]
+        with self._stage(module, datamodule, verb):
+            emit = self._dispatcher(verb, live=np.ones(len(heads), bool))
+            engine, evaluation, head = assemble_evaluation(self._settings, module, datamodule, stage, heads)
+            emit(f"on_{hook}_start")
+            found = evaluation.run(engine, head, self.global_step)
+            emit(f"on_{hook}_end", metrics=found)
+            evaluation.close()
         if not self._settings.barebones:
-            print(_table(found, heads.ids))
+            print(table(found, heads.ids))
         return found
 
-    def _subject(self, module: Any, datamodule: Any, heads: Any, ckpt_path: Any) -> tuple[HydraModule, DataModule, Heads]:
+    def _subject(
+        self, module: Any, datamodule: Any, heads: Any, ckpt_path: Any
+    ) -> tuple[HydraModule, DataModule, Heads]:
         """What to evaluate: what is given, else what the last fit left."""
         module, datamodule = module or self.module, datamodule or self.datamodule
         _check_types(module, datamodule)
@@ -371,7 +381,8 @@ class Trainer:
             heads = Heads.load(self._find_checkpoint(ckpt_path) or ckpt_path, module)
         if heads is None and self._loop is None:
             raise ArgumentError(
-                "There are no heads to evaluate: Trainer. Got no fit before, no heads= and no ckpt_path=, expected one of them. "
+                "There are no heads to evaluate: Trainer. Got no fit before, no heads= and no ckpt_path=, "
+                "expected one of them. "
                 "Fix: fit first, or pass heads=Heads.load(path, module)."
             )
         return module, datamodule, self.heads if heads is None else heads
@@ -383,10 +394,11 @@ class Trainer:
         if ckpt_path == "best":
             found = getattr(saver, "best_model_path", None)
         else:
-            found = getattr(saver, "last_model_path", None) or resume.find_last(self._root)
+            found = getattr(saver, "last_model_path", None) or find_last(self._root)
         if not found and ckpt_path != "auto":
             raise CheckpointError(
-                f"There is no checkpoint: ckpt_path={ckpt_path!r}. Got none below {self._root / 'hydrax_logs'}, expected one written by "
+                f"There is no checkpoint: ckpt_path={ckpt_path!r}. Got none below {self._root / 'hydrax_logs'}, "
+                "expected one written by "
                 'ModelCheckpoint. Fix: pass its path, or ckpt_path="auto" to start afresh where there is none.'
             )
         return Path(found) if found else None
@@ -399,21 +411,6 @@ class Trainer:
         for kind in (ProgressBar, TensorBoardLogger, ModelCheckpoint):
             if self._wants[kind.__name__] and not any(isinstance(callback, kind) for callback in self.callbacks):
                 self.callbacks.append(kind())
-
-    def _make_log_dir(self) -> None:
-        """`<root>/hydrax_logs/version_<n>/` for callbacks that write; a run that resumes gets a folder of its own too."""
-        if self._settings.barebones or self._settings.fast_dev_run or not self.callbacks:
-            self.log_dir = None
-            return
-        logs = self._root / "hydrax_logs"
-        logs.mkdir(parents=True, exist_ok=True)
-        number = max((int(p.name[8:]) for p in logs.glob("version_*") if p.name[8:].isdigit()), default=-1) + 1
-        while True:
-            with contextlib.suppress(FileExistsError):
-                self.log_dir = logs / f"version_{number}"
-                self.log_dir.mkdir()
-                return
-            number += 1
 
     @contextlib.contextmanager
     def _stage(self, module: HydraModule, datamodule: DataModule, stage: str) -> Iterator[None]:
@@ -430,6 +427,9 @@ class Trainer:
             stack.callback(set_frozen, module, False)
             yield
 
+    def _dispatcher(self, stage: str, **fixed: Any) -> Dispatcher:
+        return Dispatcher(self.callbacks, lambda **fields: self._event(stage, **fixed, **fields))
+
     def _event(self, stage: str, **fields: Any) -> Event:
         live = np.ones(self.num_heads, bool) if self._loop is None else self._loop.live
         return Event(self, stage, **{"step": self.global_step, "epoch": self.current_epoch, "live": live, **fields})
@@ -441,7 +441,10 @@ class Trainer:
 
     def _running(self) -> tuple[FitLoop, Training]:
         if self._loop is None or self._training is None:
-            raise ArgumentError("There is no run: Trainer. Got a request for its state before any fit, expected one after. Fix: call fit first.")
+            raise ArgumentError(
+                "There is no run: Trainer. Got a request for its state before any fit, expected one after. Fix: "
+                "call fit first."
+            )
         return self._loop, self._training
 
     def _reason(self, training: Training) -> str:
@@ -466,14 +469,3 @@ def _check_types(module: Any, datamodule: Any) -> None:
                 f"An argument has the wrong type: {name}. Got {got}, expected an instance of hydrax.{kind.__name__}. "
                 f"Fix: pass an object whose class derives from hydrax.{kind.__name__}."
             )
-
-
-def _table(metrics: Mapping[str, np.ndarray], ids: np.ndarray) -> str:
-    """Mean, spread and the three worst heads of each metric: never H columns."""
-    lines = [f"{'metric':<24}{'mean':>10}{'std':>10}{'min':>10}{'max':>10}   worst heads"]
-    for name, value in metrics.items():
-        # Of an accuracy the least is worst, of a loss the most; a head without a finite value is worse than any.
-        badness = np.where(np.isfinite(value), -value if "acc" in name else value, np.inf)
-        worst = ", ".join(str(head) for head in ids[np.argsort(-badness, kind="stable")[:3]])
-        lines.append(f"{name:<24}{value.mean():>10.4g}{value.std():>10.4g}{value.min():>10.4g}{value.max():>10.4g}   {worst}")
-    return "\n".join(lines)

@@ -1,0 +1,33 @@
+"""Where runs write: `<root>/hydrax_logs/version_<n>/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PREFIX = "version_"
+
+
+def make_run_folder(root: Path) -> Path:
+    """Makes the next `version_<n>` folder; two processes never get the same one."""
+    number = max(_versions(root), default=-1) + 1
+    while True:
+        folder = root / "hydrax_logs" / f"{_PREFIX}{number}"
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def find_last(root: Path) -> Path | None:
+    """The newest `checkpoints/last` folder that holds a checkpoint, or None."""
+    for number in sorted(_versions(root), reverse=True):
+        last = root / "hydrax_logs" / f"{_PREFIX}{number}" / "checkpoints" / "last"
+        if last.is_dir() and any(p.name.isdigit() for p in last.iterdir()):
+            return last
+    return None
+
+
+def _versions(root: Path) -> list[int]:
+    names = [p.name.removeprefix(_PREFIX) for p in (root / "hydrax_logs").glob(f"{_PREFIX}*")]
+    return [int(name) for name in names if name.isdigit()]
