@@ -5,7 +5,6 @@ data, and each sees only the rows of its own slice. `make demo` runs it.
 """
 
 import argparse
-import importlib.util
 import os
 import sys
 import time
@@ -65,19 +64,15 @@ class DigitClassifier(hx.HydraModule):
 # 3. The data, and the rows of each head: the first n of the order that its seed shuffles.
 def make_data(num_lengths: int, num_seeds: int) -> ArrayDataModule:
     images, digits = load_digits(return_X_y=True)
-    dataset = {"image": (images / 16).astype(np.float32), "digit": digits}  # pixels of 0..16 become 0..1
-
+    images = (images / 16).astype(np.float32)  # pixels of 0..16 become 0..1
     train_and_val, test = train_test_split(np.arange(len(digits)), test_size=360, stratify=digits, random_state=0)
     train, val = train_test_split(train_and_val, test_size=180, stratify=digits[train_and_val], random_state=0)
-    parts = {
-        name: {key: column[rows] for key, column in dataset.items()}
-        for name, rows in {"train": train, "val": val, "test": test}.items()
-    }
+    parts = [{"image": images[rows], "digit": digits[rows]} for rows in (train, val, test)]
 
     lengths = np.unique(np.geomspace(1, len(train), num_lengths).round().astype(int))
     seeds = np.tile(np.arange(num_seeds), len(lengths))
     slices = hx.Slices.prefix(np.repeat(lengths, num_seeds), num_rows=len(train), seed=seeds)
-    return ArrayDataModule(**parts, slices=slices, batch_size=32, eval_batch_size=180)
+    return ArrayDataModule(parts[0], val=parts[1], test=parts[2], slices=slices, batch_size=32, eval_batch_size=180)
 
 
 # 4. From one score for each head to one line for each slice length.
@@ -93,13 +88,12 @@ def summarise(lengths: np.ndarray, scores: dict[str, np.ndarray]) -> np.ndarray:
 def draw(curve: np.ndarray, path: Path) -> None:
     lengths, heads, *numbers = curve.T
     figure = Figure(figsize=(11, 4.5), layout="constrained")
-    panels = zip(
-        figure.subplots(1, 2), ("accuracy", "loss"), ("linear", "log"), numbers[::2], numbers[1::2], strict=True
-    )
-    for axes, name, yscale, mean, std in panels:
+    panels = (("test accuracy", "linear", *numbers[:2]), ("test loss (nats)", "log", *numbers[2:]))
+    for axes, (label, yscale, mean, std) in zip(figure.subplots(1, 2), panels, strict=True):
         axes.fill_between(lengths, mean - std, mean + std, alpha=0.25, label="± 1 standard deviation")
         axes.plot(lengths, mean, "o-", markersize=4, label=f"mean of {heads[0]:.0f} seeds")
-        axes.set(xscale="log", yscale=yscale, xlabel="rows to learn from", ylabel=f"test {name}")
+        axes.set(xscale="log", yscale=yscale, xlabel="rows to learn from", ylabel=label)
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.3)
         axes.legend()
     figure.suptitle("Learning curve of an MLP (64-64-10) on scikit-learn's digits")
@@ -134,13 +128,9 @@ def main() -> None:
     print(f"\n{len(result.heads)} heads of {result.step} steps took {time.perf_counter() - start:.0f} s. Written:")
     print(f"  {out}/learning_curve.png and .csv: the curve")
     print(f"  {out}/heads.csv: every head with its recipe, seed, length, score (test accuracy) and status")
-    print(f"  {result.log_dir}: events for TensorBoard, which")
+    print(f"  {result.log_dir}: events for TensorBoard. To see them (the first command once):")
+    print(f"    {python} -m pip install tensorboard")
     print(f"    {python} -m tensorboard.main --logdir {result.log_dir}")
-    missing = importlib.util.find_spec("tensorboard") is None
-    print(
-        "  shows"
-        + (f", once `{python} -m pip install -c constraints.txt tensorboard` has installed it." if missing else ".")
-    )
 
 
 if __name__ == "__main__":

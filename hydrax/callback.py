@@ -69,7 +69,7 @@ class Event:
     Attributes:
       trainer: the run's Trainer; `TrainerView` lists what a callback may use of it.
       stage: "fit", "validate", "test" or "predict".
-      step: optimiser updates done so far.
+      step: optimiser updates done so far; in `on_train_steps_end` those of its own last row, whatever runs by then.
       epoch: epochs finished so far; inside an epoch, its number.
       metrics: float32[K, H] by name in `on_train_steps_end`, one row for each step of the superstep;
         float32[H] by name in `on_train_batch_end`, `on_validation_end`, `on_test_end` and `on_train_epoch_end`; empty

@@ -34,19 +34,14 @@ def save(root: Path, step: int, tree: Any, meta: Mapping[str, Any], keep: int | 
     leaves = {name: _describe(name, leaf, arrays[name]) for name, leaf in named_leaves(tree).items()}
     # Orbax cannot write arrays without elements; their shape says all there is.
     filled = {name: array for name, array in arrays.items() if array.size}
-    ocp = _orbax()
-    root.mkdir(parents=True, exist_ok=True)
-    with _manager(root, keep) as manager:
-        if step not in manager.all_steps():
-            manager.save(
-                step,
-                args=ocp.args.Composite(
-                    arrays=ocp.args.PyTreeSave(filled),
-                    meta=ocp.args.JsonSave({**meta, "format": FORMAT, "leaves": leaves}),
-                ),
-                force=True,
-            )
-            manager.wait_until_finished()
+    items = {"arrays": filled, "meta": {**meta, "format": FORMAT, "leaves": leaves}}
+    try:
+        _write(root, step, items, keep)
+    except Exception as error:  # Orbax reports a full disk as ValueError
+        raise CheckpointError(
+            f"A checkpoint cannot be written: {root / str(step)}. Got {type(error).__name__}: {str(error)[:200]}, "
+            "expected room and permission to write. Fix: free some, or choose another folder."
+        ) from error
     return root / str(step)
 
 
@@ -130,6 +125,18 @@ def check_same(path: Path, saved: Mapping[str, Any], present: Mapping[str, Any])
                 f"{value!r} as here. "
                 f"Fix: resume with the {name} it was written with, or start afresh without ckpt_path."
             )
+
+
+def _write(root: Path, step: int, items: Mapping[str, Any], keep: int | None) -> None:
+    ocp = _orbax()
+    root.mkdir(parents=True, exist_ok=True)
+    with _manager(root, keep) as manager:
+        if step not in manager.all_steps():
+            args = ocp.args.Composite(
+                arrays=ocp.args.PyTreeSave(items["arrays"]), meta=ocp.args.JsonSave(items["meta"])
+            )
+            manager.save(step, args=args, force=True)
+            manager.wait_until_finished()
 
 
 def _read_arrays(path: Path, names: list[str]) -> dict[str, np.ndarray]:

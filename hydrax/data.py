@@ -35,7 +35,7 @@ class DataModule:
 
     batch_size: int = 32
     eval_batch_size: int | None = None
-    small_slices: rotation.SmallSlices = "mask"
+    small_slices: str = "mask"
     check_finite: str = "warn"
 
     def prepare_data(self) -> None:
@@ -112,7 +112,7 @@ class DataModule:
 class _Rotation:
     """Grain source of training index batches; random access, so a resumed run needs the batch number only."""
 
-    def __init__(self, slices: Slices, batch_size: int, seed: int, small_slices: rotation.SmallSlices) -> None:
+    def __init__(self, slices: Slices, batch_size: int, seed: int, small_slices: str) -> None:
         self._slices, self._batch_size, self._seed, self._small_slices = slices, batch_size, seed, small_slices
 
     def __len__(self) -> int:
@@ -120,7 +120,11 @@ class _Rotation:
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         rows, mask = rotation.index_batch(
-            self._slices, step, batch_size=self._batch_size, seed=self._seed, small_slices=self._small_slices
+            self._slices,
+            step,
+            batch_size=self._batch_size,
+            seed=self._seed,
+            small_slices=self._small_slices,  # type: ignore[arg-type]
         )
         return {"step": step, "rows": rows, "mask": mask}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -57,7 +57,7 @@ class FitLoop:
         state: HeadsState,
         step: int,
         emit: Dispatcher,
-        logged: dict[str, Logged],
+        logged: Mapping[str, Logged],
         validate: Callable[[], dict[str, np.ndarray]] | None,
         snapshots: Any = None,
     ) -> None:

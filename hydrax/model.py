@@ -51,7 +51,7 @@ def split(model: Any) -> Parts:
     """
     if isinstance(model, nnx.Module):
         # Intermediates are what one call sowed, not state that the next one needs.
-        graphdef, params, _, rest = nnx.split(model, nnx.Param, nnx.Intermediate, ...)
+        graphdef, params, _, rest = nnx.split(model, nnx.Param, nnx.Intermediate, ...)  # type: ignore[misc]
         return Parts(nnx.to_pure_dict(params), nnx.to_pure_dict(rest), NnxStructure(graphdef))
     if isinstance(model, Mapping) and "params" in model:
         state = {name: value for name, value in model.items() if name != "params"}

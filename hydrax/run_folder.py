@@ -19,10 +19,16 @@ def make_run_folder(root: Path) -> Path:
             number += 1
 
 
-def find_last(root: Path) -> Path | None:
-    """The newest `checkpoints/last` folder that holds a checkpoint, or None."""
-    for number in sorted(_versions(root), reverse=True):
-        last = root / "hydrax_logs" / f"{_PREFIX}{number}" / "checkpoints" / "last"
+def find_last(root: Path, folder: Path | None = None) -> Path | None:
+    """The newest `last` folder that holds a checkpoint, or None.
+
+    Args:
+      root: where runs write.
+      folder: where checkpoints go instead, if the user chose a folder.
+    """
+    versions = sorted(_versions(root), reverse=True)
+    folders = [root / "hydrax_logs" / f"{_PREFIX}{number}" / "checkpoints" for number in versions]
+    for last in ((f / "last") for f in ([folder] if folder else folders)):
         if last.is_dir() and any(p.name.isdigit() for p in last.iterdir()):
             return last
     return None

@@ -144,12 +144,12 @@ class HeadProgram:
           Others as in `train`.
         """
         batch, ctx = self._batch(data, rows), Context(key, mask, rows, step, inputs.ids, train)
-        _, (logs, _) = self._run_step(stage, *head, inputs, batch, ctx)
+        _, (logs, _) = self._run_step(stage, head[0], head[1], inputs, batch, ctx)
         return {name: _accumulator(value, mask) for name, value in logs.items()}
 
     def predict(self, head: Any, inputs: HeadInputs, key: jax.Array, data: Any, rows: Any, mask: Any, step: Any) -> Any:
         """One head's prediction for one batch: what `predict_step` returns."""
-        model = self._model(*head, train=False)
+        model = self._model(head[0], head[1], train=False)
         bound, _ = bind(self.module, inputs.per_head, "predict")
         return bound.predict_step(
             model, self._batch(data, rows), Context(key, mask, rows, step, inputs.ids, train=False)

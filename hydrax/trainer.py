@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,17 @@ from hydrax.dispatch import Dispatcher, check_callbacks, keys
 from hydrax.errors import ArgumentError, CheckpointError
 from hydrax.evaluation import assemble_evaluation, table
 from hydrax.heads import Heads
-from hydrax.ledger import ledger, write_csv
 from hydrax.loop import FitLoop
 from hydrax.module import HydraModule, set_frozen
-from hydrax.plan import Plan
 from hydrax.result import FitResult
 from hydrax.run_folder import find_last, make_run_folder
+from hydrax.run_view import RunView
 from hydrax.settings import Settings, refuse_unknown
 
 _log = logging.getLogger("hydrax")
 
 
-class Trainer:
+class Trainer(RunView):
     """Trains, validates, tests and predicts with all heads of a module at once. Keyword arguments only.
 
     Args:
@@ -92,7 +91,6 @@ class Trainer:
         refuse_unknown(unknown, list(given))
         own = ("callbacks", "logger", "enable_checkpointing", "enable_progress_bar", "default_root_dir")
         self._settings = Settings(**{name: value for name, value in given.items() if name not in own})
-        self.callbacks = check_callbacks(callbacks)
         quiet = barebones or bool(fast_dev_run)
         self._wants = {"ProgressBar": enable_progress_bar and not barebones}
         self._wants |= {
@@ -100,14 +98,7 @@ class Trainer:
             "ModelCheckpoint": enable_checkpointing and not quiet,
         }
         self._root = Path(default_root_dir)
-        self.module: HydraModule | None = None
-        self.datamodule: DataModule | None = None
-        self.log_dir: Path | None = None
-        self.log_every_n_steps = log_every_n_steps
-        self._training: Training | None = None
-        self._loop: FitLoop | None = None
-        self._heads: Heads | None = None
-        self._metrics: dict[str, np.ndarray] = {}
+        super().__init__(check_callbacks(callbacks), log_every_n_steps)
 
     # What a user calls.
 
@@ -118,8 +109,7 @@ class Trainer:
           module: what one head is.
           datamodule: the data and the slices.
           ckpt_path: goes on from a checkpoint: a folder, "last" (the newest under the root; an error where there is
-            none) or "auto"
-            ("last" if there is one, else from the start).
+            none) or "auto" ("last" if there is one, else from the start).
 
         Returns:
           The trained heads, their metrics and their ledger.
@@ -129,7 +119,7 @@ class Trainer:
         """
         _check_types(module, datamodule)
         self.module, self.datamodule = module, datamodule
-        self._loop = self._heads = self._training = None
+        self._loop = self._training = None
         checkpoint_path = self._find_checkpoint(ckpt_path)
         with self._stage(module, datamodule, "fit"):
             self._add_defaults()
@@ -138,6 +128,7 @@ class Trainer:
             self.log_every_n_steps = training.schedule.log_every
             quiet = self._settings.barebones or self._settings.fast_dev_run or not self.callbacks
             self.log_dir = None if quiet else make_run_folder(self._root)
+            self._say(f"{len(training.slices)} heads, {training.plan}, log_dir={self.log_dir}")
             emit = self._dispatcher("fit")
             try:
                 emit("setup")
@@ -146,7 +137,6 @@ class Trainer:
                     emit("on_load_checkpoint")
                 emit("on_fit_start")
                 self._loop.run()
-                self._heads = None
                 emit("on_fit_end")
             except BaseException as error:
                 emit("on_exception", error=error)
@@ -154,9 +144,8 @@ class Trainer:
             finally:
                 emit("teardown")
                 training.close()
-        self._metrics = dict(self._loop.metrics)
         self._say(f"`Trainer.fit` stopped: {self._reason(training)} reached.")
-        return FitResult(self.heads, self._metrics, self._loop.live, self._loop.step, self.log_dir, self.ledger())
+        return FitResult(self.heads, self._loop.metrics, self._loop.live, self._loop.step, self.log_dir, self.ledger())
 
     def validate(
         self,
@@ -212,14 +201,18 @@ class Trainer:
         with self._stage(module, datamodule, "predict"):
             emit = self._dispatcher("predict", live=np.ones(len(heads), bool))
             engine, evaluation, head = assemble_evaluation(self._settings, module, datamodule, "predict", heads)
+            emit("setup")
             emit("on_predict_start")
             found = evaluation.predict(engine, head, self.global_step, reduce)
             emit("on_predict_end")
+            emit("teardown")
             evaluation.close()
         return found
 
     def save_checkpoint(self, path: str | Path, keep: int | None = None) -> Path:
-        """Writes the run as it now is to `<path>/<step>/`; in a fit, from a hook that `next_due` or an epoch's end brought.
+        """Writes the run as it now is to `<path>/<step>/`.
+
+        In a fit, call it from a hook that hears the heads as they are: `next_due`, validation, an epoch's end.
 
         Args:
           path: folder of the checkpoints.
@@ -239,96 +232,6 @@ class Trainer:
             meta={"ids": training.slices.ids.tolist(), "precision": self._settings.precision},
             keep=keep,
         )
-
-    # What a callback may read besides: `callback.TrainerView`.
-
-    @property
-    def num_heads(self) -> int:
-        """H."""
-        return 0 if self._training is None else len(self._training.slices)
-
-    @property
-    def global_step(self) -> int:
-        """Optimiser updates dispatched."""
-        return 0 if self._loop is None else self._loop.step
-
-    @property
-    def current_epoch(self) -> int:
-        """Epochs finished."""
-        return 0 if self._training is None else self._training.schedule.epoch(self.global_step)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser updates of an epoch."""
-        return self._running()[1].schedule.steps_per_epoch
-
-    @property
-    def estimated_stepping_batches(self) -> int:
-        """Optimiser updates of the whole fit."""
-        return self._running()[1].schedule.max_steps
-
-    @property
-    def plan(self) -> Plan:
-        """How the run is laid out."""
-        return self._running()[1].plan
-
-    @property
-    def metrics(self) -> Mapping[str, np.ndarray]:
-        """The latest value of everything logged, float[H] by name."""
-        return self._metrics if self._loop is None else self._loop.metrics
-
-    callback_metrics = metrics
-
-    @property
-    def progress_bar_metrics(self) -> Mapping[str, np.ndarray]:
-        """Those of `callback_metrics` that were logged for the progress bar."""
-        entries = [item for stage in self._running()[1].logged.values() for item in stage.items()]
-        names = {name + suffix for name, entry in entries if entry.prog_bar for suffix in ("", "_step", "_epoch")}
-        return {name: value for name, value in self.callback_metrics.items() if name in names}
-
-    @property
-    def heads(self) -> Heads:
-        """The heads as they now are."""
-        if self._heads is None or self._loop is not None:
-            loop, training = self._running()
-            trainable, state = training.engine.unpad((loop.state.trainable, loop.state.state))
-            return self._as_heads(trainable, state)
-        return self._heads
-
-    @property
-    def snapshots(self) -> Heads | None:
-        """The heads that `Control.snapshot` kept, or None."""
-        loop, training = self._running()
-        return None if loop.snapshots is None else self._as_heads(*training.engine.unpad(loop.snapshots))
-
-    @property
-    def checkpoint_callback(self) -> Any:
-        """The first callback that saves, or None."""
-        return next((callback for callback in self.callbacks if callback.is_checkpoint), None)
-
-    def callback_state(self, callback: Callback) -> Any:
-        """State of a callback's second tier, NumPy leaves `[H, ...]`."""
-        loop, training = self._running()
-        key = next(key for key, known in keys(self.callbacks).items() if known is callback)
-        return jax.tree.map(np.asarray, training.engine.unpad(loop.state.callbacks[key]))
-
-    def ledger(self, monitor: str | None = None, scores: np.ndarray | None = None) -> list[dict[str, Any]]:
-        """One dict a head: head, recipe, seed, length, score, status, `PerHead` values.
-
-        Args:
-          monitor: the metric whose latest value is the score where no scores are given; None: `val_loss`.
-          scores: float[H].
-        """
-        loop, training = self._running()
-        leaves = jax.tree.leaves(training.engine.unpad(loop.state.trainable))
-        finite = np.all([np.isfinite(np.asarray(a)).reshape(len(a), -1).all(axis=1) for a in leaves], axis=0)
-        scores = self.callback_metrics.get(monitor or "val_loss") if scores is None else scores
-        assert self.module is not None
-        return ledger(training.slices, self.module, score=scores, live=loop.live, finite=finite)
-
-    def save_ledger(self, path: str | Path, monitor: str | None = None, scores: np.ndarray | None = None) -> None:
-        """Writes the ledger as CSV, whole or not at all."""
-        write_csv(Path(path), self.ledger(monitor, scores))
 
     # How a run is laid out.
 
@@ -363,9 +266,11 @@ class Trainer:
         with self._stage(module, datamodule, verb):
             emit = self._dispatcher(verb, live=np.ones(len(heads), bool))
             engine, evaluation, head = assemble_evaluation(self._settings, module, datamodule, stage, heads)
+            emit("setup")
             emit(f"on_{hook}_start")
             found = evaluation.run(engine, head, self.global_step)
             emit(f"on_{hook}_end", metrics=found)
+            emit("teardown")
             evaluation.close()
         if not self._settings.barebones:
             print(table(found, heads.ids))
@@ -381,9 +286,8 @@ class Trainer:
             heads = Heads.load(self._find_checkpoint(ckpt_path) or ckpt_path, module)
         if heads is None and self._loop is None:
             raise ArgumentError(
-                "There are no heads to evaluate: Trainer. Got no fit before, no heads= and no ckpt_path=, "
-                "expected one of them. "
-                "Fix: fit first, or pass heads=Heads.load(path, module)."
+                "There are no heads to evaluate: Trainer. Got no fit before, no heads= and no ckpt_path=, expected one of "
+                "them. Fix: fit first, or pass heads=Heads.load(path, module)."
             )
         return module, datamodule, self.heads if heads is None else heads
 
@@ -394,12 +298,12 @@ class Trainer:
         if ckpt_path == "best":
             found = getattr(saver, "best_model_path", None)
         else:
-            found = getattr(saver, "last_model_path", None) or find_last(self._root)
+            folder = getattr(saver, "dirpath", None)
+            found = getattr(saver, "last_model_path", None) or find_last(self._root, folder and Path(folder))
         if not found and ckpt_path != "auto":
             raise CheckpointError(
-                f"There is no checkpoint: ckpt_path={ckpt_path!r}. Got none below {self._root / 'hydrax_logs'}, "
-                "expected one written by "
-                'ModelCheckpoint. Fix: pass its path, or ckpt_path="auto" to start afresh where there is none.'
+                f"There is no checkpoint: ckpt_path={ckpt_path!r}. Got none below {self._root / 'hydrax_logs'}, expected "
+                'one of ModelCheckpoint. Fix: pass its path, or ckpt_path="auto" to start afresh where there is none.'
             )
         return Path(found) if found else None
 
@@ -434,31 +338,23 @@ class Trainer:
         live = np.ones(self.num_heads, bool) if self._loop is None else self._loop.live
         return Event(self, stage, **{"step": self.global_step, "epoch": self.current_epoch, "live": live, **fields})
 
-    def _as_heads(self, trainable: Any, state: Any) -> Heads:
-        training = self._running()[1]
-        assert training.engine.structure is not None
-        return Heads(trainable, state, training.engine.structure, training.slices.ids)
-
-    def _running(self) -> tuple[FitLoop, Training]:
-        if self._loop is None or self._training is None:
-            raise ArgumentError(
-                "There is no run: Trainer. Got a request for its state before any fit, expected one after. Fix: "
-                "call fit first."
-            )
-        return self._loop, self._training
-
     def _reason(self, training: Training) -> str:
-        settings, assert_loop = self._settings, self._running()[0]
-        if not assert_loop.live.any():
-            return "the stop of all heads was"
+        settings = self._settings
+        if not self._running()[0].live.any():
+            return "the stop of all heads"
         if settings.fast_dev_run:
-            return f"`fast_dev_run={settings.fast_dev_run}` was"
+            return f"`fast_dev_run={settings.fast_dev_run}`"
         by_steps = settings.max_steps is not None and training.schedule.max_steps == settings.max_steps
         return f"`max_steps={settings.max_steps}`" if by_steps else f"`max_epochs={settings.max_epochs}`"
 
     def _say(self, line: str) -> None:
-        if not self._settings.barebones:
-            _log.info(line)
+        if self._settings.barebones:
+            return
+        if _log.level == logging.NOTSET:  # else the user has decided
+            _log.setLevel(logging.INFO)
+        if not _log.hasHandlers():
+            _log.addHandler(logging.StreamHandler())
+        _log.info(line)
 
 
 def _check_types(module: Any, datamodule: Any) -> None:

@@ -1,0 +1,140 @@
+"""RunView: what a callback, and a user after a fit, may read of the Trainer's run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from hydrax.assembly import Training
+from hydrax.callback import Callback
+from hydrax.data import DataModule
+from hydrax.dispatch import keys
+from hydrax.errors import ArgumentError
+from hydrax.heads import Heads
+from hydrax.ledger import ledger, write_csv
+from hydrax.loop import FitLoop
+from hydrax.module import HydraModule
+from hydrax.plan import Plan
+
+
+class RunView:
+    """The present run, or the last one; `callback.TrainerView` is the part of it that callbacks may use.
+
+    Attributes:
+      module: what one head is.
+      datamodule: the data.
+      callbacks: the user's, and the defaults once a fit has started.
+      log_dir: the run's folder, or None where nothing is written.
+      log_every_n_steps: steps between logs.
+    """
+
+    def __init__(self, callbacks: list[Callback], log_every_n_steps: int) -> None:
+        self.module: HydraModule | None = None
+        self.datamodule: DataModule | None = None
+        self.callbacks = callbacks
+        self.log_dir: Path | None = None
+        self.log_every_n_steps = log_every_n_steps
+        self._training: Training | None = None
+        self._loop: FitLoop | None = None
+
+    @property
+    def num_heads(self) -> int:
+        """H."""
+        return 0 if self._training is None else len(self._training.slices)
+
+    @property
+    def global_step(self) -> int:
+        """Optimiser updates dispatched."""
+        return 0 if self._loop is None else self._loop.step
+
+    @property
+    def current_epoch(self) -> int:
+        """Epochs finished."""
+        return 0 if self._training is None else self._training.schedule.epoch(self.global_step)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser updates of an epoch."""
+        return self._running()[1].schedule.steps_per_epoch
+
+    @property
+    def estimated_stepping_batches(self) -> int:
+        """Optimiser updates of the whole fit."""
+        return self._running()[1].schedule.max_steps
+
+    @property
+    def plan(self) -> Plan:
+        """How the run is laid out."""
+        return self._running()[1].plan
+
+    @property
+    def metrics(self) -> Mapping[str, np.ndarray]:
+        """The latest value of everything logged, float[H] by name."""
+        return {} if self._loop is None else self._loop.metrics
+
+    callback_metrics = metrics
+
+    @property
+    def progress_bar_metrics(self) -> Mapping[str, np.ndarray]:
+        """Those of `callback_metrics` that were logged for the progress bar."""
+        entries = [item for stage in self._running()[1].logged.values() for item in stage.items()]
+        names = {name + suffix for name, entry in entries if entry.prog_bar for suffix in ("", "_step", "_epoch")}
+        return {name: value for name, value in self.callback_metrics.items() if name in names}
+
+    @property
+    def heads(self) -> Heads:
+        """The heads as they now are."""
+        loop, training = self._running()
+        return self._as_heads(*training.engine.unpad((loop.state.trainable, loop.state.state)))
+
+    @property
+    def snapshots(self) -> Heads | None:
+        """The heads that `Control.snapshot` kept, or None."""
+        loop, training = self._running()
+        return None if loop.snapshots is None else self._as_heads(*training.engine.unpad(loop.snapshots))
+
+    @property
+    def checkpoint_callback(self) -> Any:
+        """The first callback that saves, or None."""
+        return next((callback for callback in self.callbacks if callback.is_checkpoint), None)
+
+    def callback_state(self, callback: Callback) -> Any:
+        """State of a callback's second tier, NumPy leaves `[H, ...]`."""
+        loop, training = self._running()
+        key = next(key for key, known in keys(self.callbacks).items() if known is callback)
+        return jax.tree.map(np.asarray, training.engine.unpad(loop.state.callbacks[key]))
+
+    def ledger(self, monitor: str | None = None, scores: np.ndarray | None = None) -> list[dict[str, Any]]:
+        """One dict a head: head, recipe, seed, length, score, status, `PerHead` values.
+
+        Args:
+          monitor: the metric whose latest value is the score where no scores are given; None: `val_loss`.
+          scores: float[H].
+        """
+        loop, training = self._running()
+        leaves = jax.tree.leaves(training.engine.unpad(loop.state.trainable))
+        finite = np.all([np.isfinite(np.asarray(a)).reshape(len(a), -1).all(axis=1) for a in leaves], axis=0)
+        scores = self.callback_metrics.get(monitor or "val_loss") if scores is None else scores
+        assert self.module is not None
+        return ledger(training.slices, self.module, score=scores, live=loop.live, finite=finite)
+
+    def save_ledger(self, path: str | Path, monitor: str | None = None, scores: np.ndarray | None = None) -> None:
+        """Writes the ledger as CSV, whole or not at all."""
+        write_csv(Path(path), self.ledger(monitor, scores))
+
+    def _as_heads(self, trainable: Any, state: Any) -> Heads:
+        training = self._running()[1]
+        assert training.engine.structure is not None
+        return Heads(trainable, state, training.engine.structure, training.slices.ids)
+
+    def _running(self) -> tuple[FitLoop, Training]:
+        if self._loop is None or self._training is None:
+            raise ArgumentError(
+                "There is no run: Trainer. Got a request for its state before any fit, expected one after. Fix: "
+                "call fit first."
+            )
+        return self._loop, self._training
