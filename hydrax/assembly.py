@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grain
@@ -39,7 +40,7 @@ class Training:
       data: the training dataset on the device.
       validation: the validation set, or None.
       logged: what the steps log, by stage and name.
-      fingerprint: what a checkpoint must share with this run.
+      fingerprint: gives what a checkpoint must share with this run.
     """
 
     slices: Slices
@@ -50,7 +51,7 @@ class Training:
     data: Any
     validation: Evaluation | None
     logged: Mapping[str, Mapping[str, Logged]]
-    fingerprint: Mapping[str, Any]
+    fingerprint: Callable[[], Mapping[str, Any]]
 
     def close(self) -> None:
         """Ends the pipelines of index batches."""
@@ -75,7 +76,6 @@ def assemble_training(
     inputs = head_inputs(slices.ids, check_per_head(module, len(slices)))
     index, batch_size, padding = _training_index(datamodule, settings.seed, slices)
     validation = _find_validation(settings, module, datamodule, len(slices))
-    schedule = _make_schedule(settings, slices, datamodule.batch_size, validation is not None)
 
     program = HeadProgram(
         module=module,
@@ -91,6 +91,7 @@ def assemble_training(
         empty = flight.evaluation("validation", validation.data, validation.batch_size)
         validation = dataclasses.replace(validation, empty=empty)
 
+    schedule = _make_schedule(settings, slices, datamodule.batch_size, validation is not None, callbacks, bool(epoch))
     slots = settings.accumulate_grad_batches * batch_size
     plan = make_plan(settings, num_heads=len(slices), slots=slots, backend=jax.default_backend())
     engine = Engine(flight.program, inputs, settings.seed, plan, epoch)
@@ -110,7 +111,8 @@ def assemble_training(
         data=upload(data),
         validation=validation.upload(engine.places) if validation else None,
         logged=flight.program.logged,
-        fingerprint=_fingerprint(settings, module, datamodule, plan, slices, data),
+        # Only a run that saves or resumes pays for the digest of its data.
+        fingerprint=functools.cache(lambda: _fingerprint(settings, module, datamodule, plan, slices, data)),
     )
 
 
@@ -141,7 +143,17 @@ def _find_validation(
     return find_evaluation(settings, datamodule, "val", num_heads)
 
 
-def _make_schedule(settings: Settings, slices: Slices, batch_size: int, validates: bool) -> Schedule:
+def _make_schedule(
+    settings: Settings,
+    slices: Slices,
+    batch_size: int,
+    validates: bool,
+    callbacks: Mapping[str, Callback],
+    logs_epochs: bool,
+) -> Schedule:
+    def heard(*hooks: str) -> bool:
+        return any(overrides(callback, hook) for callback in callbacks.values() for hook in hooks)
+
     batches = settings.limit("train", -(-int(slices.lengths.max()) // batch_size))
     steps = -(-batches // settings.accumulate_grad_batches)
     return Schedule(
@@ -151,6 +163,8 @@ def _make_schedule(settings: Settings, slices: Slices, batch_size: int, validate
         val_every_batches=settings.validation_batches(batches) if validates else None,
         val_every_epochs=settings.check_val_every_n_epoch,
         log_every=min(settings.log_every_n_steps, steps),
+        stop_at_epochs=logs_epochs or heard("on_train_epoch_start", "on_train_epoch_end"),
+        stop_at_logs=heard("on_train_steps_end", "on_train_batch_end"),
     )
 
 

@@ -10,9 +10,10 @@ import grain
 import jax
 import numpy as np
 
+from hydrax.checkpoint import named_leaves
 from hydrax.data import DataModule, check_dataset, check_settings, check_slices, num_rows
 from hydrax.engine import Engine, check_per_head, head_inputs
-from hydrax.errors import DataError
+from hydrax.errors import ArgumentError, DataError
 from hydrax.feed import Feed, upload
 from hydrax.heads import Heads
 from hydrax.module import HydraModule
@@ -145,6 +146,7 @@ def assemble_evaluation(
     inputs = head_inputs(heads.ids, check_per_head(module, len(heads)))
     program = HeadProgram(module, precision=settings.precision, padding={_STEPS[stage]: evaluation.padding})
     flight = Preflight.of_model(program, inputs)
+    _check_heads(heads, flight.parts)
     if stage == "predict":
         flight.prediction(evaluation.data, evaluation.batch_size)
     else:
@@ -153,6 +155,19 @@ def assemble_evaluation(
     plan = make_plan(settings, num_heads=len(heads), slots=1, backend=jax.default_backend())
     engine = Engine(flight.program, inputs, settings.seed, plan, {})
     return engine, evaluation.upload(engine.places), engine.pad((heads.trainable, heads.state))
+
+
+def _check_heads(heads: Heads, parts: Any) -> None:
+    """Refuses heads of another module: their arrays are not those of the model it configures."""
+    found, expected = named_leaves((heads.trainable, heads.state)), named_leaves(tuple(parts))
+    for name in expected | found:
+        got = list(found[name].shape[1:]) if name in found else "none"
+        wanted = list(expected[name].shape) if name in expected else "none"
+        if got != wanted:
+            raise ArgumentError(
+                f"Heads and module do not fit: heads, array {name[2:]}. Got {got} for one head, expected {wanted}. "
+                "Fix: pass the module that the heads were trained with."
+            )
 
 
 def table(metrics: Mapping[str, np.ndarray], ids: np.ndarray) -> str:

@@ -76,7 +76,12 @@ class Feed:
             close()
 
     def _next(self) -> tuple[np.ndarray, np.ndarray]:
-        element = next(self._iterator)
+        element = next(self._iterator, None)
+        if element is None:
+            raise DataError(
+                f"The index batches end too soon: index dataset, element {self._position}. Got no more elements, "
+                "expected one for each batch of the run. Fix: call .repeat() on it, or train fewer steps."
+            )
         rows, mask = self._check(element)
         self._position += 1
         return (rows, mask) if self._places is None else (rows[self._places], mask[self._places])
@@ -93,7 +98,13 @@ class Feed:
         self._batch_shape = self._batch_shape or rows.shape
         axes = 1 if self._places is None else 2
         heads_fit = self._num_heads is None or (rows.ndim == 2 and len(rows) == self._num_heads)
-        if rows.ndim != axes or not heads_fit or rows.shape != mask.shape or rows.shape != self._batch_shape:
+        if (
+            rows.ndim != axes
+            or not rows.size
+            or not heads_fit
+            or rows.shape != mask.shape
+            or rows.shape != self._batch_shape
+        ):
             expected = "[B]" if axes == 1 else f"[{self._num_heads}, B]"
             raise DataError(
                 f"An index batch has the wrong shape: {where}. Got rows {list(rows.shape)} and mask "

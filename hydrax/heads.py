@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hydrax import checkpoint
+from hydrax.data import check_dataset, num_rows
 from hydrax.errors import ArgumentError
 from hydrax.model import Structure
 from hydrax.module import HydraModule, per_head_values
@@ -52,6 +53,8 @@ class Heads:
 
     def __getitem__(self, heads: Any) -> Any:
         """One head as the ordinary model `configure_model` built (int); some as `Heads` (list, slice, bool mask)."""
+        if isinstance(heads, jax.Array | np.ndarray) and heads.ndim == 0:
+            heads = heads.item()
         if isinstance(heads, int | np.integer) and not isinstance(heads, bool):
             index = int(heads) + len(self) * (heads < 0)
             # jax would silently give the last head for an index past the end.
@@ -63,15 +66,18 @@ class Heads:
             trainable, state = jax.tree.map(lambda a: a[index], (self.trainable, self.state))
             return self._aux.structure.merge(trainable, state)
         try:
-            index = np.arange(len(self))[heads]
-        except (IndexError, TypeError) as error:
+            picked = np.arange(len(self))[heads]
+        except (IndexError, TypeError):
+            picked = np.zeros(0, int)
+        # None, True and nested lists are indices to NumPy, but no choice of heads.
+        if np.ndim(picked) != 1 or not picked.size:
             raise ArgumentError(
                 f"There are no such heads: heads[...]. Got {heads!r:.80}, expected ints below {len(self)}, a "
-                "slice, or a mask of "
-                f"{len(self)} bools. Fix: heads count from 0, in the order of the slices."
-            ) from error
-        trainable, state = jax.tree.map(lambda a: a[index], (self.trainable, self.state))
-        return Heads(trainable, state, self._aux.structure, self.ids[index])
+                f"slice, or a mask of {len(self)} bools, of one head or more. Fix: heads count from 0, in the order of "
+                "the slices."
+            )
+        trainable, state = jax.tree.map(lambda a: a[picked], (self.trainable, self.state))
+        return Heads(trainable, state, self._aux.structure, self.ids[picked])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls every head's model, in evaluation mode, on the same arguments; outputs lead with `[H]`."""
@@ -94,7 +100,13 @@ class Heads:
             raise ArgumentError(
                 f"No such reduction: Heads.predict(reduce=). Got {reduce!r}, expected None or 'mean'. Fix: drop it."
             )
-        rows = len(jax.tree.leaves(x)[0])
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise ArgumentError(
+                f"A batch has no such size: Heads.predict(batch_size=). Got {batch_size!r}, expected an int of 1 or "
+                "more. Fix: leave it out."
+            )
+        x = check_dataset(x, "predict", wide=jax.config.jax_enable_x64)
+        rows = num_rows(x)
         axis = 1 if reduce is None else 0
         outputs = []
         for start in range(0, rows, batch_size):

@@ -27,7 +27,13 @@ class PerHead:
     """
 
     def __init__(self, values: ArrayLike | Sequence[Any]) -> None:
-        array = np.array(values)
+        try:
+            array = np.array(values)
+        except ValueError as error:
+            raise ArgumentError(
+                "PerHead holds arrays of unequal shapes: argument `values`. Got no common shape, expected [H, ...]. "
+                "Fix: pad them to one shape."
+            ) from error
         if array.ndim == 0 or array.size == 0:
             raise ArgumentError(
                 f"PerHead got no sequence of values: argument `values`. Got {values!r}, expected one value for "

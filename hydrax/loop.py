@@ -89,7 +89,7 @@ class FitLoop:
                 if schedule.is_validation(self.step) or (ended and self._validate):
                     self._run_validation()
                 ended = ended or not self.live.any()
-            if ended or schedule.is_epoch_end(self.step):
+            if ended or (schedule.stop_at_epochs and schedule.is_epoch_end(self.step)):
                 self._end_epoch()
             first = False
         self._read_pending()

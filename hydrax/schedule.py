@@ -16,6 +16,8 @@ class Schedule:
       val_every_batches: batches between validations, or None for none.
       val_every_epochs: validate in every n-th epoch only; None counts `val_every_batches` across epochs.
       log_every: steps between logs.
+      stop_at_epochs: whether anybody needs the host at an epoch's end; else supersteps run across it.
+      stop_at_logs: whether anybody hears training metrics; else supersteps run across logs.
     """
 
     batches_per_epoch: int
@@ -24,6 +26,8 @@ class Schedule:
     val_every_batches: int | None
     val_every_epochs: int | None
     log_every: int
+    stop_at_epochs: bool = True
+    stop_at_logs: bool = True
 
     @property
     def steps_per_epoch(self) -> int:
@@ -61,11 +65,15 @@ class Schedule:
 
     def is_boundary(self, step: int) -> bool:
         """Whether a superstep must end once `step` steps are done, and the host look at the heads as they then are."""
-        return step >= self.max_steps or self.is_epoch_end(step) or self.is_validation(step)
+        at_epoch = self.stop_at_epochs and self.is_epoch_end(step)
+        return step >= self.max_steps or at_epoch or self.is_validation(step)
 
     def superstep(self, step: int, limit: int, due: int | None) -> int:
         """Steps of the superstep that starts at `step`: up to the next boundary, log or `due`, at most `limit`."""
         end = step + 1
-        while end - step < limit and not (self.is_boundary(end) or end % self.log_every == 0 or end == due):
+        while end - step < limit and not (self.is_boundary(end) or self._is_log(end) or end == due):
             end += 1
         return end - step
+
+    def _is_log(self, step: int) -> bool:
+        return self.stop_at_logs and step % self.log_every == 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 from hydrax.errors import ArgumentError
@@ -25,6 +27,17 @@ _INSTEAD = {
     "detect_anomaly": "set jax_debug_nans",
     "plugins": "pass callbacks",
     "model_registry": "save with result.heads.save(path)",
+    "resume_from_checkpoint": "pass ckpt_path to fit",
+    "devices": "JAX picks the device; CUDA_VISIBLE_DEVICES says which there are",
+    "min_epochs": "only a callback ends a fit early; have it wait that long",
+    "min_steps": "only a callback ends a fit early; have it wait that long",
+    "max_time": "stop the heads from a callback, with Control(stop=...)",
+    "overfit_batches": "give slices of a few batches' rows, for example Slices.prefix(64, num_rows)",
+    "num_sanity_val_steps": "validation_step is traced before training starts; leave it out",
+    "enable_model_summary": "print(result.heads) counts the parameters; leave it out",
+    "enable_autolog_hparams": "save_hyperparameters keeps them; leave it out",
+    "deterministic": "a run is deterministic on a CPU; for a GPU set XLA_FLAGS=--xla_gpu_deterministic_ops=true",
+    "profiler": "wrap fit in jax.profiler.trace(folder)",
     "gpus": "JAX picks the device; set JAX_PLATFORMS to force one",
 }
 
@@ -164,8 +177,23 @@ def refuse_unknown(unknown: dict[str, Any], known: list[str]) -> None:
     for name, value in unknown.items():
         if name in _INSTEAD:
             raise _error(name, value, "no such argument here", _INSTEAD[name])
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        raise _error(name, value, "a known argument", f"did you mean {near[0]}?" if near else "leave it out")
+        near = difflib.get_close_matches(name, known, n=1)
+        fix = f"the nearest name is {near[0]}" if near else "help(hydrax.Trainer) lists the arguments"
+        raise _error(name, value, "a known argument", fix)
+
+
+def check_switches(**switches: Any) -> None:
+    """Refuses anything but True or False; Lightning takes a logger object for `logger`."""
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise _error(name, value, "True or False", "pass objects of your own with callbacks=[...]")
+
+
+def check_folder(value: Any) -> Path:
+    """The folder that runs write below."""
+    if not isinstance(value, str | os.PathLike):
+        raise _error("default_root_dir", value, "a path", 'leave it out for "."')
+    return Path(value)
 
 
 def _error(name: str, value: Any, expected: str, fix: str) -> ArgumentError:

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from hydrax.callback import Callback, StepInfo
-from hydrax.errors import ModuleError
+from hydrax.errors import CallbackError, ModuleError
 from hydrax.model import Parts, Structure, split
 from hydrax.module import Context, HydraModule, Logged, bind, is_metric, masked_mean
 from hydrax.state import HeadInputs, HeadsState, select
@@ -74,7 +74,7 @@ class HeadProgram:
             trainable=trainable,
             state=state,
             opt_state=_strong(self._optimizer(inputs).init(trainable)),
-            callbacks={key: _strong(callback.init(trainable)) for key, callback in self.callbacks.items()},
+            callbacks={key: _strong(self._hear(key, "init", trainable)) for key in self.callbacks},
             epoch=epoch,
             live=jnp.array(True),
         )
@@ -111,8 +111,11 @@ class HeadProgram:
         new = HeadsState(
             trainable=trainable,
             state=state,
-            opt_state=opt_state,
-            callbacks={k: callback.on_step(head.callbacks[k], info) for k, callback in self.callbacks.items()},
+            opt_state=_kept(opt_state, head.opt_state, "opt_state"),
+            callbacks={
+                key: _kept(self._hear(key, "on_step", old, info), old, f"callbacks.{key}")
+                for key, old in head.callbacks.items()
+            },
             epoch={name: head.epoch[name].merge(_accumulator(logs[name], mask)) for name in head.epoch},
             live=head.live,
         )
@@ -204,7 +207,7 @@ class HeadProgram:
             recorder.add(name, loss, prog_bar=True, on_step=None, on_epoch=None)
         self.logged[stage] = {n: dataclasses.replace(entry, value=None) for n, entry in recorder.logged.items()}
         logs = {n: _read_logged(n, entry.value, stage, ctx.mask) for n, entry in recorder.logged.items()}
-        new_state = _same_structure(self._structure.read_state(model), state)
+        new_state = _kept(self._structure.read_state(model), state, "state")
         return (0.0 if loss is None else masked_mean(loss, ctx.mask)), (logs, new_state)
 
     @property
@@ -228,6 +231,18 @@ class HeadProgram:
             return gradients
         clip = optax.clip_by_global_norm if self.clip_algorithm == "norm" else optax.clip
         return clip(self.clip_val).update(gradients, optax.EmptyState())[0]
+
+    def _hear(self, key: str, hook: str, *args: Any) -> Any:
+        """What a callback's second tier answers."""
+        callback = self.callbacks[key]
+        try:
+            return getattr(callback, hook)(*args)
+        except Exception as error:
+            raise CallbackError(
+                f"A callback failed while it was traced for one head: {type(callback).__name__}.{hook}. Got "
+                f"{type(error).__name__}: {error}, expected it to run on traced arrays. Fix: the cause above names the "
+                "line."
+            ) from error
 
     def _optimizer(self, inputs: HeadInputs) -> optax.GradientTransformation:
         optimizer = bind(self.module, inputs.per_head, "configure")[0].configure_optimizers()
@@ -319,11 +334,26 @@ def _strong(tree: Any) -> Any:
     )
 
 
-def _same_structure(new: Any, old: Any) -> Any:
+def _kept(new: Any, old: Any, where: str) -> Any:
+    """`new`, which must be able to stand where `old` stood: the same structure, shapes and kinds of numbers."""
     before, after = str(jax.tree.structure(old)), str(jax.tree.structure(new))
     if before != after:
         raise ModuleError(
-            f"A step changes what the model consists of: its state. Got {after}, expected {before}. "
-            f"Fix: create all variables in configure_model."
+            f"A step changes what a head consists of: its {where}. Got {after}, expected {before}. "
+            "Fix: create all of it at the start, in configure_model or init."
         )
+    for (path, a), b in zip(jax.tree_util.tree_flatten_with_path(new)[0], jax.tree.leaves(old), strict=True):
+        if jnp.shape(a) != jnp.shape(b) or not _holds(jnp.result_type(b), jnp.result_type(a)):
+            raise ModuleError(
+                f"A step changes an array's form: {where}{jax.tree_util.keystr(path)} of one head. Got "
+                f"{jnp.result_type(a)}{list(jnp.shape(a))}, expected {jnp.result_type(b)}{list(jnp.shape(b))}. "
+                "Fix: keep every array's shape and dtype from step to step."
+            )
     return new
+
+
+def _holds(old: Any, new: Any) -> bool:
+    """Whether numbers of dtype `new` keep their meaning in an array of dtype `old`: a fraction in an int does not."""
+    numbers = {jnp.floating: (jnp.floating, jnp.integer), jnp.integer: (jnp.integer,)}
+    kinds = next((kinds for kind, kinds in numbers.items() if jnp.issubdtype(old, kind)), ())
+    return bool(old == new) or any(jnp.issubdtype(new, kind) for kind in kinds)

@@ -228,7 +228,7 @@ class Trainer(RunView):
             state=loop.state,
             snapshots=loop.snapshots,
             callbacks=keys(self.callbacks),
-            fingerprint=training.fingerprint,
+            fingerprint=training.fingerprint(),
             meta={"ids": training.slices.ids.tolist(), "precision": self._settings.precision},
             keep=keep,
         )
@@ -241,7 +241,7 @@ class Trainer(RunView):
             state, step, snapshots = engine.init(), 0, None
         else:
             state, step, snapshots = resume.load(
-                checkpoint_path, engine=engine, callbacks=keys(self.callbacks), fingerprint=training.fingerprint
+                checkpoint_path, engine=engine, callbacks=keys(self.callbacks), fingerprint=training.fingerprint()
             )
         loop = FitLoop(
             engine=engine,
@@ -286,8 +286,8 @@ class Trainer(RunView):
             heads = Heads.load(self._find_checkpoint(ckpt_path) or ckpt_path, module)
         if heads is None and self._loop is None:
             raise ArgumentError(
-                "There are no heads to evaluate: Trainer. Got no fit before, no heads= and no ckpt_path=, expected one of "
-                "them. Fix: fit first, or pass heads=Heads.load(path, module)."
+                "There are no heads to evaluate: Trainer. Got no fit before, no heads= and no ckpt_path=, expected one. "
+                "Fix: fit first, or pass heads=Heads.load(path, module)."
             )
         return module, datamodule, self.heads if heads is None else heads
 
@@ -303,7 +303,7 @@ class Trainer(RunView):
         if not found and ckpt_path != "auto":
             raise CheckpointError(
                 f"There is no checkpoint: ckpt_path={ckpt_path!r}. Got none below {self._root / 'hydrax_logs'}, expected "
-                'one of ModelCheckpoint. Fix: pass its path, or ckpt_path="auto" to start afresh where there is none.'
+                "one of ModelCheckpoint. Fix: pass its path, or 'auto' to start afresh where there is none."
             )
         return Path(found) if found else None
 

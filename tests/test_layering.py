@@ -21,7 +21,10 @@ LAYERS = (
     ("slice_arguments", "rotation", "row_store", "slices", "hparams", "settings"),
     ("module", "data", "callback"),
     ("model", "state", "step", "preflight", "lowering", "plan", "schedule", "program"),
-    ("feed", "tune", "engine", "checkpoint", "dispatch", "loop", "heads", "ledger", "result", "resume", "assembly", "trainer"),
+    (
+        *("feed", "tune", "engine", "checkpoint", "dispatch", "loop", "heads", "evaluation"),
+        *("ledger", "result", "run_folder", "resume", "assembly", "run_view", "trainer"),
+    ),
     ("loss", "nn", "one_call"),
 )
 ORDER = [unit for layer in LAYERS for unit in layer]

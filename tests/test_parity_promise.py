@@ -10,8 +10,9 @@ LENGTHS = 2 + np.arange(HEADS) * 7 % (NUM_ROWS - 1)
 SLICES = hx.Slices.random_subset(LENGTHS, NUM_ROWS, seed=3)
 RATES = hx.PerHead(np.geomspace(1e-3, 3e-2, HEADS))
 
+# Each holds a head of two batches or more: an epoch is a pass of the longest slice, so that means over an epoch are the
+# same only where its length, here limited to two batches, is.
 WHO = {
-    "first": np.array([0]),
     "alone": np.array([37]),
     "two": np.array([5, 6]),
     "three": np.array([63, 0, 31]),
@@ -25,7 +26,7 @@ WHO = {
 
 def fit(kind, heads, **how):
     """The heads at these positions of the 64, with their own ids, slices and learning rates."""
-    return run(Classifier(kind, RATES[heads]), data_of(SLICES[heads], kind), **{"max_steps": STEPS, **how})
+    return run(Classifier(kind, RATES[heads]), data_of(SLICES[heads], kind), **{"max_steps": STEPS, "limit_train_batches": 2, **how})
 
 
 @pytest.fixture(scope="module", params=MODELS)
