@@ -263,7 +263,7 @@ def _check_column(name: str, leaf: Any, wide: bool) -> np.ndarray:
 
 
 def _check_finite(name: str, column: np.ndarray, mode: str) -> None:
-    if mode == "off" or not jax.dtypes.issubdtype(column.dtype, np.inexact):
+    if mode == "off" or not jnp.issubdtype(column.dtype, np.inexact):
         return
     bad = ~np.isfinite(column).reshape(len(column), -1).all(axis=1)
     if not bad.any():

@@ -105,7 +105,7 @@ class Heads:
                 f"A batch has no such size: Heads.predict(batch_size=). Got {batch_size!r}, expected an int of 1 or "
                 "more. Fix: leave it out."
             )
-        x = check_dataset(x, "predict", wide=jax.config.jax_enable_x64)
+        x = check_dataset(x, "predict", wide=jnp.result_type(float) == jnp.float64)
         rows = num_rows(x)
         axis = 1 if reduce is None else 0
         outputs = []

@@ -24,7 +24,7 @@ from hydrax.module import HydraModule, set_frozen
 from hydrax.result import FitResult
 from hydrax.run_folder import find_last, make_run_folder
 from hydrax.run_view import RunView
-from hydrax.settings import Settings, refuse_unknown
+from hydrax.settings import Settings, check_folder, check_switches, refuse_unknown
 
 _log = logging.getLogger("hydrax")
 
@@ -91,13 +91,16 @@ class Trainer(RunView):
         refuse_unknown(unknown, list(given))
         own = ("callbacks", "logger", "enable_checkpointing", "enable_progress_bar", "default_root_dir")
         self._settings = Settings(**{name: value for name, value in given.items() if name not in own})
+        check_switches(
+            logger=logger, enable_checkpointing=enable_checkpointing, enable_progress_bar=enable_progress_bar
+        )
         quiet = barebones or bool(fast_dev_run)
         self._wants = {"ProgressBar": enable_progress_bar and not barebones}
         self._wants |= {
             "TensorBoardLogger": logger and not quiet,
             "ModelCheckpoint": enable_checkpointing and not quiet,
         }
-        self._root = Path(default_root_dir)
+        self._root = check_folder(default_root_dir)
         super().__init__(check_callbacks(callbacks), log_every_n_steps)
 
     # What a user calls.
@@ -280,18 +283,28 @@ class Trainer(RunView):
         self, module: Any, datamodule: Any, heads: Any, ckpt_path: Any
     ) -> tuple[HydraModule, DataModule, Heads]:
         """What to evaluate: what is given, else what the last fit left."""
-        module, datamodule = module or self.module, datamodule or self.datamodule
-        _check_types(module, datamodule)
-        if ckpt_path is not None:
-            heads = Heads.load(self._find_checkpoint(ckpt_path) or ckpt_path, module)
-        if heads is None and self._loop is None:
+        if heads is None and ckpt_path is None and self._loop is None:
             raise ArgumentError(
                 "There are no heads to evaluate: Trainer. Got no fit before, no heads= and no ckpt_path=, expected one. "
                 "Fix: fit first, or pass heads=Heads.load(path, module)."
             )
+        module, datamodule = module or self.module, datamodule or self.datamodule
+        _check_types(module, datamodule)
+        if ckpt_path is not None:
+            heads = Heads.load(self._find_checkpoint(ckpt_path) or ckpt_path, module)
+        if not isinstance(heads, Heads | None):
+            raise ArgumentError(
+                f"An argument has the wrong type: heads. Got {type(heads).__name__}, expected hydrax.Heads. "
+                "Fix: pass result.heads, or Heads.load(path, module)."
+            )
         return module, datamodule, self.heads if heads is None else heads
 
     def _find_checkpoint(self, ckpt_path: str | Path | None) -> Path | None:
+        if not isinstance(ckpt_path, str | Path | None):
+            raise ArgumentError(
+                f"An argument has the wrong type: ckpt_path. Got {type(ckpt_path).__name__}, expected a path, "
+                '"last", "best" or "auto". Fix: pass the folder ModelCheckpoint wrote.'
+            )
         if ckpt_path is None or ckpt_path not in ("last", "auto", "best"):
             return None if ckpt_path is None else Path(ckpt_path)
         saver = self.checkpoint_callback

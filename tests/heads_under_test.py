@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import hydrax as hx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+
+import hydrax as hx
 from hydrax.datamodules import ArrayDataModule
 
 NUM_ROWS, NUM_CLASSES, CHUNK = 40, 3, 4
