@@ -245,7 +245,7 @@ def set_frozen(module: HydraModule, frozen: bool) -> None:
 
 def masked_mean(value: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean of `[B]` values over live slots, float32 or wider; 0 where no slot is live. A scalar passes through."""
-    value = value.astype(np.promote_types(value.dtype, np.float32))
+    value = value.astype(jax.numpy.promote_types(value.dtype, np.float32))
     if value.ndim == 0:
         return value
     # `where` and not a product: what a padding slot holds, NaN included, must not reach the mean.

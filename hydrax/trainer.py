@@ -156,9 +156,10 @@ class Trainer(RunView):
         datamodule: DataModule | None = None,
         heads: Heads | None = None,
         ckpt_path: str | Path | None = None,
+        verbose: bool = True,
     ) -> dict[str, np.ndarray]:
         """Runs `validation_step` over the validation set; arguments and result as `test`."""
-        return self._evaluate("val", module, datamodule, heads, ckpt_path)
+        return self._evaluate("val", module, datamodule, heads, ckpt_path, verbose)
 
     def test(
         self,
@@ -166,6 +167,7 @@ class Trainer(RunView):
         datamodule: DataModule | None = None,
         heads: Heads | None = None,
         ckpt_path: str | Path | None = None,
+        verbose: bool = True,
     ) -> dict[str, np.ndarray]:
         """Runs `test_step` over the test set with all heads.
 
@@ -174,11 +176,12 @@ class Trainer(RunView):
           datamodule: the data; None: that of the last fit.
           heads: the heads; None: those of the last fit.
           ckpt_path: reads the heads from a checkpoint instead.
+          verbose: print mean, spread and the worst heads.
 
         Returns:
-          The mean over the set of everything logged, float[H] by name; mean, spread and the worst heads are printed.
+          The mean over the set of everything logged, float[H] by name.
         """
-        return self._evaluate("test", module, datamodule, heads, ckpt_path)
+        return self._evaluate("test", module, datamodule, heads, ckpt_path, verbose)
 
     def predict(
         self,
@@ -263,7 +266,9 @@ class Trainer(RunView):
         )
         return loop
 
-    def _evaluate(self, stage: str, module: Any, datamodule: Any, heads: Any, ckpt_path: Any) -> dict[str, np.ndarray]:
+    def _evaluate(
+        self, stage: str, module: Any, datamodule: Any, heads: Any, ckpt_path: Any, verbose: bool
+    ) -> dict[str, np.ndarray]:
         module, datamodule, heads = self._subject(module, datamodule, heads, ckpt_path)
         verb, hook = {"val": ("validate", "validation"), "test": ("test", "test")}[stage]
         with self._stage(module, datamodule, verb):
@@ -275,7 +280,7 @@ class Trainer(RunView):
             emit(f"on_{hook}_end", metrics=found)
             emit("teardown")
             evaluation.close()
-        if not self._settings.barebones:
+        if verbose and not self._settings.barebones:
             print(table(found, heads.ids))
         return found
 
@@ -285,17 +290,8 @@ class Trainer(RunView):
         """What to evaluate: what is given, else what the last fit left."""
         if heads is None and ckpt_path is None and self._loop is None:
             raise ArgumentError(
-                "There are no heads to evaluate: Trainer. Got no fit before, no heads= and no ckpt_path=, expected one. "
+                "There are no heads to evaluate: Trainer. Got no fit before, no heads and no ckpt_path, expected one. "
                 "Fix: fit first, or pass heads=Heads.load(path, module)."
-            )
-        module, datamodule = module or self.module, datamodule or self.datamodule
-        _check_types(module, datamodule)
-        if ckpt_path is not None:
-            heads = Heads.load(self._find_checkpoint(ckpt_path) or ckpt_path, module)
-        if not isinstance(heads, Heads | None):
-            raise ArgumentError(
-                f"An argument has the wrong type: heads. Got {type(heads).__name__}, expected hydrax.Heads. "
-                "Fix: pass result.heads, or Heads.load(path, module)."
             )
         return module, datamodule, self.heads if heads is None else heads
 
@@ -314,9 +310,10 @@ class Trainer(RunView):
             folder = getattr(saver, "dirpath", None)
             found = getattr(saver, "last_model_path", None) or find_last(self._root, folder and Path(folder))
         if not found and ckpt_path != "auto":
+            below = self._root / "hydrax_logs"
             raise CheckpointError(
-                f"There is no checkpoint: ckpt_path={ckpt_path!r}. Got none below {self._root / 'hydrax_logs'}, expected "
-                "one of ModelCheckpoint. Fix: pass its path, or 'auto' to start afresh where there is none."
+                f"There is no checkpoint: ckpt_path={ckpt_path!r}. Got none below {below}, expected one of ModelCheckpoint. "
+                "Fix: pass its path, or 'auto' to start afresh where there is none."
             )
         return Path(found) if found else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,11 +72,11 @@ class Classifier(hx.HydraModule):
     def training_step(self, model: Any, batch: Any, ctx: hx.Context) -> jax.Array:
         logits = model(batch["x"])
         self.log("accuracy", logits.argmax(-1) == batch["y"], on_step=True, on_epoch=True)
-        self.log("noise", jax.random.normal(ctx.key))
+        self.log("noise", jax.random.uniform(ctx.key))
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
 
     def validation_step(self, model: Any, batch: Any, ctx: hx.Context) -> jax.Array:
-        self.log("val_noise", jax.random.normal(ctx.key))
+        self.log("val_noise", jax.random.uniform(ctx.key))
         return optax.softmax_cross_entropy_with_integer_labels(model(batch["x"]), batch["y"])
 
     def test_step(self, model: Any, batch: Any, ctx: hx.Context) -> jax.Array:
@@ -140,8 +141,10 @@ class Run:
 def run(module: hx.HydraModule, data: hx.DataModule, ckpt_path: Any = None, callbacks: Any = (), **how: Any) -> Run:
     """Fits, and takes down every array."""
     curves = Curves()
-    trainer = hx.Trainer(**{**QUIET, "chunk": CHUNK, **how}, callbacks=[*callbacks, curves])
-    result = trainer.fit(module, data, ckpt_path)
+    with tempfile.TemporaryDirectory() as root:
+        settings = {**QUIET, "chunk": CHUNK, "default_root_dir": root, **how}
+        trainer = hx.Trainer(**settings, callbacks=[*callbacks, curves])
+        result = trainer.fit(module, data, ckpt_path)
     logged = {f"step.{name}": values for name, values in curves.by_name().items()}
     logged |= {f"latest.{name}": values for name, values in result.metrics.items()}
     return Run(trainer, result, {**state_of(trainer), **logged})

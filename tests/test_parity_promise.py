@@ -1,14 +1,17 @@
 """Promise 1, parity: the bits of a head depend on nothing beside it: not on H, the order, its neighbours, or K."""
 
+import functools
+
 import numpy as np
 import pytest
-from heads_under_test import MODELS, NUM_ROWS, Classifier, data_of, differing, named_arrays, run
+from heads_under_test import MODELS, NUM_ROWS, Classifier, data_of, differing, named_arrays, rows_of, run
 
 import hydrax as hx
 
 HEADS, STEPS = 64, 12
 LENGTHS = 2 + np.arange(HEADS) * 7 % (NUM_ROWS - 1)
 SLICES = hx.Slices.random_subset(LENGTHS, NUM_ROWS, seed=3)
+VALIDATED = {"mlp": None, "norm_dropout": rows_of("norm_dropout", 21, seed=1), "cnn": None}
 RATES = hx.PerHead(np.geomspace(1e-3, 3e-2, HEADS))
 
 # Each holds a head of two batches or more: an epoch is a pass of the longest slice, so that means over an epoch are the
@@ -25,48 +28,33 @@ WHO = {
 }
 
 
+# The longer form walks every set of heads with every model; each new number of chunks compiles anew.
+SHORT = {"mlp": ("alone", "permuted"), "norm_dropout": tuple(WHO), "cnn": ("seven", "one removed")}
+
+
 def fit(kind, heads, **how):
     """The heads at these positions of the 64, with their own ids, slices and learning rates."""
-    return run(
-        Classifier(kind, RATES[heads]),
-        data_of(SLICES[heads], kind),
-        **{"max_steps": STEPS, "limit_train_batches": 2, **how},
-    )
+    data = data_of(SLICES[heads], kind, val=VALIDATED[kind])
+    return run(Classifier(kind, RATES[heads]), data, **{"max_steps": STEPS, "limit_train_batches": 2, **how})
 
 
-@pytest.fixture(scope="module", params=["norm_dropout"])
-def kind(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def all_heads(kind):
-    return fit(kind, np.arange(HEADS))
-
-
-@pytest.fixture(scope="module")
-def some_heads(kind):
-    return fit(kind, WHO["seven"])
-
-
-# The longer form walks every set of heads with every model; each new number of chunks compiles anew.
-SHORT = {"mlp": ("alone", "eight", "permuted"), "norm_dropout": WHO, "cnn": ("three", "seven", "one removed")}
+@functools.cache
+def among(kind, who="all"):
+    """One fit for all tests of this file that need it."""
+    return fit(kind, WHO.get(who, np.arange(HEADS)))
 
 
 @pytest.mark.parametrize(
-    ("kind", "who"),
-    [pytest.param(k, w, marks=[] if w in SHORT[k] else pytest.mark.slow) for k in MODELS for w in WHO],
-    indirect=["kind"],
+    ("kind", "who"), [pytest.param(k, w, marks=[pytest.mark.slow] * (w not in SHORT[k])) for k in MODELS for w in WHO]
 )
-def test_a_head_has_the_same_bits_whatever_is_trained_beside_it(kind, all_heads, who):
-    assert differing(fit(kind, WHO[who]).arrays, all_heads.of(WHO[who])) == []
+def test_a_head_has_the_same_bits_whatever_is_trained_beside_it(kind, who):
+    assert differing(among(kind, who).arrays, among(kind).of(WHO[who])) == []
 
 
-@pytest.mark.parametrize("kind", ["norm_dropout"], indirect=True)
-def test_a_head_has_the_same_bits_when_another_is_added(kind, all_heads):
+def test_a_head_has_the_same_bits_when_another_is_added():
     before, after = np.arange(7), np.arange(8)
-    # The shortest slice comes first: it moves every other head to another place in another chunk.
-    assert differing(fit(kind, np.roll(after, 1)).of(1 + before), all_heads.of(before)) == []
+    # The new head comes first: it moves every other one to another place, some to another chunk.
+    assert differing(fit("norm_dropout", np.roll(after, 1)).of(1 + before), among("norm_dropout").of(before)) == []
 
 
 @pytest.mark.parametrize("steps_per_call", [1, 3])
@@ -76,20 +64,19 @@ def test_a_head_has_the_same_bits_however_the_steps_are_cut(steps_per_call):
     assert differing(cut.arrays, whole.arrays) == []
 
 
-@pytest.mark.parametrize("kind", ["norm_dropout"], indirect=True)
 @pytest.mark.parametrize("method", ["validate", "test", "predict"])
-def test_what_a_head_is_evaluated_to_does_not_depend_on_its_neighbours(kind, all_heads, method, some_heads):
-    found = named_arrays(getattr(some_heads.trainer, method)())
-    expected = named_arrays(getattr(all_heads.trainer, method)())
+def test_what_a_head_is_evaluated_to_does_not_depend_on_its_neighbours(method):
+    found = named_arrays(getattr(among("norm_dropout", "seven").trainer, method)())
+    expected = named_arrays(getattr(among("norm_dropout").trainer, method)())
     assert differing(found, {name: array[WHO["seven"]] for name, array in expected.items()}) == []
 
 
-def test_the_heads_compared_are_not_all_alike(all_heads):
-    kernels = all_heads.arrays["trainable.out.kernel"].reshape(HEADS, -1)
-    assert len(np.unique(kernels, axis=0)) == HEADS
-    assert len(np.unique(all_heads.arrays["step.noise"], axis=0)) == HEADS
+def test_the_heads_compared_are_not_all_alike():
+    arrays = among("norm_dropout").arrays
+    assert len(np.unique(arrays["trainable.out.kernel"], axis=0)) == HEADS
+    assert len(np.unique(arrays["step.noise"], axis=0)) == HEADS
 
 
-def test_the_bits_of_a_head_do_depend_on_its_seed(all_heads):
+def test_the_bits_of_a_head_do_depend_on_the_seed():
     other = fit("norm_dropout", WHO["alone"], seed=1)
-    assert "trainable.out.kernel" in differing(other.arrays, all_heads.of(WHO["alone"]))
+    assert "trainable.out.kernel" in differing(other.arrays, among("norm_dropout").of(WHO["alone"]))

@@ -75,7 +75,8 @@ def train_alone(head, optimizer, windows, clip=None):
         gradient = jax.tree.map(lambda *parts: sum(parts) / len(parts), *[g for _, g in found])
         if clip is not None:
             norm = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(gradient)))
-            gradient = jax.tree.map(lambda g, scale=min(1.0, clip / norm): g * np.float32(scale), gradient)
+            scale = np.float32(min(1.0, clip / norm))
+            gradient = optax.tree.scale(scale, gradient)
         updates, state = update(gradient, state, parameters)
         parameters = jax.tree.map(lambda p, u: p + u, parameters, updates)
     return parameters, np.array(losses)
@@ -116,5 +117,16 @@ def test_a_head_is_what_a_loop_over_one_model_gives(case, head):
     result, losses, optimizer, windows, clip = case
     expected, expected_losses = train_alone(head, optimizer, windows, clip)
     found = nnx.to_pure_dict(nnx.state(result.heads[head], nnx.Param))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+    jax.tree.map(assert_close, found, expected)
     np.testing.assert_allclose(losses[head], expected_losses, rtol=1e-5)
+
+
+def assert_close(found, expected):
+    # An entry that passes through zero keeps the rounding of the values it was made from, some 1e-7 of its leaf's scale
+    # (measured: 5e-8 on a value of 3e-3): that much is allowed besides.
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
+
+
+def test_the_clipping_bound_is_one_that_binds():
+    first = [loss_and_gradient(fresh_parameters(IDS[head]), *rows_met(head, 0))[1] for head in range(len(IDS))]
+    assert min(float(optax.tree.norm(gradient)) for gradient in first) > 0.1

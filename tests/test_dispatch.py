@@ -1,0 +1,158 @@
+"""Dispatcher: the order of callbacks, what their answers add up to, and what becomes of their errors."""
+
+import types
+
+import numpy as np
+import pytest
+
+from hydrax.callback import Callback, Control
+from hydrax.dispatch import Dispatcher, check_callbacks, keys
+from hydrax.errors import CallbackError, CheckpointError
+
+HEADS = 3
+
+
+def event(**fields):
+    return types.SimpleNamespace(**{"step": 7, "live": np.ones(HEADS, bool), **fields})
+
+
+class Hears(Callback):
+    """Takes down what it hears, and answers."""
+
+    def __init__(self, name="", heard=None, answer=None):
+        self.name, self.heard, self.answer = name, [] if heard is None else heard, answer
+
+    def on_train_start(self, event):
+        self.heard.append((self.name, event))
+        return self.answer
+
+
+class Saves(Hears):
+    @property
+    def is_checkpoint(self):
+        return True
+
+
+class Raises(Callback):
+    def __init__(self, error):
+        self.error = error
+
+    def on_train_start(self, event):
+        raise self.error
+
+
+class Due(Callback):
+    def __init__(self, due):
+        self.due = due
+
+    def next_due(self, step):
+        return self.due
+
+
+def flags(*heads):
+    return np.isin(np.arange(HEADS), heads)
+
+
+def test_callbacks_hear_in_the_order_given_and_those_that_save_last():
+    heard = []
+    Dispatcher([Saves("save", heard), Hears("a", heard), Saves("save too", heard), Hears("b", heard)], event)(
+        "on_train_start"
+    )
+    assert [name for name, _ in heard] == ["a", "b", "save", "save too"]
+
+
+def test_all_callbacks_hear_one_event_with_the_fields_of_the_moment():
+    heard = []
+    Dispatcher([Hears("a", heard), Hears("b", heard)], event)("on_train_start", step=9)
+    assert heard[0][1] is heard[1][1]
+    assert heard[0][1].step == 9
+
+
+def test_no_event_is_made_for_a_hook_that_nobody_overrides():
+    control = Dispatcher([Hears()], lambda **fields: pytest.fail("an event was made"))("on_validation_end")
+    assert (control.stop, control.snapshot) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("answers", "stop", "snapshot"),
+    [
+        ([None, None], None, None),
+        ([Control()], None, None),
+        ([Control(stop=flags(1))], [False, True, False], None),
+        ([Control(stop=flags(1)), None, Control(stop=flags(2))], [False, True, True], None),
+        ([Control(snapshot=flags(0)), Control(stop=flags(2))], [False, False, True], [True, False, False]),
+        ([Control(stop=[True, False, True])], [True, False, True], None),
+    ],
+    ids=["nothing", "an empty control", "one", "two stops", "a snapshot and a stop", "a list of bools"],
+)
+def test_answers_add_up_over_the_callbacks(answers, stop, snapshot):
+    control = Dispatcher([Hears(answer=answer) for answer in answers], event)("on_train_start")
+    found = [None if mask is None else np.asarray(mask).tolist() for mask in (control.stop, control.snapshot)]
+    assert found == [stop, snapshot]
+
+
+@pytest.mark.parametrize(
+    ("answer", "got"),
+    [
+        (Control(stop=np.ones(2, bool)), r"bool\[2\], expected None or Control\(stop=bool\[3\]\)"),
+        (Control(snapshot=np.ones(3, int)), r"int64\[3\], expected None or Control\(snapshot=bool\[3\]\)"),
+        (np.ones(3, bool), "ndarray"),
+    ],
+    ids=["length", "dtype", "type"],
+)
+def test_an_answer_in_another_form_is_refused_with_class_and_hook(answer, got):
+    with pytest.raises(CallbackError, match=rf"wrong form: Hears\.on_train_start\. Got {got}"):
+        Dispatcher([Hears(answer=answer)], event)("on_train_start")
+
+
+def test_an_error_names_class_hook_and_step_and_keeps_its_cause():
+    cause = OSError("disk full")
+    with pytest.raises(CallbackError, match=r"Raises\.on_train_start at step 7\. Got OSError: disk full") as failed:
+        Dispatcher([Raises(cause)], event)("on_train_start")
+    assert failed.value.__cause__ is cause
+
+
+def test_an_error_of_hydrax_stays_what_it_is():
+    error = CheckpointError("said already")
+    with pytest.raises(CheckpointError) as failed:
+        Dispatcher([Raises(error)], event)("on_train_start")
+    assert failed.value is error
+
+
+def test_ctrl_c_goes_through():
+    with pytest.raises(KeyboardInterrupt):
+        Dispatcher([Raises(KeyboardInterrupt())], event)("on_train_start")
+
+
+def test_callbacks_after_one_that_failed_do_not_hear():
+    heard = []
+    with pytest.raises(CallbackError):
+        Dispatcher([Raises(OSError()), Hears("b", heard)], event)("on_train_start")
+    assert heard == []
+
+
+@pytest.mark.parametrize(
+    ("dues", "expected"),
+    [([], None), ([None], None), ([9, 8, None], 8), ([7, 12], 12), ([3, 7], None)],
+    ids=str,
+)
+def test_the_nearest_step_ahead_is_due(dues, expected):
+    assert Dispatcher([Due(due) for due in dues], event).next_due(7) == expected
+
+
+def test_a_hook_is_heard_where_a_class_overrides_it():
+    dispatcher = Dispatcher([Callback(), Hears()], event)
+    assert [dispatcher.hears("on_train_start"), dispatcher.hears("on_fit_end")] == [True, False]
+
+
+def test_callbacks_of_one_class_get_numbers():
+    first, second, third = Hears(), Due(1), Hears()
+    assert list(keys([first, second, third])) == ["Hears", "Due", "Hears#2"]
+    assert list(keys([first, second, third]).values()) == [first, second, third]
+
+
+def test_one_callback_or_none_is_a_list_too():
+    callback = Callback()
+    assert check_callbacks(None) == []
+    assert check_callbacks(callback) == [callback]
+    assert check_callbacks((callback,)) == [callback]

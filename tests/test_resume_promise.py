@@ -1,0 +1,146 @@
+"""Promise 4, resume: n steps, a kill, a resume and m steps are n + m steps, bit for bit, callbacks included."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from heads_under_test import NUM_ROWS, Classifier, data_of, differing, named_arrays, run
+
+import hydrax as hx
+
+HEADS, STEPS = 6, 14
+LENGTHS = [3, 40, 17, 25, 9, 33]  # 5 batches of 8 an epoch
+SLICES = hx.Slices.random_subset(LENGTHS, NUM_ROWS, seed=1)
+RATES = hx.PerHead(np.linspace(3e-3, 2e-2, HEADS))
+
+
+class Killed(BaseException):
+    """Not an Exception: nothing catches it on its way out."""
+
+
+class Follower(hx.Callback):
+    """A callback with state of every kind: on the host arrays and numbers, in the program a running mean."""
+
+    def __init__(self):
+        self.heard, self.best, self.total, self.note = 0, np.full(HEADS, np.inf, np.float32), 0.0, None
+
+    def on_train_steps_end(self, event):
+        self.heard += len(event.steps)
+        self.total += float(event.metrics["train_loss"].sum(dtype=np.float64))
+
+    def on_train_epoch_end(self, event):
+        self.note = f"epoch {event.epoch} ended at {event.metrics['accuracy_epoch'].sum():.6f}"
+
+    def on_validation_end(self, event):
+        better = event.metrics["val_loss"] < self.best
+        self.best = np.where(better, event.metrics["val_loss"], self.best)
+        return hx.Control(snapshot=better)
+
+    def state_dict(self):
+        return {"heard": self.heard, "best": self.best, "total": self.total, "note": self.note}
+
+    def load_state_dict(self, state):
+        self.heard, self.best, self.total, self.note = (state[key] for key in ("heard", "best", "total", "note"))
+
+    def init(self, head):
+        return jax.tree.map(jnp.zeros_like, head)
+
+    def on_step(self, state, info):
+        return jax.tree.map(lambda mean, new: 0.9 * mean + 0.1 * new, state, info.trainable)
+
+
+class StopSome(hx.Callback):
+    """Stops head 1 and, later, head 3."""
+
+    def on_validation_end(self, event):
+        return hx.Control(stop=np.isin(np.arange(HEADS), [1, 3][: event.step // 4]))
+
+
+class SaveAndDie(hx.Callback):
+    """Saves at a step, in one hook, and dies there as by a kill: no other hook is heard, nothing else is written."""
+
+    def __init__(self, folder, step, hook):
+        self.folder, self.step, self.hook = folder, step, hook
+
+    @property
+    def is_checkpoint(self):
+        return True
+
+    def next_due(self, step):
+        return self.step
+
+    def on_train_steps_end(self, event):
+        self.die(event, "on_train_steps_end")
+
+    def on_validation_end(self, event):
+        self.die(event, "on_validation_end")
+
+    def on_train_epoch_end(self, event):
+        self.die(event, "on_train_epoch_end")
+
+    def die(self, event, hook):
+        if (event.step, hook) == (self.step, self.hook):
+            event.trainer.save_checkpoint(self.folder)
+            raise Killed
+
+
+def fit(*callbacks, ckpt_path=None, slices=SLICES, rates=RATES, seed=0, train=None, module=Classifier, **how):
+    """A fit of every kind of state: batch statistics, dropout keys, means over epochs, snapshots, stopped heads."""
+    follower = Follower()
+    settings = {"max_steps": STEPS, "val_check_interval": 2, "seed": seed, **how}
+    data = data_of(slices, "norm_dropout", train)
+    fitted = run(module("norm_dropout", rates), data, ckpt_path, [follower, StopSome(), *callbacks], **settings)
+    return fitted, follower
+
+
+def everything(fitted, follower):
+    """Every array and number that a run leaves behind; what it logged at each step apart."""
+    arrays = {name: array for name, array in fitted.arrays.items() if not name.startswith("step.")}
+    arrays |= {f"snapshots.{n}": a for n, a in named_arrays(fitted.trainer.snapshots).items()}
+    arrays |= {f"follower.{n}": a for n, a in named_arrays(fitted.trainer.callback_state(follower)).items()}
+    return arrays | {f"host.{name}": np.asarray(value) for name, value in follower.state_dict().items()}
+
+
+SETTINGS = {"plain": {}, "accumulated": {"accumulate_grad_batches": 2}}
+
+
+@functools.cache
+def uninterrupted(settings="plain"):
+    return everything(*fit(**SETTINGS[settings]))
+
+
+KILLS = [
+    ("plain", 3, "on_train_steps_end"),  # inside an epoch
+    ("plain", 4, "on_train_steps_end"),  # before the validation that is due then
+    ("plain", 4, "on_validation_end"),
+    ("plain", 5, "on_train_steps_end"),  # before the epoch's end is heard
+    ("plain", 10, "on_train_epoch_end"),
+    ("accumulated", 3, "on_validation_end"),  # before the epoch's end is heard
+    ("accumulated", 7, "on_train_steps_end"),
+]
+
+
+@pytest.mark.parametrize(("settings", "step", "hook"), KILLS)
+def test_a_killed_and_resumed_fit_is_the_uninterrupted_one_bit_for_bit(tmp_path, settings, step, hook):
+    with pytest.raises(Killed):
+        fit(SaveAndDie(tmp_path, step, hook), **SETTINGS[settings])
+    resumed = everything(*fit(ckpt_path=tmp_path, **SETTINGS[settings]))
+    assert differing(resumed, uninterrupted(settings)) == []
+
+
+def test_the_fit_that_is_compared_has_state_of_every_kind():
+    names = uninterrupted().keys()
+    assert {"epoch.accuracy.total", "state.norm.mean", "state.dropout.rngs.count", "opt_state.0.count"} <= names
+    assert {"snapshots.0.out.bias", "follower.out.bias", "host.best", "host.total", "callbacks.Follower.out.bias"} <= names
+    np.testing.assert_array_equal(uninterrupted()["live"], [True, False, True, False, True, True])
+    assert np.isfinite(uninterrupted()["host.best"]).all()
+
+
+def test_a_resumed_fit_goes_on_with_the_step_after_the_saved_one(tmp_path):
+    with pytest.raises(Killed):
+        fit(SaveAndDie(tmp_path, 4, "on_validation_end"))
+    resumed, _ = fit(ckpt_path=tmp_path)
+    assert resumed.result.step == STEPS
+    assert resumed.arrays["step.train_loss"].shape == (HEADS, STEPS - 4)
