@@ -99,7 +99,8 @@ def assemble_training(
         index,
         num_rows=num_rows(data),
         places=engine.places,
-        max_steps=plan.steps_per_call,
+        # Over an axis of one XLA would drop the loop: another program, with other bits.
+        max_steps=max(2, plan.steps_per_call),
         accumulate=settings.accumulate_grad_batches,
     )
     return Training(

@@ -51,6 +51,11 @@ class Dispatcher:
                 snapshot = _either(snapshot, _checked(control, "snapshot", callback, hook, len(event.live)))
         return Control(stop, snapshot)
 
+    def rounds(self) -> tuple[Dispatcher, Dispatcher]:
+        """Those that do not save, and those that do: between the two, what the first answered can be carried out."""
+        others, savers = ([c for c in self.callbacks if c.is_checkpoint is saves] for saves in (False, True))
+        return Dispatcher(others, self._make_event), Dispatcher(savers, self._make_event)
+
     def hears(self, hook: str) -> bool:
         """Whether any callback overrides a hook."""
         return any(overrides(callback, hook) for callback in self.callbacks)

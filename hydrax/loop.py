@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,9 +34,9 @@ class FitLoop:
          superstep's metrics are read too;
       5. validation, where due: `on_validation_start`, `on_validation_end`;
       6. `on_train_epoch_end`, where an epoch or the fit ends.
-    What hooks answer (`Control`) is carried out before the next dispatch. A fit that ends between validations
-    validates once
-    more, so that its last metrics are those of its last heads.
+    What a hook answers (`Control`) is carried out before the callbacks that save hear of the same moment. A fit that
+    ends between validations validates once more, so that its last metrics are those of its last heads. A fit that
+    resumes begins with what of 5 and 6 had not been heard yet when its checkpoint was written.
 
     Attributes:
       state: the heads, padded, as the last dispatched superstep leaves them.
@@ -44,6 +44,7 @@ class FitLoop:
       live: bool[H], False for stopped heads.
       snapshots: `(trainable, state)` that `Control.snapshot` kept, padded, or None.
       metrics: the latest value of everything logged, float[H] by name.
+      heard: the hooks that callbacks have heard at this step.
     """
 
     def __init__(
@@ -60,37 +61,34 @@ class FitLoop:
         logged: Mapping[str, Logged],
         validate: Callable[[], dict[str, np.ndarray]] | None,
         snapshots: Any = None,
+        heard: Sequence[str] = (),
     ) -> None:
-        self.state, self.step, self.snapshots = state, step, snapshots
+        self.state, self.step, self.snapshots, self.heard = state, step, snapshots, list(heard)
         self.live = np.asarray(state.live)[: engine.num_heads]
         self.metrics: dict[str, np.ndarray] = {}
         self._engine, self._schedule, self._feed, self._data = engine, schedule, feed, data
         self._emit, self._logged, self._validate = emit, logged, validate
+        self._rounds = emit.rounds()
         self._every_step = emit.hears("on_train_batch_end")
         self._steps_per_call = 1 if self._every_step else steps_per_call
         self._pending: tuple[int, int, dict[str, jax.Array]] | None = None
-        self._validated_at = -1
         self._timing = (step + 1, 0.0)  # the step that timing starts after, and when
 
     def run(self) -> None:
         """Trains until the schedule ends or no head is live."""
         schedule, first = self._schedule, True
         self._tell("on_train_start")
+        if self.step:
+            self._finish_step()
         while self.step < schedule.max_steps and self.live.any():
             new_epoch = schedule.is_epoch_end(self.step)
             if new_epoch or first:
                 self._tell("on_train_epoch_start")
             due = self._emit.next_due(self.step)
             self._dispatch(schedule.superstep(self.step, self._steps_per_call, due), new_epoch)
-            ended = self.step >= schedule.max_steps
-            if schedule.is_boundary(self.step) or self.step == due or self._every_step:
+            if schedule.is_boundary(self.step) or self.step == due or self._every_step or not self.live.any():
                 self._read_pending()
-                ended = ended or not self.live.any()
-                if schedule.is_validation(self.step) or (ended and self._validate):
-                    self._run_validation()
-                ended = ended or not self.live.any()
-            if ended or (schedule.stop_at_epochs and schedule.is_epoch_end(self.step)):
-                self._end_epoch()
+                self._finish_step()
             first = False
         self._read_pending()
         self._tell("on_train_end")
@@ -103,6 +101,7 @@ class FitLoop:
         for value in values.values():
             value.copy_to_host_async()
         self.step += num_steps
+        self.heard = []
         self._read_pending()
         self._pending = (first, num_steps, values)
 
@@ -121,10 +120,19 @@ class FitLoop:
             self._warn_of_cost(end)
         self._tell("on_train_steps_end", metrics=rows, steps=np.arange(first + 1, end + 1), **at)
 
+    def _finish_step(self) -> None:
+        """Validation and the epoch's end, where they are due and were not heard at this step already."""
+        schedule, ended = self._schedule, self.step >= self._schedule.max_steps or not self.live.any()
+        if (ended or schedule.is_validation(self.step)) and "on_validation_end" not in self.heard:
+            self._run_validation()
+        ended = ended or not self.live.any()
+        at_epoch = schedule.stop_at_epochs and schedule.is_epoch_end(self.step)
+        if (ended or at_epoch) and "on_train_epoch_end" not in self.heard:
+            self._end_epoch()
+
     def _run_validation(self) -> None:
-        if self._validate is None or self._validated_at == self.step:
+        if self._validate is None:
             return
-        self._validated_at = self.step
         self._tell("on_validation_start")
         found = self._validate()
         self.metrics |= found
@@ -140,7 +148,11 @@ class FitLoop:
         self._tell("on_train_epoch_end", metrics=found, epoch=self._schedule.epoch(self.step - 1))
 
     def _tell(self, hook: str, **fields: Any) -> None:
-        control: Control = self._emit(hook, **fields)
+        self.heard.append(hook)
+        for emit in self._rounds:
+            self._carry_out(emit(hook, **fields))
+
+    def _carry_out(self, control: Control) -> None:
         if control.stop is not None:
             self.live = self.live & ~control.stop
             self.state = self._engine.freeze(self.state, control.stop)

@@ -63,8 +63,8 @@ def save(
 
 def load(
     path: Path, *, engine: Engine, callbacks: Mapping[str, Callback], fingerprint: Mapping[str, Any]
-) -> tuple[HeadsState, int, Any]:
-    """Reads a run's checkpoint: the padded state, the step, the padded snapshots; callbacks take theirs back.
+) -> tuple[HeadsState, int, Any, list[str]]:
+    """Reads a run's checkpoint: padded state, step, padded snapshots, hooks heard; callbacks take their state back.
 
     Raises:
       CheckpointError: it is none, is damaged, or belongs to another run.
@@ -98,7 +98,7 @@ def load(
             arrays = {name: np.asarray(value) for name, value in found["callbacks"].get(key, {}).items()}
             callback.load_state_dict({**meta["callbacks"][key], **arrays})
     snapshots = engine.pad(found["snapshots"]) if meta["has_snapshots"] else None
-    return engine.pad(found["heads"]), int(meta["step"]), snapshots
+    return engine.pad(found["heads"]), int(meta["step"]), snapshots, meta["heard"]
 
 
 def dataset_digest(dataset: Any) -> str:

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
+
+from hydrax.errors import ArgumentError
 
 _PREFIX = "version_"
+
+
+def check_root(root: Any) -> Path:
+    """The Trainer's `default_root_dir` as a path."""
+    if not isinstance(root, str | os.PathLike):
+        raise ArgumentError(
+            f"A Trainer argument has no meaning: default_root_dir. Got {root!r}, expected a path. "
+            'Fix: leave it out for ".".'
+        )
+    return Path(root)
 
 
 def make_run_folder(root: Path) -> Path:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import os
-from pathlib import Path
 from typing import Any
 
 from hydrax.errors import ArgumentError
@@ -187,13 +185,6 @@ def check_switches(**switches: Any) -> None:
     for name, value in switches.items():
         if not isinstance(value, bool):
             raise _error(name, value, "True or False", "pass objects of your own with callbacks=[...]")
-
-
-def check_folder(value: Any) -> Path:
-    """The folder that runs write below."""
-    if not isinstance(value, str | os.PathLike):
-        raise _error("default_root_dir", value, "a path", 'leave it out for "."')
-    return Path(value)
 
 
 def _error(name: str, value: Any, expected: str, fix: str) -> ArgumentError:

@@ -315,8 +315,9 @@ def _read_logged(name: str, value: Any, stage: str, mask: jax.Array) -> Any:
 
 def _accumulator(value: Any, mask: jax.Array) -> Any:
     weight = mask.sum().astype(jnp.float32)
-    # A batch without a live slot must not bring NaN into a mean that it has no part in.
-    return value if is_metric(value) else Mean(jnp.where(weight > 0, value * weight, 0), weight)
+    # A sum and not `value * weight`: XLA would fuse that product with the total it is added to, for some places of a
+    # chunk and not for others. A batch without a live slot adds nothing, not even NaN.
+    return value if is_metric(value) else Mean(jnp.where(mask, value, 0).sum(), weight)
 
 
 def _cast(tree: Any, dtype: Any) -> Any:

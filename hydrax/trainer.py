@@ -22,9 +22,9 @@ from hydrax.heads import Heads
 from hydrax.loop import FitLoop
 from hydrax.module import HydraModule, set_frozen
 from hydrax.result import FitResult
-from hydrax.run_folder import find_last, make_run_folder
+from hydrax.run_folder import check_root, find_last, make_run_folder
 from hydrax.run_view import RunView
-from hydrax.settings import Settings, check_folder, check_switches, refuse_unknown
+from hydrax.settings import Settings, check_switches, refuse_unknown
 
 _log = logging.getLogger("hydrax")
 
@@ -100,7 +100,7 @@ class Trainer(RunView):
             "TensorBoardLogger": logger and not quiet,
             "ModelCheckpoint": enable_checkpointing and not quiet,
         }
-        self._root = check_folder(default_root_dir)
+        self._root = check_root(default_root_dir)
         super().__init__(check_callbacks(callbacks), log_every_n_steps)
 
     # What a user calls.
@@ -235,7 +235,7 @@ class Trainer(RunView):
             snapshots=loop.snapshots,
             callbacks=keys(self.callbacks),
             fingerprint=training.fingerprint(),
-            meta={"ids": training.slices.ids.tolist(), "precision": self._settings.precision},
+            meta={"ids": training.slices.ids.tolist(), "precision": self._settings.precision, "heard": loop.heard},
             keep=keep,
         )
 
@@ -243,10 +243,11 @@ class Trainer(RunView):
 
     def _make_loop(self, training: Training, emit: Dispatcher, checkpoint_path: Path | None) -> FitLoop:
         engine, validation = training.engine, training.validation
+        heard: list[str] = []
         if checkpoint_path is None:
             state, step, snapshots = engine.init(), 0, None
         else:
-            state, step, snapshots = resume.load(
+            state, step, snapshots, heard = resume.load(
                 checkpoint_path, engine=engine, callbacks=keys(self.callbacks), fingerprint=training.fingerprint()
             )
         loop = FitLoop(
@@ -263,6 +264,7 @@ class Trainer(RunView):
             if validation is None
             else lambda: validation.run(engine, (loop.state.trainable, loop.state.state), loop.step),
             snapshots=snapshots,
+            heard=heard,
         )
         return loop
 
@@ -293,6 +295,15 @@ class Trainer(RunView):
                 "There are no heads to evaluate: Trainer. Got no fit before, no heads and no ckpt_path, expected one. "
                 "Fix: fit first, or pass heads=Heads.load(path, module)."
             )
+        module, datamodule = module or self.module, datamodule or self.datamodule
+        _check_types(module, datamodule)
+        if ckpt_path is not None:
+            heads = Heads.load(self._find_checkpoint(ckpt_path) or ckpt_path, module)
+        if not isinstance(heads, Heads | None):
+            raise ArgumentError(
+                f"An argument has the wrong type: heads. Got {type(heads).__name__}, expected hydrax.Heads. "
+                "Fix: pass result.heads, or Heads.load(path, module)."
+            )
         return module, datamodule, self.heads if heads is None else heads
 
     def _find_checkpoint(self, ckpt_path: str | Path | None) -> Path | None:
@@ -312,8 +323,8 @@ class Trainer(RunView):
         if not found and ckpt_path != "auto":
             below = self._root / "hydrax_logs"
             raise CheckpointError(
-                f"There is no checkpoint: ckpt_path={ckpt_path!r}. Got none below {below}, expected one of ModelCheckpoint. "
-                "Fix: pass its path, or 'auto' to start afresh where there is none."
+                f"There is no checkpoint: ckpt_path={ckpt_path!r}. Got none below {below}, expected one of "
+                "ModelCheckpoint. Fix: pass its path, or 'auto' to start afresh where there is none."
             )
         return Path(found) if found else None
 

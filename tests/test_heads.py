@@ -193,6 +193,13 @@ def test_the_trainers_mean_is_the_ensemble(trainer, outputs):
 # ---- on disk
 
 
+def test_a_trainer_without_a_fit_predicts_with_the_heads_of_a_checkpoint(trainer, outputs, tmp_path):
+    trainer.save_checkpoint(tmp_path)
+    fresh = hx.Trainer(barebones=True)
+    found = fresh.predict(trainer.module, trainer.datamodule, ckpt_path=tmp_path)
+    np.testing.assert_allclose(found["logits"], outputs, rtol=1e-5, atol=1e-6)
+
+
 @pytest.fixture
 def module():
     return Learner(lr=hx.PerHead(np.ones(HEADS)))

@@ -118,7 +118,6 @@ def test_the_structure_is_the_same_for_every_head_and_can_key_a_cache(make):
             {
                 "BatchNorm_0.bias",
                 "BatchNorm_0.scale",
-                "Dense_0.bias",
                 "Dense_0.kernel",
                 "Dense_1.bias",
                 "Dense_1.kernel",

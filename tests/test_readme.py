@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import hydrax as hx
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
 README_LINES, EXAMPLE_LINES = 150, 30
@@ -97,9 +99,9 @@ def test_the_readme_s_head_is_an_ordinary_layer(readme):
     assert isinstance(readme["result"].heads[7], nnx.Linear)
 
 
-@pytest.mark.parametrize("pattern", ["events.out.tfevents.*", "checkpoints/last", "checkpoints/heads.csv"])
+@pytest.mark.parametrize("pattern", ["events.out.tfevents.*", "checkpoints/last/*", "checkpoints/heads.csv"])
 def test_the_readme_s_fit_writes(readme, pattern):
-    assert len(list((readme["folder"] / "hydrax_logs" / "version_0").glob(pattern))) == 1
+    assert list((readme["folder"] / "hydrax_logs" / "version_0").glob(pattern)) != []
 
 
 def test_the_readme_s_one_call_gives_as_many_models_as_asked_for(readme):
@@ -121,24 +123,18 @@ def test_the_guide_s_first_callback_survives_a_resume(callback_guide):
     assert again.stopped_at == stop.stopped_at
 
 
-def test_the_guide_s_second_callback_bounds_the_way_from_start_to_end(callback_guide):
-    result, lengths = callback_guide["result"], callback_guide["lengths"]
-    # AdamW aside, no head can have ended further from where it began than it has travelled.
-    begun = callback_guide["hx"].Trainer(max_steps=1, barebones=True, gradient_clip_val=1e-12)
-    start = begun.fit(callback_guide["Regression"](), callback_guide["data"]).heads
-    ways = [
-        np.sqrt(sum(np.sum((np.asarray(a) - np.asarray(b)) ** 2) for a, b in zip(now, then, strict=True)))
-        for now, then in ((nnx_leaves(result.heads[h]), nnx_leaves(start[h])) for h in range(3))
-    ]
-    assert np.all(lengths >= np.array(ways) * (1 - 1e-5))
-    assert np.all(lengths > 0.1)
+def test_the_guide_s_second_callback_adds_up_the_norms_of_the_updates(callback_guide):
+    path = callback_guide["PathLength"]()
+    info = hx.StepInfo(trainable=None, gradients=None, updates={"kernel": np.array([3.0, 4.0])}, loss=None, step=None)
+    assert path.on_step(path.on_step(path.init(None), info), info)["length"] == 10.0
 
 
-def nnx_leaves(model: nnx.Linear) -> list[np.ndarray]:
-    return [np.asarray(model.kernel[...]), np.asarray(model.bias[...])]
+def test_the_guide_reads_the_second_callback_s_state_of_all_heads(callback_guide):
+    assert callback_guide["lengths"].shape == (3,)
+    assert np.all(callback_guide["lengths"] > 0)
 
 
 def test_the_guide_s_data_module_scores_each_fold_by_a_head_that_has_not_seen_it(datamodule_guide):
     assert datamodule_guide["accuracy"].shape == (5,)
-    # Five folds of scikit-learn's logistic regression on these pixels score 0.955 to 0.975.
+    # scikit-learn's logistic regression scores 0.956 to 0.981 on these folds.
     assert np.all(datamodule_guide["accuracy"] > 0.9)

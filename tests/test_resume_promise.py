@@ -1,14 +1,21 @@
 """Promise 4, resume: n steps, a kill, a resume and m steps are n + m steps, bit for bit, callbacks included."""
 
 import functools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from heads_under_test import NUM_ROWS, Classifier, data_of, differing, named_arrays, run
+from heads_under_test import NUM_ROWS, Classifier, data_of, differing, named_arrays, rows_of, run
 
 import hydrax as hx
+from hydrax.callbacks import ModelCheckpoint
 
 HEADS, STEPS = 6, 14
 LENGTHS = [3, 40, 17, 25, 9, 33]  # 5 batches of 8 an epoch
@@ -31,7 +38,7 @@ class Follower(hx.Callback):
         self.total += float(event.metrics["train_loss"].sum(dtype=np.float64))
 
     def on_train_epoch_end(self, event):
-        self.note = f"epoch {event.epoch} ended at {event.metrics['accuracy_epoch'].sum():.6f}"
+        self.note = f"{self.note or ''} {event.epoch}: {event.metrics['accuracy_epoch'].sum():.6f}"
 
     def on_validation_end(self, event):
         better = event.metrics["val_loss"] < self.best
@@ -117,7 +124,7 @@ KILLS = [
     ("plain", 4, "on_validation_end"),
     ("plain", 5, "on_train_steps_end"),  # before the epoch's end is heard
     ("plain", 10, "on_train_epoch_end"),
-    ("accumulated", 3, "on_validation_end"),  # before the epoch's end is heard
+    ("accumulated", 5, "on_validation_end"),
     ("accumulated", 7, "on_train_steps_end"),
 ]
 
@@ -133,7 +140,13 @@ def test_a_killed_and_resumed_fit_is_the_uninterrupted_one_bit_for_bit(tmp_path,
 def test_the_fit_that_is_compared_has_state_of_every_kind():
     names = uninterrupted().keys()
     assert {"epoch.accuracy.total", "state.norm.mean", "state.dropout.rngs.count", "opt_state.0.count"} <= names
-    assert {"snapshots.0.out.bias", "follower.out.bias", "host.best", "host.total", "callbacks.Follower.out.bias"} <= names
+    assert {
+        "snapshots.0.out.bias",
+        "follower.out.bias",
+        "host.best",
+        "host.total",
+        "callbacks.Follower.out.bias",
+    } <= names
     np.testing.assert_array_equal(uninterrupted()["live"], [True, False, True, False, True, True])
     assert np.isfinite(uninterrupted()["host.best"]).all()
 
@@ -144,3 +157,78 @@ def test_a_resumed_fit_goes_on_with_the_step_after_the_saved_one(tmp_path):
     resumed, _ = fit(ckpt_path=tmp_path)
     assert resumed.result.step == STEPS
     assert resumed.arrays["step.train_loss"].shape == (HEADS, STEPS - 4)
+
+
+def fit_until_killed(root):
+    """Runs in a process of its own, which ends between two saves without a chance to clean up."""
+    fit(ModelCheckpoint(every_n_steps=4), KillItself(), default_root_dir=root, log_every_n_steps=1)
+
+
+class KillItself(hx.Callback):
+    def on_train_steps_end(self, event):
+        os.kill(os.getpid(), signal.SIGKILL * (event.step == 6))
+
+
+def test_a_run_killed_from_outside_goes_on_from_its_last_checkpoint(tmp_path):
+    script = f"import test_resume_promise; test_resume_promise.fit_until_killed({str(tmp_path)!r})"
+    paths = [str(Path(hx.__file__).parents[1]), str(Path(__file__).parent)]
+    kept = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    env = {**os.environ, **kept, "PYTHONPATH": os.pathsep.join(paths)}
+    died = subprocess.run([sys.executable, "-c", script], env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    resumed, follower = fit(ModelCheckpoint(), ckpt_path="last", default_root_dir=tmp_path)
+    assert resumed.arrays["step.train_loss"].shape == (HEADS, STEPS - 4)
+    assert differing(everything(resumed, follower), uninterrupted()) == []
+
+
+def test_last_with_nothing_there_is_an_error(tmp_path):
+    with pytest.raises(hx.CheckpointError, match="no checkpoint: ckpt_path='last'.*starts? afresh"):
+        fit(ckpt_path="last", default_root_dir=tmp_path)
+
+
+def test_auto_with_nothing_there_starts_afresh(tmp_path):
+    assert differing(everything(*fit(ckpt_path="auto", default_root_dir=tmp_path)), uninterrupted()) == []
+
+
+class OtherClassifier(Classifier):
+    pass
+
+
+OTHER_ROWS = rows_of("norm_dropout", seed=9)
+REFUSED = {
+    "slices": ({"slices": SLICES.with_ids(np.arange(HEADS) + 1)}, "'[0-9a-f]{64}'", "'[0-9a-f]{64}'"),
+    "seed": ({"seed": 1}, "0", "1"),
+    "chunk": ({"chunk": 2}, "4", "2"),
+    "num_heads": ({"slices": SLICES[:5], "rates": RATES[:5]}, "6", "5"),
+    "data": ({"train": OTHER_ROWS}, "'[0-9a-f]{64}'", "'[0-9a-f]{64}'"),
+    "module": ({"module": OtherClassifier}, "'Classifier'", "'OtherClassifier'"),
+    "accumulate_grad_batches": ({"accumulate_grad_batches": 2}, "1", "2"),
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The checkpoint of step 3 of a fit."""
+    folder = tmp_path_factory.mktemp("saved")
+    with pytest.raises(Killed):
+        fit(SaveAndDie(folder, 3, "on_train_steps_end"))
+    return folder
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_checkpoint_of_another_run_is_refused_and_both_values_are_named(saved, name):
+    change, there, here = REFUSED[name]
+    with pytest.raises(hx.CheckpointError, match=f"{name}. Got {there} there, expected {here} as here"):
+        fit(ckpt_path=saved, **change)
+
+
+# Orbax leaves its other reads to an event loop that it has closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_one_flipped_byte_in_a_checkpoint_is_refused(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "copy")
+    largest = max((tmp_path / "copy" / "3" / "arrays").rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    with pytest.raises(hx.CheckpointError, match="is damaged|cannot be read"):
+        fit(ckpt_path=tmp_path / "copy")

@@ -1,0 +1,102 @@
+"""Promise 8, host quiet: between supersteps the host reads nothing from the device but metrics, one superstep late."""
+
+import jax
+import numpy as np
+import pytest
+from heads_under_test import NUM_ROWS, QUIET, Classifier, data_of
+from jax._src.array import ArrayImpl
+
+import hydrax as hx
+from hydrax import loop
+from hydrax.engine import Engine
+
+
+class Ends(hx.Callback):
+    """Notes where the loop begins and ends."""
+
+    def __init__(self, heard):
+        self.heard = heard
+
+    def on_train_start(self, event):
+        self.heard.append("start")
+
+    def on_train_steps_end(self, event):
+        self.heard.append(f"told {event.step}")
+
+    def on_train_end(self, event):
+        self.heard.append("end")
+
+
+class Quiet(Classifier):
+    """One metric, so that one read is one superstep's."""
+
+    def training_step(self, model, batch, ctx):
+        return super().training_step(model, batch, ctx) if self.hparams.kind == "full" else _loss(model, batch)
+
+
+def _loss(model, batch):
+    return -jax.nn.log_softmax(model(batch["x"]))[:, 0]
+
+
+@pytest.fixture(scope="module")
+def heard(tmp_path_factory):
+    """What happened in a fit, in order: dispatches, reads that the loop means to do, and reads by anything else."""
+    events, reading, patch = [], [], pytest.MonkeyPatch()
+
+    def dispatch(self, *args):
+        result = superstep(self, *args)
+        events.append(f"dispatch {args[4] + args[5]}")
+        return result
+
+    def read(value):
+        events.append("read")
+        reading.append(True)
+        result = late_read(value)
+        reading.pop()
+        return result
+
+    def watched(convert):
+        def watch(value, *args, **kwargs):
+            events.extend(["other read"] * (isinstance(value, jax.Array) and not reading))
+            return convert(value, *args, **kwargs)
+
+        return watch
+
+    superstep, late_read = Engine.superstep, loop._read
+    patch.setattr(Engine, "superstep", dispatch)
+    patch.setattr(loop, "_read", read)
+    # NumPy takes jax arrays on a CPU by their buffer, all else (float, bool, item, print) goes through _value.
+    patch.setattr(np, "asarray", watched(np.asarray))
+    patch.setattr(np, "array", watched(np.array))
+    patch.setattr(ArrayImpl, "_value", property(watched(ArrayImpl._value.fget)))
+    slices = hx.Slices.random_subset([5, 40, 21], NUM_ROWS)
+    settings = {"max_steps": 12, "log_every_n_steps": 3, "default_root_dir": tmp_path_factory.mktemp("run"), **QUIET}
+    with patch.context():
+        trainer = hx.Trainer(callbacks=Ends(events), **settings)
+        trainer.fit(Quiet("mlp", hx.PerHead([1e-3, 2e-3, 3e-3])), data_of(slices, val=None))
+        float(np.asarray(trainer.heads[0].out.bias[...])[0])
+    patch.undo()
+    return events
+
+
+def test_metrics_are_read_one_superstep_late_and_nothing_else_is_read(heard):
+    assert heard[heard.index("start") : heard.index("end") + 1] == [
+        "start",
+        "dispatch 3",
+        "dispatch 6",
+        "read",
+        "told 3",
+        "dispatch 9",
+        "read",
+        "told 6",
+        "dispatch 12",
+        "read",
+        "told 9",
+        "read",
+        "told 12",
+        "end",
+    ]
+
+
+def test_the_watch_sees_a_read(heard):
+    assert "other read" in heard[heard.index("end") :]
