@@ -91,7 +91,7 @@ class Event:
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """What a hook may answer.
+    """What a hook of training or validation may answer; other hooks' answers change nothing.
 
     Attributes:
       stop: bool[H], True freezes the head bit for bit from here on; a fit whose heads are all stopped ends.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -86,6 +87,14 @@ def check_callbacks(callbacks: Any) -> list[Callback]:
             "hydrax.Callback. "
             "Fix: pass an instance, not a class, and derive your own from hydrax.Callback."
         )
+    for callback in given:
+        unknown = [name for name in dir(type(callback)) if name.startswith("on_") and not hasattr(Callback, name)]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], dir(Callback), n=1, cutoff=0.0)[0]
+            raise ArgumentError(
+                f"A hook would never be called: {type(callback).__name__}.{unknown[0]}. Got a name that no event has, "
+                f"expected a hook of hydrax.Callback. Fix: the nearest is {near}; a helper needs another name."
+            )
     return list(given)
 
 

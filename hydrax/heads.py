@@ -52,7 +52,10 @@ class Heads:
         return (self[head] for head in range(len(self)))
 
     def __getitem__(self, heads: Any) -> Any:
-        """One head as the ordinary model `configure_model` built (int); some as `Heads` (list, slice, bool mask)."""
+        """One head as the ordinary model `configure_model` built (int); some as `Heads` (list, slice, bool mask).
+
+        An `nnx.Module` comes in evaluation mode, so that `heads[k](x)` is `heads(x)[k]`; `.train()` switches back.
+        """
         if isinstance(heads, jax.Array | np.ndarray) and heads.ndim == 0:
             heads = heads.item()
         if isinstance(heads, int | np.integer) and not isinstance(heads, bool):
@@ -64,7 +67,7 @@ class Heads:
                     "Fix: heads count from 0, in the order of the slices."
                 )
             trainable, state = jax.tree.map(lambda a: a[index], (self.trainable, self.state))
-            return self._aux.structure.merge(trainable, state)
+            return _model(self._aux.structure, trainable, state)
         try:
             picked = np.arange(len(self))[heads]
         except (IndexError, TypeError):
@@ -175,9 +178,14 @@ class _Aux:
         return hash((self.structure, self.ids.tobytes()))
 
 
-def _call_one(structure: Structure, trainable: Any, state: Any, args: Any, kwargs: Any) -> Any:
+def _model(structure: Structure, trainable: Any, state: Any) -> Any:
     model = structure.merge(trainable, state)
     structure.set_mode(model, train=False)
+    return model
+
+
+def _call_one(structure: Structure, trainable: Any, state: Any, args: Any, kwargs: Any) -> Any:
+    model = _model(structure, trainable, state)
     if not callable(model):
         raise ArgumentError(
             f"A model cannot be called: heads(...). Got {type(model).__name__}, expected a callable. Fix: apply "

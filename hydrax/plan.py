@@ -6,7 +6,9 @@ import dataclasses
 
 from hydrax.settings import Settings
 
-_CPU_CHUNK = 4  # Within 25 % of the best of 1..32 for linear, MLP and tiny heads on two cores; see docs/performance.md.
+# Alone in its chunk a head pads nothing, and its convolutions stay ordinary ones; wider chunks were at most a third
+# faster, for tiny heads only: docs/performance.md.
+_CPU_CHUNK = 1
 _MAX_STEPS = 50
 _INDEX_BYTES = 64 * 2**20  # What the rows and masks of one superstep may take.
 _SLOT_BYTES = 5  # int32 row and bool mask.

@@ -7,7 +7,7 @@ import pytest
 
 from hydrax.callback import Callback, Control
 from hydrax.dispatch import Dispatcher, check_callbacks, keys
-from hydrax.errors import CallbackError, CheckpointError
+from hydrax.errors import ArgumentError, CallbackError, CheckpointError
 
 HEADS = 3
 
@@ -156,3 +156,11 @@ def test_one_callback_or_none_is_a_list_too():
     assert check_callbacks(None) == []
     assert check_callbacks(callback) == [callback]
     assert check_callbacks((callback,)) == [callback]
+
+
+def test_a_hook_that_no_event_calls_is_refused_with_the_nearest_name():
+    class Misspelt(Callback):
+        def on_train_step_end(self, event): ...
+
+    with pytest.raises(ArgumentError, match=r"Misspelt\.on_train_step_end\..*nearest is on_train_steps_end"):
+        check_callbacks(Misspelt())
