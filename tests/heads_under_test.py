@@ -70,20 +70,33 @@ class Classifier(hx.HydraModule):
         return optax.adamw(self.hparams.lr)
 
     def training_step(self, model: Any, batch: Any, ctx: hx.Context) -> jax.Array:
-        logits = model(batch["x"])
+        logits = self.logits(model, batch["x"])
         self.log("accuracy", logits.argmax(-1) == batch["y"], on_step=True, on_epoch=True)
         self.log("noise", jax.random.uniform(ctx.key))
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
 
     def validation_step(self, model: Any, batch: Any, ctx: hx.Context) -> jax.Array:
         self.log("val_noise", jax.random.uniform(ctx.key))
-        return optax.softmax_cross_entropy_with_integer_labels(model(batch["x"]), batch["y"])
+        return optax.softmax_cross_entropy_with_integer_labels(self.logits(model, batch["x"]), batch["y"])
 
     def test_step(self, model: Any, batch: Any, ctx: hx.Context) -> jax.Array:
-        return optax.softmax_cross_entropy_with_integer_labels(model(batch["x"]), batch["y"])
+        return optax.softmax_cross_entropy_with_integer_labels(self.logits(model, batch["x"]), batch["y"])
 
     def predict_step(self, model: Any, batch: Any, ctx: hx.Context) -> jax.Array:
-        return model(batch["x"])
+        return self.logits(model, batch["x"])
+
+    def logits(self, model: Any, x: jax.Array) -> jax.Array:
+        return model(x)
+
+
+class PlainClassifier(Classifier):
+    """The same on a pytree of two arrays: cheap to trace and to compile, where the model does not matter."""
+
+    def configure_model(self, key: jax.Array) -> dict[str, jax.Array]:
+        return {"kernel": 0.1 * jax.random.uniform(key, (6, NUM_CLASSES)), "bias": jnp.zeros(NUM_CLASSES)}
+
+    def logits(self, model: Any, x: jax.Array) -> jax.Array:
+        return x @ model["kernel"] + model["bias"][None]
 
 
 def rows_of(kind: str = "mlp", num_rows: int = NUM_ROWS, seed: int = 0) -> dict[str, np.ndarray]:

@@ -37,7 +37,6 @@ CHANGES = {
     "fewer rows": lambda head: {"rows": replaced(OWN_ROWS, head, OWN_ROWS[head][:2])},
     "id": lambda head: {"ids": replaced(IDS, head, 77)},
     "learning rate": lambda head: {"rates": replaced(RATES, head, 0.05)},
-    "values": lambda head: {"train": spoiled(head, 0, 3.5)},
     "NaN": lambda head: {"train": spoiled(head, 2, np.nan)},
     "Inf": lambda head: {"train": spoiled(head, 2, np.inf)},
 }

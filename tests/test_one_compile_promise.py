@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from heads_under_test import NUM_ROWS, Classifier, data_of, run
+from heads_under_test import NUM_ROWS, PlainClassifier, data_of, run
 
 import hydrax as hx
 
@@ -35,7 +35,7 @@ class Busy(hx.Callback):
 
 def fit(*callbacks, lengths=LENGTHS, rates=RATES, ckpt_path=None, **how):
     slices = hx.Slices.random_subset(lengths, NUM_ROWS, seed=0)
-    return run(Classifier("mlp", hx.PerHead(rates)), data_of(slices), ckpt_path, callbacks, **{**CADENCES, **how})
+    return run(PlainClassifier("mlp", hx.PerHead(rates)), data_of(slices), ckpt_path, callbacks, **{**CADENCES, **how})
 
 
 def compiled(trainer):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from heads_under_test import NUM_ROWS, QUIET, Classifier, data_of
+from heads_under_test import NUM_ROWS, QUIET, PlainClassifier, data_of
 
 import hydrax as hx
 
@@ -62,7 +62,7 @@ def recorder(heard, name="", hooks=HOOKS, **extra):
 def fit(tmp_path, *callbacks, ckpt_path=None, **how):
     settings = {"max_epochs": 2, "log_every_n_steps": 2, "default_root_dir": tmp_path, **how}
     trainer = hx.Trainer(callbacks=callbacks, **QUIET, **settings)
-    trainer.fit(Classifier(), data_of(SLICES), ckpt_path)
+    trainer.fit(PlainClassifier(), data_of(SLICES), ckpt_path)
     return trainer
 
 

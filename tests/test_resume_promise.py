@@ -1,6 +1,7 @@
 """Promise 4, resume: n steps, a kill, a resume and m steps are n + m steps, bit for bit, callbacks included."""
 
 import functools
+import hashlib
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import pytest
 from heads_under_test import NUM_ROWS, Classifier, data_of, differing, named_arrays, rows_of, run
 
 import hydrax as hx
+from hydrax import checkpoint
 from hydrax.callbacks import ModelCheckpoint
 
 HEADS, STEPS = 6, 14
@@ -151,14 +153,6 @@ def test_the_fit_that_is_compared_has_state_of_every_kind():
     assert np.isfinite(uninterrupted()["host.best"]).all()
 
 
-def test_a_resumed_fit_goes_on_with_the_step_after_the_saved_one(tmp_path):
-    with pytest.raises(Killed):
-        fit(SaveAndDie(tmp_path, 4, "on_validation_end"))
-    resumed, _ = fit(ckpt_path=tmp_path)
-    assert resumed.result.step == STEPS
-    assert resumed.arrays["step.train_loss"].shape == (HEADS, STEPS - 4)
-
-
 def fit_until_killed(root):
     """Runs in a process of its own, which ends between two saves without a chance to clean up."""
     fit(ModelCheckpoint(every_n_steps=4), KillItself(), default_root_dir=root, log_every_n_steps=1)
@@ -222,13 +216,35 @@ def test_a_checkpoint_of_another_run_is_refused_and_both_values_are_named(saved,
         fit(ckpt_path=saved, **change)
 
 
+def read(step_folder):
+    """What becomes of a read of all arrays but PRNG keys: "refused", "as saved" or "other bits"."""
+    leaves = checkpoint.read_meta(step_folder)["leaves"]
+    wanted = {n: jax.ShapeDtypeStruct(tuple(v["shape"]), v["dtype"]) for n, v in leaves.items() if not v["key"]}
+    try:
+        found = checkpoint.load(step_folder, wanted)
+    except hx.CheckpointError:
+        return "refused"
+    same = [hashlib.sha256(np.asarray(found[name]).tobytes()).hexdigest() == leaves[name]["sha256"] for name in wanted]
+    return "as saved" if all(same) else "other bits"
+
+
+def read_with_a_flipped_byte(file, place, step_folder):
+    whole = file.read_bytes()
+    damaged = bytearray(whole)
+    damaged[int(place * len(whole))] ^= 1
+    file.write_bytes(damaged)
+    outcome = read(step_folder)
+    file.write_bytes(whole)
+    return outcome
+
+
 # Orbax leaves its other reads to an event loop that it has closed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_one_flipped_byte_in_a_checkpoint_is_refused(saved, tmp_path):
-    shutil.copytree(saved, tmp_path / "copy")
-    largest = max((tmp_path / "copy" / "3" / "arrays").rglob("d/*"), key=lambda path: path.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 1
-    largest.write_bytes(content)
-    with pytest.raises(hx.CheckpointError, match="is damaged|cannot be read"):
-        fit(ckpt_path=tmp_path / "copy")
+@pytest.mark.parametrize("place", [0.05, 0.5])
+def test_one_flipped_byte_in_a_checkpoint_is_refused(saved, tmp_path, place):
+    # Orbax writes some bytes twice and reads them once: a flip in the other copy harms nothing.
+    step_folder = shutil.copytree(saved / "3", tmp_path / "3")
+    files = sorted((step_folder / "arrays").rglob("d/*"))
+    outcomes = {read_with_a_flipped_byte(file, place, step_folder) for file in files}
+    assert outcomes == {"refused", "as saved"}
+    assert read(step_folder) == "as saved"
