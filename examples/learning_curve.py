@@ -127,8 +127,7 @@ def main() -> None:
     print(f"\n{len(result.heads)} heads of {result.step} steps took {time.perf_counter() - start:.0f} s. Written:")
     print(f"  {out}/learning_curve.png and .csv: the curve")
     print(f"  {out}/heads.csv: every head with its recipe, seed, length, score (test accuracy) and status")
-    print(f"  {result.log_dir}: events for TensorBoard. To see them (the first command once):")
-    print(f"    {python} -m pip install tensorboard")
+    print(f"  {result.log_dir}: events for TensorBoard. To see them:")
     print(f"    {python} -m tensorboard.main --logdir {result.log_dir}")
 
 

@@ -123,8 +123,7 @@ def _training_index(datamodule: DataModule, seed: int, slices: Slices) -> tuple[
     if not isinstance(index, grain.MapDataset):
         raise DataError(
             f"Index batches have the wrong type: {type(datamodule).__name__}.index_dataset. Got "
-            f"{type(index).__name__}, "
-            "expected a grain.MapDataset. Fix: build it with grain.MapDataset.source(...)."
+            f"{type(index).__name__}, expected a grain.MapDataset. Fix: build it with grain.MapDataset.source(...)."
         )
     feed = Feed(index, num_rows=slices.num_rows, places=np.arange(len(slices)), max_steps=1)
     mask = feed.take(0, [1])[1][0]

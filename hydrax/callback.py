@@ -124,8 +124,7 @@ class Callback:
     """Base of all callbacks. Override the hooks you need; every hook of the first tier gets one `Event`.
 
     Tier one runs on the host between supersteps and may return a `Control`. Tier two (`init`, `on_step`) runs inside
-    the
-    compiled program, for one head, and must be pure; its state is trained, frozen and checkpointed with the head.
+    the compiled program, for one head, and must be pure; its state is trained, frozen and checkpointed with the head.
     """
 
     def setup(self, event: Event) -> Control | None: ...

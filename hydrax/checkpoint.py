@@ -67,13 +67,13 @@ def read_meta(path: Path) -> dict[str, Any]:
             meta: dict[str, Any] = reader.restore(path.absolute() / "meta")
     except Exception as error:
         raise CheckpointError(
-            f"A checkpoint cannot be read: {path / 'meta'}. Got {type(error).__name__}, expected JSON. Fix: use "
-            "an older step."
+            f"A checkpoint cannot be read: {path / 'meta'}. Got {type(error).__name__}, expected JSON. Fix: use an "
+            "older step."
         ) from error
     if meta.get("format") != FORMAT:
         raise CheckpointError(
-            f"A checkpoint has another format: {path}. Got format {meta.get('format')}, expected {FORMAT}. "
-            "Fix: load it with the version of Hydrax that wrote it."
+            f"A checkpoint has another format: {path}. Got format {meta.get('format')}, expected {FORMAT}. Fix: load "
+            "it with the version of Hydrax that wrote it."
         )
     return meta
 
@@ -122,8 +122,8 @@ def check_same(path: Path, saved: Mapping[str, Any], present: Mapping[str, Any])
         if saved.get(name) != value:
             raise CheckpointError(
                 f"A checkpoint belongs to another run: {path}, {name}. Got {saved.get(name)!r} there, expected "
-                f"{value!r} as here. "
-                f"Fix: resume with the {name} it was written with, or start afresh without ckpt_path."
+                f"{value!r} as here. Fix: resume with the {name} it was written with, or start afresh without "
+                "ckpt_path."
             )
 
 
@@ -153,9 +153,8 @@ def _read_arrays(path: Path, names: list[str]) -> dict[str, np.ndarray]:
             )
     except Exception as error:
         raise CheckpointError(
-            f"A checkpoint cannot be read: {path / 'arrays'}. Got {type(error).__name__}: {str(error)[:200]}, "
-            "expected whole files. "
-            "Fix: use an older step."
+            f"A checkpoint cannot be read: {path / 'arrays'}. Got {type(error).__name__}: {str(error)[:200]}, expected "
+            "whole files. Fix: use an older step."
         ) from error
     return found
 
@@ -165,9 +164,8 @@ def _restore(path: Path, name: str, array: np.ndarray | None, saved: Mapping[str
         return jnp.zeros(saved["shape"], saved["dtype"])
     if digest(array) != saved["sha256"]:
         raise CheckpointError(
-            f"A checkpoint is damaged: {path}, leaf {name}. Got bytes with another digest, expected the ones "
-            "that were saved. "
-            "Fix: use an older step."
+            f"A checkpoint is damaged: {path}, leaf {name}. Got bytes with another digest, expected the ones that were "
+            "saved. Fix: use an older step."
         )
     return jax.random.wrap_key_data(jnp.asarray(array), impl=saved["key"]) if saved["key"] else jnp.array(array)
 
@@ -194,8 +192,8 @@ def _form(leaf: Any) -> str:
 
 def _mismatch(path: Path, name: str, got: str, expected: str) -> CheckpointError:
     return CheckpointError(
-        f"A checkpoint does not fit: {path}, leaf {name}. Got {got}, expected {expected}. "
-        "Fix: load it with the module, callbacks and number of heads that wrote it."
+        f"A checkpoint does not fit: {path}, leaf {name}. Got {got}, expected {expected}. Fix: load it with the "
+        "module, callbacks and number of heads that wrote it."
     )
 
 

@@ -50,15 +50,15 @@ class DataModule:
     def train_dataset(self) -> Any:
         """The rows that heads learn from."""
         raise DataError(
-            f"A dataset is missing: {type(self).__name__}.train_dataset. Got none, expected a pytree of arrays. "
-            "Fix: define `def train_dataset(self)` and return the arrays."
+            f"A dataset is missing: {type(self).__name__}.train_dataset. Got none, expected a pytree of arrays. Fix: "
+            "define `def train_dataset(self)` and return the arrays."
         )
 
     def slices(self) -> Slices:
         """Which rows of `train_dataset` each head may learn from."""
         raise DataError(
-            f"The slices are missing: {type(self).__name__}.slices. Got none, expected hydrax.Slices. "
-            "Fix: define `def slices(self)`, for example `return Slices.full(num_heads, num_rows)`."
+            f"The slices are missing: {type(self).__name__}.slices. Got none, expected hydrax.Slices. Fix: define `def "
+            "slices(self)`, for example `return Slices.full(num_heads, num_rows)`."
         )
 
     def val_dataset(self) -> Any | None:
@@ -155,8 +155,8 @@ def check_settings(datamodule: DataModule) -> None:
         optional = name == "eval_batch_size" and value is None
         if not optional and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1):
             raise ArgumentError(
-                f"A batch has no such size: {where}.{name}. Got {value!r}, expected an int of 1 or more. Fix: "
-                f"set {name}=32."
+                f"A batch has no such size: {where}.{name}. Got {value!r}, expected an int of 1 or more. Fix: set "
+                f"{name}=32."
             )
     for name, allowed in (("small_slices", ("mask", "wrap")), ("check_finite", ("warn", "raise", "off"))):
         if getattr(datamodule, name) not in allowed:
@@ -171,20 +171,18 @@ def check_slices(slices: Any, num_rows: int, name: str = "slices", num_heads: in
     """Checks that slices are Slices, count the dataset's rows, and have one entry for each head."""
     if not isinstance(slices, Slices):
         raise SliceError(
-            f"Slices have the wrong type: DataModule.{name}. Got {type(slices).__name__}, expected hydrax.Slices. "
-            "Fix: build them with a constructor such as Slices.from_indices(lists, num_rows)."
+            f"Slices have the wrong type: DataModule.{name}. Got {type(slices).__name__}, expected hydrax.Slices. Fix: "
+            "build them with a constructor such as Slices.from_indices(lists, num_rows)."
         )
     if slices.num_rows != num_rows:
         raise SliceError(
-            f"Slices and dataset differ in rows: DataModule.{name}. Got slices of {slices.num_rows} rows, "
-            f"expected {num_rows}, "
-            f"the dataset's length. Fix: pass num_rows={num_rows} when you build the slices."
+            f"Slices and dataset differ in rows: DataModule.{name}. Got slices of {slices.num_rows} rows, expected "
+            f"{num_rows}, the dataset's length. Fix: pass num_rows={num_rows} when you build the slices."
         )
     if num_heads is not None and slices.num_heads != num_heads:
         raise SliceError(
             f"Slices differ in heads: DataModule.{name}. Got {slices.num_heads} heads, expected {num_heads}, as "
-            "slices() has. "
-            "Fix: give one slice for each head."
+            "slices() has. Fix: give one slice for each head."
         )
     return slices
 
@@ -204,8 +202,8 @@ def check_dataset(dataset: Any, stage: str, check_finite: str = "off", wide: boo
     leaves, treedef = jax.tree_util.tree_flatten_with_path(dataset)
     if not leaves:
         raise DataError(
-            f"A dataset has no columns: {stage} dataset. Got {dataset!r}, expected at least one array. Fix: "
-            "return a dict of arrays."
+            f"A dataset has no columns: {stage} dataset. Got {dataset!r}, expected at least one array. Fix: return a "
+            "dict of arrays."
         )
     named = [(f"{stage} dataset{jax.tree_util.keystr(path)}", leaf) for path, leaf in leaves]
     columns = [_check_column(name, leaf, wide) for name, leaf in named]
@@ -213,14 +211,13 @@ def check_dataset(dataset: Any, stage: str, check_finite: str = "off", wide: boo
     for (name, _), column in zip(named, columns, strict=True):
         if len(column) != len(first):
             raise DataError(
-                f"Columns differ in length: {name}. Got {len(column)} rows, expected {len(first)}, as "
-                f"{first_name} has. "
-                "Fix: give every column one entry for each row."
+                f"Columns differ in length: {name}. Got {len(column)} rows, expected {len(first)}, as {first_name} "
+                "has. Fix: give every column one entry for each row."
             )
     if len(first) == 0 or len(first) > _INT32.max:
         raise DataError(
-            f"A dataset has no usable number of rows: {first_name}. Got {len(first)}, expected 1 to "
-            f"{_INT32.max}. Fix: check how it was loaded."
+            f"A dataset has no usable number of rows: {first_name}. Got {len(first)}, expected 1 to {_INT32.max}. Fix: "
+            "check how it was loaded."
         )
     for (name, _), column in zip(named, columns, strict=True):
         _check_finite(name, column, check_finite)
@@ -235,17 +232,15 @@ def num_rows(dataset: Any) -> int:
 def _check_column(name: str, leaf: Any, wide: bool) -> np.ndarray:
     if not hasattr(leaf, "__array__") or np.ndim(leaf) == 0:
         raise DataError(
-            f"A column is not an array: {name}. Got {type(leaf).__name__} {str(leaf)[:40]!r}, expected an array "
-            "with one entry for each row. "
-            "Fix: wrap it in numpy.asarray; a list counts as a pytree of scalars."
+            f"A column is not an array: {name}. Got {type(leaf).__name__} {str(leaf)[:40]!r}, expected an array with "
+            "one entry for each row. Fix: wrap it in numpy.asarray; a list counts as a pytree of scalars."
         )
     column = np.asarray(leaf)
     # "V" lets ml_dtypes' bfloat16 and float8 through, which NumPy reports as void.
     if column.dtype.kind not in "fiubc" and not jnp.issubdtype(column.dtype, jnp.number):
         raise DataError(
-            f"A column has a dtype that no device holds: {name}. Got {column.dtype}, expected floats, integers "
-            "or bools. "
-            "Fix: encode it as numbers; ragged rows need padding to one shape."
+            f"A column has a dtype that no device holds: {name}. Got {column.dtype}, expected floats, integers or "
+            "bools. Fix: encode it as numbers; ragged rows need padding to one shape."
         )
     if wide or column.dtype not in (np.int64, np.uint64, np.float64, np.complex128):
         return column

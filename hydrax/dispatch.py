@@ -44,8 +44,8 @@ class Dispatcher:
             except Exception as error:
                 raise CallbackError(
                     f"A callback failed: {type(callback).__name__}.{hook} at step {event.step}. Got "
-                    f"{type(error).__name__}: "
-                    f"{error}, expected the hook to return. Fix: the cause above names the line."
+                    f"{type(error).__name__}: {error}, expected the hook to return. Fix: the cause above names the "
+                    "line."
                 ) from error
             if control is not None:
                 stop = _either(stop, _checked(control, "stop", callback, hook, len(event.live)))
@@ -84,8 +84,7 @@ def check_callbacks(callbacks: Any) -> list[Callback]:
         odd = given if not isinstance(given, list | tuple) else next(c for c in given if not isinstance(c, Callback))
         raise ArgumentError(
             f"A callback has the wrong type: Trainer(callbacks=). Got {odd!r:.80}, expected instances of "
-            "hydrax.Callback. "
-            "Fix: pass an instance, not a class, and derive your own from hydrax.Callback."
+            "hydrax.Callback. Fix: pass an instance, not a class, and derive your own from hydrax.Callback."
         )
     for callback in given:
         unknown = [name for name in dir(type(callback)) if name.startswith("on_") and not hasattr(Callback, name)]

@@ -108,20 +108,17 @@ class Feed:
             expected = "[B]" if axes == 1 else f"[{self._num_heads}, B]"
             raise DataError(
                 f"An index batch has the wrong shape: {where}. Got rows {list(rows.shape)} and mask "
-                f"{list(mask.shape)}, expected both "
-                f"{expected}, the same in every element. Fix: pad with mask=False."
+                f"{list(mask.shape)}, expected both {expected}, the same in every element. Fix: pad with mask=False."
             )
         if rows.dtype.kind not in "iu" or mask.dtype != bool:
             raise DataError(
-                f"An index batch has the wrong dtype: {where}. Got rows {rows.dtype} and mask {mask.dtype}, "
-                "expected int32 and bool. "
-                "Fix: cast them in index_dataset()."
+                f"An index batch has the wrong dtype: {where}. Got rows {rows.dtype} and mask {mask.dtype}, expected "
+                "int32 and bool. Fix: cast them in index_dataset()."
             )
         if rows.min() < 0 or rows.max() >= self._num_rows:
             at = tuple(map(int, np.argwhere((rows < 0) | (rows >= self._num_rows))[0]))
             raise DataError(
-                f"An index batch names a row outside the dataset: {where}, place {at}. Got {rows[at]}, expected "
-                "0 <= row < "
-                f"{self._num_rows}. Fix: padding slots need a row too; repeat one of the head's own."
+                f"An index batch names a row outside the dataset: {where}, place {at}. Got {rows[at]}, expected 0 <= "
+                f"row < {self._num_rows}. Fix: padding slots need a row too; repeat one of the head's own."
             )
         return rows, mask

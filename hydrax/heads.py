@@ -26,8 +26,7 @@ class Heads:
     """The models of H heads, one batch of models.
 
     A pytree whose leaves are the stacked arrays `[H, ...]`, so `jax.tree`, `jax.vmap` and any serialiser work on it;
-    under
-    `jax.vmap` it is one head, and calling it calls that head's model.
+    under `jax.vmap` it is one head, and calling it calls that head's model.
 
     Args:
       trainable: parameters, leaves `[H, ...]`.
@@ -75,9 +74,9 @@ class Heads:
         # None, True and nested lists are indices to NumPy, but no choice of heads.
         if np.ndim(picked) != 1 or not picked.size:
             raise ArgumentError(
-                f"There are no such heads: heads[...]. Got {heads!r:.80}, expected ints below {len(self)}, a "
-                f"slice, or a mask of {len(self)} bools, of one head or more. Fix: heads count from 0, in the order of "
-                "the slices."
+                f"There are no such heads: heads[...]. Got {heads!r:.80}, expected ints below {len(self)}, a slice, or "
+                f"a mask of {len(self)} bools, of one head or more. Fix: heads count from 0, in the order of the "
+                "slices."
             )
         trainable, state = jax.tree.map(lambda a: a[picked], (self.trainable, self.state))
         return Heads(trainable, state, self._aux.structure, self.ids[picked])
@@ -188,9 +187,8 @@ def _call_one(structure: Structure, trainable: Any, state: Any, args: Any, kwarg
     model = _model(structure, trainable, state)
     if not callable(model):
         raise ArgumentError(
-            f"A model cannot be called: heads(...). Got {type(model).__name__}, expected a callable. Fix: apply "
-            "your own function "
-            "to heads[k], or under jax.vmap to heads.trainable."
+            f"A model cannot be called: heads(...). Got {type(model).__name__}, expected a callable. Fix: apply your "
+            "own function to heads[k], or under jax.vmap to heads.trainable."
         )
     return model(*args, **kwargs)
 

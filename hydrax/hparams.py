@@ -36,15 +36,13 @@ class PerHead:
             ) from error
         if array.ndim == 0 or array.size == 0:
             raise ArgumentError(
-                f"PerHead got no sequence of values: argument `values`. Got {values!r}, expected one value for "
-                "each head. "
-                "Fix: pass a list with as many values as there are heads."
+                f"PerHead got no sequence of values: argument `values`. Got {values!r}, expected one value for each "
+                "head. Fix: pass a list with as many values as there are heads."
             )
         if array.dtype.kind not in "fiub":
             raise ArgumentError(
-                f"PerHead holds values that are not numbers: argument `values`. Got dtype {array.dtype}, "
-                "expected floats, "
-                "ints or bools. Fix: only numbers can differ between heads of one compiled program; fit other "
+                f"PerHead holds values that are not numbers: argument `values`. Got dtype {array.dtype}, expected "
+                "floats, ints or bools. Fix: only numbers can differ between heads of one compiled program; fit other "
                 "settings apart."
             )
         finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)

@@ -30,8 +30,7 @@ class FitLoop:
       2. the index batches of K steps are drawn, K ending at the next thing due, and the superstep is dispatched;
       3. while it runs, the metrics of the superstep before are read: `on_train_steps_end`;
       4. where the host must see the heads as they are (validation, epoch end, a callback's `next_due`, the end of the
-      fit) this
-         superstep's metrics are read too;
+         fit) this superstep's metrics are read too;
       5. validation, where due: `on_validation_start`, `on_validation_end`;
       6. `on_train_epoch_end`, where an epoch or the fit ends.
     What a hook answers (`Control`) is carried out before the callbacks that save hear of the same moment. A fit that
@@ -175,9 +174,8 @@ class FitLoop:
         if end == first + _TIMED_STEPS:
             milliseconds = (time.perf_counter() - started) / _TIMED_STEPS * 1e3
             warnings.warn(
-                f"A callback overrides on_train_batch_end, so every step returns to the host: {milliseconds:.1f} "
-                "ms a step here. "
-                "Fix: override on_train_steps_end, which hears many steps at once.",
+                f"A callback overrides on_train_batch_end, so every step returns to the host: {milliseconds:.1f} ms a "
+                "step here. Fix: override on_train_steps_end, which hears many steps at once.",
                 stacklevel=2,
             )
 

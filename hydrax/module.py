@@ -68,17 +68,14 @@ class Recorder:
             )
         if name in self.logged:
             raise ModuleError(
-                f"A name is logged twice in one step: self.log({name!r}) in {self.stage}_step. Got a second "
-                "value, expected "
-                "one value a name and step. Fix: log it under another name."
+                f"A name is logged twice in one step: self.log({name!r}) in {self.stage}_step. Got a second value, "
+                "expected one value a name and step. Fix: log it under another name."
             )
         if get_opaque_trace_state(convention="flax") != self._trace:
             raise ModuleError(
-                f"A value is logged inside an inner jax transformation: self.log({name!r}) in {self.stage}_step. "
-                "Got a call "
-                "inside your own scan, vmap, jit or grad, expected one at the step's own level. Fix: return the "
-                "value from "
-                "the inner function and log it after the call."
+                f"A value is logged inside an inner jax transformation: self.log({name!r}) in {self.stage}_step. Got a "
+                "call inside your own scan, vmap, jit or grad, expected one at the step's own level. Fix: return the "
+                "value from the inner function and log it after the call."
             )
         train = self.stage == "training"
         self.logged[name] = Logged(
@@ -118,9 +115,8 @@ class HydraModule:
 
         Returns:
           The loss, float `[B]` (averaged over live slots for you) or a float scalar (only where no slot can be
-          padding); or
-          a dict with "loss", and with "model" where a plain pytree's own state (such as Linen's batch statistics)
-          moves on.
+          padding); or a dict with "loss", and with "model" where a plain pytree's own state (such as Linen's batch
+          statistics) moves on.
         """
         raise _missing(self, "training_step(self, model, batch, ctx)", "return one loss for each slot, [B]")
 
@@ -158,9 +154,8 @@ class HydraModule:
         frame = caller.f_back if caller else None
         if frame is None or frame.f_code.co_name != "__init__" or frame.f_locals.get("self") is not self:
             raise ModuleError(
-                f"Hyper-parameters are saved from outside __init__: {type(self).__name__}.save_hyperparameters. "
-                "Got a call from "
-                f"{frame.f_code.co_name if frame else 'nowhere'}, expected one inside __init__. Fix: call it "
+                f"Hyper-parameters are saved from outside __init__: {type(self).__name__}.save_hyperparameters. Got a "
+                f"call from {frame.f_code.co_name if frame else 'nowhere'}, expected one inside __init__. Fix: call it "
                 "first in __init__."
             )
         info = inspect.getargvalues(frame)
@@ -170,9 +165,8 @@ class HydraModule:
         unknown = [name for name in names if name not in found]
         if unknown:
             raise ModuleError(
-                f"Hyper-parameter is not an argument of __init__: {type(self).__name__}.save_hyperparameters. "
-                f"Got {unknown[0]!r}, "
-                f"expected one of {', '.join(found)}. Fix: name an argument of __init__."
+                f"Hyper-parameter is not an argument of __init__: {type(self).__name__}.save_hyperparameters. Got "
+                f"{unknown[0]!r}, expected one of {', '.join(found)}. Fix: name an argument of __init__."
             )
         kept = {name: value for name, value in found.items() if name in (names or found) and name not in ignore}
         self._hparams = Hyperparameters({**self.hparams, **kept})
@@ -193,8 +187,7 @@ class HydraModule:
         if recorder is None:
             raise ModuleError(
                 f"A value is logged outside a step: {type(self).__name__}.log({name!r}). Got a call outside "
-                "training_step, "
-                "validation_step and test_step, expected one inside. Fix: move the call into the step."
+                "training_step, validation_step and test_step, expected one inside. Fix: move the call into the step."
             )
         recorder.add(name, value, prog_bar, on_step, on_epoch)
 
@@ -206,11 +199,9 @@ class HydraModule:
     def __setattr__(self, name: str, value: Any) -> None:
         if self.__dict__.get("_frozen"):
             raise ModuleError(
-                f"An attribute is set while the module is frozen: {type(self).__name__}.{name}. Got an "
-                "assignment during a run, "
-                "expected none: a compiled step runs for every head, so a value kept on the module would be a "
-                "leaked tracer. "
-                "Fix: return it, log it with self.log, or keep it in the model's own state."
+                f"An attribute is set while the module is frozen: {type(self).__name__}.{name}. Got an assignment "
+                "during a run, expected none: a compiled step runs for every head, so a value kept on the module "
+                "would be a leaked tracer. Fix: return it, log it with self.log, or keep it in the model's own state."
             )
         object.__setattr__(self, name, value)
 
@@ -265,6 +256,5 @@ def _keyword_only(frame: Any) -> tuple[str, ...]:
 def _missing(module: HydraModule, signature: str, example: str) -> ModuleError:
     return ModuleError(
         f"A method is missing: {type(module).__name__}.{signature.split('(')[0]}. Got none, expected `def "
-        f"{signature}`. "
-        f"Fix: define it, for example `{example}`."
+        f"{signature}`. Fix: define it, for example `{example}`."
     )

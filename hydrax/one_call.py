@@ -24,7 +24,7 @@ def get_trained_models(
     num_models: int,
     model_type: Callable[[jax.Array], Any],
     verbose: bool = False,
-    start_slice: str = "0_784",
+    start_slice: str | None = None,
     loss: Callable[[Any, Any, Any], jax.Array] = cross_entropy,
     *,
     steps: int = 300,
@@ -42,7 +42,7 @@ def get_trained_models(
       num_models: H, at most b - a.
       model_type: any callable from a PRNG key to a model of one row.
       verbose: show progress.
-      start_slice: "a_b", the rows to learn from, 0 <= a < b <= N.
+      start_slice: "a_b", the rows to learn from, 0 <= a < b <= N; None: all of them, "0_N".
       loss: `loss(model, x, y)`, a mean over the rows of its batch; a batch of fewer than `batch_size` rows has just
         those.
       steps: optimiser updates of every model.
@@ -57,8 +57,8 @@ def get_trained_models(
       ArgumentError: `start_slice` or `num_models` do not fit together or the data.
       DataError: labels that are no class of the model's logits.
     """
-    start, end = _parse(start_slice)
     x, y = np.asarray(x_train), np.asarray(y_train)
+    start, end = (0, len(x)) if start_slice is None and x.ndim else _parse(start_slice)
     _check(x, y, num_models, start, end)
     _check_labels(x, y[start:end], start, model_type, loss)
     slices = Slices.window(start, np.arange(1, num_models + 1), num_rows=len(x))
@@ -100,7 +100,7 @@ class _Pairs(DataModule):
         return self._slices
 
 
-def _parse(start_slice: str) -> tuple[int, int]:
+def _parse(start_slice: Any) -> tuple[int, int]:
     parts = start_slice.split("_") if isinstance(start_slice, str) else []
     if len(parts) != 2 or not all(part.isdecimal() for part in parts) or int(parts[0]) >= int(parts[1]):
         raise ArgumentError(
@@ -113,21 +113,20 @@ def _parse(start_slice: str) -> tuple[int, int]:
 def _check(x: np.ndarray, y: np.ndarray, num_models: int, start: int, end: int) -> None:
     if isinstance(num_models, bool) or not isinstance(num_models, int) or not 1 <= num_models <= end - start:
         raise ArgumentError(
-            f"There are not as many prefixes: num_models. Got {num_models!r}, expected 1 to {end - start}, the "
-            "rows of start_slice "
+            f"There are not as many prefixes: num_models. Got {num_models!r}, expected 1 to {end - start}, the rows of "
+            "start_slice "
             f'"{start}_{end}". Fix: ask for fewer models, or a longer slice.'
         )
     if x.ndim == 0 or len(x) < end:
         raise ArgumentError(
-            f"There are fewer rows than the slice names: x_train. Got {len(x) if x.ndim else 0} rows, expected "
-            f"at least {end}, the end "
+            f"There are fewer rows than the slice names: x_train. Got {len(x) if x.ndim else 0} rows, expected at "
+            f"least {end}, the end "
             f'of start_slice "{start}_{end}". Fix: pass more rows, or a slice that ends sooner.'
         )
     if y.shape != (len(x),) or y.dtype.kind not in "iu":
         raise DataError(
-            f"Labels do not fit the rows: y_train. Got {y.dtype}{list(y.shape)}, expected integers [{len(x)}], "
-            "one label for each row "
-            "of x_train. Fix: pass class numbers."
+            f"Labels do not fit the rows: y_train. Got {y.dtype}{list(y.shape)}, expected integers [{len(x)}], one "
+            "label for each row of x_train. Fix: pass class numbers."
         )
 
 
@@ -145,6 +144,6 @@ def _check_labels(x: np.ndarray, y: np.ndarray, start: int, model_type: Callable
         at = start + int(np.argmax(outside))
         raise DataError(
             f"A label is no class of the model: y_train, row {at}. Got {int(y[at - start])}, expected 0 to "
-            f"{classes - 1}, since the "
-            f"model has {classes} logits. Fix: re-number the labels, or use a model with more outputs."
+            f"{classes - 1}, since the model has {classes} logits. Fix: re-number the labels, or use a model with more "
+            "outputs."
         )

@@ -37,8 +37,7 @@ def make_plan(settings: Settings, *, num_heads: int, slots: int, backend: str) -
     """Chooses what the user left on "auto".
 
     A chunk on a CPU is a constant, so that a head's bits do not depend on H; elsewhere it is all heads. A superstep
-    has 50
-    steps, or as many as its index batches leave room for.
+    has 50 steps, or as many as its index batches leave room for.
 
     Args:
       settings: with the user's `chunk` and `steps_per_call`.

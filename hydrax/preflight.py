@@ -53,8 +53,7 @@ class Preflight:
         if not jax.tree.leaves(parts[0]):
             raise ModuleError(
                 f"A model has nothing to train: {type(program.module).__name__}.configure_model. Got no floating "
-                "array, "
-                "expected at least one. Fix: return the model itself, with its parameters made."
+                "array, expected at least one. Fix: return the model itself, with its parameters made."
             )
         return cls(dataclasses.replace(program, structure=found[-1].structure), one, parts)
 
@@ -104,9 +103,8 @@ class Preflight:
             if leaf is None or leaf.shape[:1] != (batch_size,):
                 raise ModuleError(
                     f"A prediction has the wrong shape: {type(self.program.module).__name__}.predict_step. Got "
-                    f"{'nothing' if leaf is None else _form(leaf)} for one head, expected [{batch_size}, ...], "
-                    "one entry for each "
-                    "slot. Fix: keep the leading axis of the batch."
+                    f"{'nothing' if leaf is None else _form(leaf)} for one head, expected [{batch_size}, ...], one "
+                    "entry for each slot. Fix: keep the leading axis of the batch."
                 )
         return output
 
@@ -121,10 +119,9 @@ def _explained(program: HeadProgram, method: str, view: str) -> Iterator[None]:
         raise
     except jax.errors.TracerBoolConversionError as error:
         raise ModuleError(
-            f"Python looks at a value that is not known yet: {where}. Got a Python `if`, `while`, `and` or "
-            "`assert` on a traced "
-            f"array, expected branches on shapes only; the step got {view} for one head. Fix: use jnp.where or "
-            "jax.lax.cond."
+            f"Python looks at a value that is not known yet: {where}. Got a Python `if`, `while`, `and` or `assert` on "
+            f"a traced array, expected branches on shapes only; the step got {view} for one head. Fix: use jnp.where "
+            "or jax.lax.cond."
         ) from error
     except (
         jax.errors.ConcretizationTypeError,
@@ -132,19 +129,19 @@ def _explained(program: HeadProgram, method: str, view: str) -> Iterator[None]:
         jax.errors.TracerIntegerConversionError,
     ) as error:
         raise ModuleError(
-            f"Python needs a value that is not known yet: {where}. Got float(), int(), numpy, a shape or a range "
-            "made from a traced "
-            f"array ({_first_line(error)}), expected jax.numpy on arrays; the step got {view} for one head. Fix: "
-            "use jax.numpy; a "
-            "PerHead value is traced, so it cannot be a size."
+            f"Python needs a value that is not known yet: {where}. Got float(), int(), numpy, a shape or a range made "
+            f"from a traced array ({_first_line(error)}), expected jax.numpy on arrays; the step got {view} for one "
+            "head. Fix: use jax.numpy; a PerHead value is traced, so it cannot be a size."
         ) from error
     except Exception as error:
-        traced_size = "concrete values" in str(error)
-        fix = "a PerHead value is traced, so it cannot be a size" if traced_size else "the cause above names your line"
+        fix = "the cause above names your line"
+        if "concrete values" in str(error):
+            fix = "a PerHead value is traced, so it cannot be a size"
+        if type(error).__name__ == "TraceContextError":  # flax has no public name for it
+            fix = "call an nnx model with dropout or batch statistics on the whole batch, not inside jax.vmap"
         raise ModuleError(
             f"A method failed while it was traced for one head: {where} got {view} for one head. Got "
-            f"{type(error).__name__}: "
-            f"{_first_line(error)}, expected it to run on these shapes. Fix: {fix}."
+            f"{type(error).__name__}: {_first_line(error)}, expected it to run on these shapes. Fix: {fix}."
         ) from error
 
 

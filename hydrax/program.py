@@ -1,8 +1,7 @@
 """One head's functions and a plan become the compiled programs of a run.
 
 Each program is `for each chunk of C heads: for K steps: vmap(one head)`. The number of chunks and the number of steps
-are
-arguments, not constants: nothing compiles twice, and XLA can never unroll a loop of one turn into a program with
+are arguments, not constants: nothing compiles twice, and XLA can never unroll a loop of one turn into a program with
 other bits.
 """
 

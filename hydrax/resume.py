@@ -73,9 +73,8 @@ def load(
     meta = checkpoint.read_meta(step_dir)
     if meta["kind"] != "run":
         raise CheckpointError(
-            f"A checkpoint holds no run: {step_dir}. Got {meta['kind']!r}, expected 'run'. Fix: to go on "
-            "training pass the folder "
-            "ModelCheckpoint calls `last`; read this one with Heads.load."
+            f"A checkpoint holds no run: {step_dir}. Got {meta['kind']!r}, expected 'run'. Fix: to go on training pass "
+            "the folder ModelCheckpoint calls `last`; read this one with Heads.load."
         )
     checkpoint.check_same(step_dir, meta["fingerprint"], fingerprint)
     if meta["exactness"] != _exactness():

@@ -134,7 +134,7 @@ class RunView:
     def _running(self) -> tuple[FitLoop, Training]:
         if self._loop is None or self._training is None:
             raise ArgumentError(
-                "There is no run: Trainer. Got a request for its state before any fit, expected one after. Fix: "
-                "call fit first."
+                "There is no run: Trainer. Got a request for its state before any fit, expected one after. Fix: call "
+                "fit first."
             )
         return self._loop, self._training

@@ -80,8 +80,8 @@ class Settings:
             raise _error(
                 "precision",
                 self.precision,
-                f"one of {', '.join(PRECISIONS)}; float16 overflows without loss scaling, and a scale "
-                "shared by heads would tie them together",
+                f"one of {', '.join(PRECISIONS)}; float16 overflows without loss scaling, and a scale shared by heads "
+                "would tie them together",
                 'use "bf16-mixed"',
             )
         self._check_choice("precision", PRECISIONS)
@@ -126,8 +126,8 @@ class Settings:
         ends += [self.max_epochs * steps_per_epoch] if self.max_epochs is not None else []
         if not ends:
             raise ArgumentError(
-                "A fit has no end: Trainer(max_steps=, max_epochs=). Got neither, expected one of them. "
-                "Fix: pass for example max_steps=300."
+                "A fit has no end: Trainer(max_steps=, max_epochs=). Got neither, expected one of them. Fix: pass for "
+                "example max_steps=300."
             )
         return min(ends)
 

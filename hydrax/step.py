@@ -249,8 +249,8 @@ class HeadProgram:
         if not isinstance(optimizer, optax.GradientTransformation):
             raise ModuleError(
                 f"No optimiser came back: {type(self.module).__name__}.configure_optimizers. Got "
-                f"{type(optimizer).__name__}, "
-                "expected an optax.GradientTransformation. Fix: return for example optax.adamw(1e-3)."
+                f"{type(optimizer).__name__}, expected an optax.GradientTransformation. Fix: return for example "
+                "optax.adamw(1e-3)."
             )
         return optimizer
 
@@ -272,15 +272,13 @@ def _read_loss(output: Any, stage: str, mask: jax.Array, padding: str | None) ->
         raise ModuleError(f"A loss has no gradient: {where}. Got dtype {loss.dtype}, expected floats. {fix}")
     if loss.shape not in ((), mask.shape):
         raise ModuleError(
-            f"A loss has the wrong shape: {where}. Got {list(loss.shape)} for one head, expected [{mask.size}], "
-            "one loss for "
-            f"each slot. Fix: take the mean over all axes but the first."
+            f"A loss has the wrong shape: {where}. Got {list(loss.shape)} for one head, expected [{mask.size}], one "
+            "loss for each slot. Fix: take the mean over all axes but the first."
         )
     if loss.ndim == 0 and padding:
         raise ModuleError(
-            f"A scalar loss would count padding: {where}. Got a scalar, expected [{mask.size}], since {padding}. "
-            "Fix: return one "
-            "loss for each slot and leave the mean to Hydrax, or average with ctx.mask yourself and return "
+            f"A scalar loss would count padding: {where}. Got a scalar, expected [{mask.size}], since {padding}. Fix: "
+            "return one loss for each slot and leave the mean to Hydrax, or average with ctx.mask yourself and return "
             "jnp.broadcast_to(loss, ctx.mask.shape)."
         )
     return loss
@@ -293,22 +291,20 @@ def _read_logged(name: str, value: Any, stage: str, mask: jax.Array) -> Any:
         shape = jnp.shape(value.compute()) if not isinstance(value.compute(), Mapping) else "a dict"
         if shape != ():
             raise ModuleError(
-                f"A metric computes no scalar: {where}. Got {shape}, expected one number. Fix: log its parts one "
-                "by one."
+                f"A metric computes no scalar: {where}. Got {shape}, expected one number. Fix: log its parts one by "
+                "one."
             )
         return value
     if not isinstance(value, jax.Array | np.ndarray | np.generic | float | int):
         raise ModuleError(
             f"A logged value is no number: {where}. Got {type(value).__name__}, expected a scalar, [{mask.size}] "
-            "values or a "
-            "clu.metrics.Metric. Fix: turn it into an array."
+            "values or a clu.metrics.Metric. Fix: turn it into an array."
         )
     value = jnp.asarray(value)
     if value.shape not in ((), mask.shape) or not (jnp.issubdtype(value.dtype, jnp.number) or value.dtype == bool):
         raise ModuleError(
-            f"A logged value has the wrong form: {where}. Got {value.dtype}{list(value.shape)} for one head, "
-            "expected a scalar or "
-            f"[{mask.size}] numbers, one for each slot. Fix: reduce it over all axes but the first."
+            f"A logged value has the wrong form: {where}. Got {value.dtype}{list(value.shape)} for one head, expected "
+            f"a scalar or [{mask.size}] numbers, one for each slot. Fix: reduce it over all axes but the first."
         )
     return masked_mean(value, mask)
 
@@ -340,15 +336,15 @@ def _kept(new: Any, old: Any, where: str) -> Any:
     before, after = str(jax.tree.structure(old)), str(jax.tree.structure(new))
     if before != after:
         raise ModuleError(
-            f"A step changes what a head consists of: its {where}. Got {after}, expected {before}. "
-            "Fix: create all of it at the start, in configure_model or init."
+            f"A step changes what a head consists of: its {where}. Got {after}, expected {before}. Fix: create all of "
+            "it at the start, in configure_model or init."
         )
     for (path, a), b in zip(jax.tree_util.tree_flatten_with_path(new)[0], jax.tree.leaves(old), strict=True):
         if jnp.shape(a) != jnp.shape(b) or not _holds(jnp.result_type(b), jnp.result_type(a)):
             raise ModuleError(
                 f"A step changes an array's form: {where}{jax.tree_util.keystr(path)} of one head. Got "
-                f"{jnp.result_type(a)}{list(jnp.shape(a))}, expected {jnp.result_type(b)}{list(jnp.shape(b))}. "
-                "Fix: keep every array's shape and dtype from step to step."
+                f"{jnp.result_type(a)}{list(jnp.shape(a))}, expected {jnp.result_type(b)}{list(jnp.shape(b))}. Fix: "
+                "keep every array's shape and dtype from step to step."
             )
     return new
 

@@ -35,8 +35,8 @@ class Trainer(RunView):
     Args:
       max_steps: optimiser updates of every head; this or `max_epochs` must be given, the nearer one ends the fit.
       max_epochs: epochs; one epoch is the steps in which the longest slice makes one pass.
-      limit_train_batches, limit_val_batches, limit_test_batches, limit_predict_batches: int = batches, float =
-      fraction.
+      limit_train_batches, limit_val_batches, limit_test_batches, limit_predict_batches: how much of a dataset to walk;
+        int = batches, float = fraction.
       fast_dev_run: True or n: n batches of each loop, no checkpoints, no logger.
       val_check_interval: validate every n batches (int) or fraction of an epoch (float).
       check_val_every_n_epoch: validate in every n-th epoch only; None counts `val_check_interval` across epochs.
@@ -301,8 +301,8 @@ class Trainer(RunView):
             heads = Heads.load(self._find_checkpoint(ckpt_path) or ckpt_path, module)
         if not isinstance(heads, Heads | None):
             raise ArgumentError(
-                f"An argument has the wrong type: heads. Got {type(heads).__name__}, expected hydrax.Heads. "
-                "Fix: pass result.heads, or Heads.load(path, module)."
+                f"An argument has the wrong type: heads. Got {type(heads).__name__}, expected hydrax.Heads. Fix: pass "
+                "result.heads, or Heads.load(path, module)."
             )
         return module, datamodule, self.heads if heads is None else heads
 

@@ -31,7 +31,7 @@ WHO = {
 
 
 # The longer form walks every set of heads with every model; each new number of chunks compiles anew.
-SHORT = {"mlp": ("alone", "eight"), "norm_dropout": tuple(WHO), "cnn": ("alone", "permuted")}
+SHORT = {"mlp": ("alone",), "norm_dropout": tuple(WHO), "cnn": ("alone",)}
 
 
 def fit(kind, heads, **how):
@@ -63,7 +63,7 @@ def test_a_head_has_the_same_bits_when_another_is_added():
     assert differing(fit("norm_dropout", np.roll(after, 1)).of(1 + before), among("norm_dropout").of(before)) == []
 
 
-@pytest.mark.parametrize("steps_per_call", [1, 3])
+@pytest.mark.parametrize("steps_per_call", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_head_has_the_same_bits_however_the_steps_are_cut(steps_per_call):
     whole = fit("norm_dropout", WHO["three"], limit_train_batches=1.0, steps_per_call=50)
     cut = fit("norm_dropout", WHO["three"], limit_train_batches=1.0, steps_per_call=steps_per_call)
