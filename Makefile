@@ -4,9 +4,10 @@
 .PHONY: help demo test test-slow lint format clean
 
 PYTHON ?= python3.11 python3.12 python3.13 python3
-# One test process per core, as most of a test is compiling, which is serial; 8 at most, as each holds its own JAX.
+# One test process per core, as most of a test is compiling, which is serial; 8 at most, as each holds its own JAX. A file
+# stays in one process: its tests share what they trained.
 WORKERS ?= auto
-PYTEST = .venv/bin/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
+PYTEST = .venv/bin/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
 PIP_INSTALL = .venv/bin/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
 help:  ## show this list

@@ -20,8 +20,10 @@ class TrainerView(Protocol):
 
     module: HydraModule | None
     datamodule: DataModule | None
-    log_dir: Path | None
     log_every_n_steps: int
+
+    @property
+    def log_dir(self) -> Path | None: ...
 
     @property
     def num_heads(self) -> int: ...

@@ -19,6 +19,7 @@ from hydrax.ledger import ledger, write_csv
 from hydrax.loop import FitLoop
 from hydrax.module import HydraModule
 from hydrax.plan import Plan
+from hydrax.run_folder import make_run_folder
 
 
 class RunView:
@@ -28,18 +29,25 @@ class RunView:
       module: what one head is.
       datamodule: the data.
       callbacks: the user's, and the defaults once a fit has started.
-      log_dir: the run's folder, or None where nothing is written.
       log_every_n_steps: steps between logs.
     """
 
-    def __init__(self, callbacks: list[Callback], log_every_n_steps: int) -> None:
+    def __init__(self, callbacks: list[Callback], log_every_n_steps: int, log_root: Path | None) -> None:
         self.module: HydraModule | None = None
         self.datamodule: DataModule | None = None
         self.callbacks = callbacks
-        self.log_dir: Path | None = None
+        self._log_root = log_root
+        self._log_dir: Path | None = None
         self.log_every_n_steps = log_every_n_steps
         self._training: Training | None = None
         self._loop: FitLoop | None = None
+
+    @property
+    def log_dir(self) -> Path | None:
+        """The run's folder, made when it is first asked for; None where nothing is to be written."""
+        if self._log_dir is None and self._log_root is not None:
+            self._log_dir = make_run_folder(self._log_root)
+        return self._log_dir
 
     @property
     def num_heads(self) -> int:

@@ -22,7 +22,7 @@ from hydrax.heads import Heads
 from hydrax.loop import FitLoop
 from hydrax.module import HydraModule, set_frozen
 from hydrax.result import FitResult
-from hydrax.run_folder import check_root, find_last, make_run_folder
+from hydrax.run_folder import check_root, find_last
 from hydrax.run_view import RunView
 from hydrax.settings import Settings, check_switches, refuse_unknown
 
@@ -101,7 +101,7 @@ class Trainer(RunView):
             "ModelCheckpoint": enable_checkpointing and not quiet,
         }
         self._root = check_root(default_root_dir)
-        super().__init__(check_callbacks(callbacks), log_every_n_steps)
+        super().__init__(check_callbacks(callbacks), log_every_n_steps, None if quiet else self._root)
 
     # What a user calls.
 
@@ -129,9 +129,9 @@ class Trainer(RunView):
             callbacks = keys(self.callbacks)
             training = self._training = assemble_training(self._settings, module, datamodule, callbacks)
             self.log_every_n_steps = training.schedule.log_every
-            quiet = self._settings.barebones or self._settings.fast_dev_run or not self.callbacks
-            self.log_dir = None if quiet else make_run_folder(self._root)
-            self._say(f"{len(training.slices)} heads, {training.plan}, log_dir={self.log_dir}")
+            self._log_dir = None
+            where = self.log_dir if self._wants["TensorBoardLogger"] or self._wants["ModelCheckpoint"] else None
+            self._say(f"{len(training.slices)} heads, {training.plan}, log_dir={where}")
             emit = self._dispatcher("fit")
             try:
                 emit("setup")
@@ -148,7 +148,7 @@ class Trainer(RunView):
                 emit("teardown")
                 training.close()
         self._say(f"`Trainer.fit` stopped: {self._reason(training)} reached.")
-        return FitResult(self.heads, self._loop.metrics, self._loop.live, self._loop.step, self.log_dir, self.ledger())
+        return FitResult(self.heads, self._loop.metrics, self._loop.live, self._loop.step, self._log_dir, self.ledger())
 
     def validate(
         self,

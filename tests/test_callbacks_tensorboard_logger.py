@@ -227,7 +227,7 @@ def test_no_thread_is_left_after_teardown(trainer, logger):
     logger.teardown(at(50, trainer))
     # The queue's own thread ends by itself a little after the writer's.
     [thread.join(10) for thread in threading.enumerate() if thread.name.startswith("QueueFeeder")]
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 # /dev/full takes a file's opening and refuses every write to it, as a full disk does. tensorboardX's thread dies of it.
