@@ -36,12 +36,17 @@ def ledger(
             "recipe": slices.recipe(h),
             "seed": None if slices.seeds[h] < 0 else int(slices.seeds[h]),
             "length": int(slices.lengths[h]),
-            "score": None if score is None else float(score[h]),
+            "score": None if score is None else shortest(score[h]),
             "status": "not finite" if not finite[h] else "ok" if live[h] else "stopped",
             **{name: value[h] for name, value in per_head.items()},
         }
         for h in range(len(slices))
     ]
+
+
+def shortest(score: np.floating) -> float:
+    """The number with the fewest digits that is still this float32 (or wider): a table of them can be read."""
+    return float(str(score))
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

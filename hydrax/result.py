@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hydrax.heads import Heads
-from hydrax.ledger import write_csv
+from hydrax.ledger import shortest, write_csv
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,14 +40,12 @@ class FitResult:
           path: the file.
           scores: float[H], what to put under `score`; None keeps what is there.
         """
-        rows = (
-            self.ledger
-            if scores is None
-            else [{**row, "score": float(s)} for row, s in zip(self.ledger, scores, strict=True)]
-        )
+        rows = self.ledger
+        if scores is not None:
+            rows = [{**row, "score": shortest(s)} for row, s in zip(rows, np.asarray(scores), strict=True)]
         write_csv(Path(path), rows)
         return Path(path)
 
     def __repr__(self) -> str:
-        metrics = ", ".join(f"{name}={np.nanmedian(value):.4g}" for name, value in self.metrics.items())
+        metrics = ", ".join(f"{name}={np.median(value):.4g}" for name, value in self.metrics.items())
         return f"FitResult({self.heads!r}, step={self.step}, median over heads: {metrics})"
