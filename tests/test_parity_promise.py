@@ -12,8 +12,9 @@ HEADS, STEPS = 64, 12
 LENGTHS = 2 + np.arange(HEADS) * 7 % (NUM_ROWS - 1)
 SLICES = hx.Slices.random_subset(LENGTHS, NUM_ROWS, seed=3)
 VALIDATED = {"mlp": None, "norm_dropout": rows_of("norm_dropout", 21, seed=1), "cnn": None}
-# Heads one by one, as is the rule on a CPU, and four at a time.
+# Heads one by one, as is the rule on a CPU, or four at a time; the longer form trades the two.
 CHUNKS = {"mlp": 1, "norm_dropout": 4, "cnn": 1}
+OTHER_CHUNKS = {"mlp": 4, "norm_dropout": 1, "cnn": 4}
 RATES = hx.PerHead(np.geomspace(1e-3, 3e-2, HEADS))
 
 # Each holds a head of two batches or more: an epoch is a pass of the longest slice, so that means over an epoch are the
@@ -30,10 +31,6 @@ WHO = {
 }
 
 
-# The longer form walks every set of heads with every model; each new number of chunks compiles anew.
-SHORT = {"mlp": ("alone",), "norm_dropout": tuple(WHO), "cnn": ("alone",)}
-
-
 def fit(kind, heads, **how):
     """The heads at these positions of the 64, with their own ids, slices and learning rates."""
     data = data_of(SLICES[heads], kind, val=VALIDATED[kind])
@@ -45,16 +42,22 @@ def fit(kind, heads, **how):
 
 
 @functools.cache
-def among(kind, who="all"):
+def among(kind, who="all", chunk=None):
     """One fit for all tests of this file that need it."""
-    return fit(kind, WHO.get(who, np.arange(HEADS)))
+    return fit(kind, WHO.get(who, np.arange(HEADS)), chunk=chunk or CHUNKS[kind])
 
 
-@pytest.mark.parametrize(
-    ("kind", "who"), [pytest.param(k, w, marks=[pytest.mark.slow] * (w not in SHORT[k])) for k in MODELS for w in WHO]
-)
+@pytest.mark.parametrize("who", WHO)
+@pytest.mark.parametrize("kind", MODELS)
 def test_a_head_has_the_same_bits_whatever_is_trained_beside_it(kind, who):
     assert differing(among(kind, who).arrays, among(kind).of(WHO[who])) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", WHO)
+@pytest.mark.parametrize(("kind", "chunk"), OTHER_CHUNKS.items())
+def test_a_head_has_the_same_bits_whatever_is_trained_beside_it_at_the_other_width(kind, chunk, who):
+    assert differing(among(kind, who, chunk).arrays, among(kind, chunk=chunk).of(WHO[who])) == []
 
 
 def test_a_head_has_the_same_bits_when_another_is_added():
