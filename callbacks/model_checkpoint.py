@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,13 @@ class ModelCheckpoint(Callback):
     30 s or more ago: that bounds what a crash can cost, and what saving costs a run of very short epochs. Where epochs
     are long, give `every_n_steps`.
 
+    A fit that starts anew where `last/` holds steps of another run first renames that folder to `last-1`, or the next
+    number that is free, and the logger "hydrax" says so; a resumed fit goes on in it.
+
     Best is per head, whatever its neighbours do: a head's model is kept as its snapshot at each validation in which its
     score is better than ever before. Ties do not improve, nor does a score that is NaN or infinite. A stopped head no
-    longer changes, so it keeps its own. The check before training starts does not count.
+    longer changes, so it keeps its own. The check before training starts does not count. For a head that never scored,
+    `best/` holds its model of the moment at which the first head was kept, and its score in `heads.csv` is NaN.
 
     A save that the disk refuses is reported by the logger "hydrax" and tried again when the next one is due; the last
     good one stays.
@@ -48,7 +53,8 @@ class ModelCheckpoint(Callback):
       dirpath: the folder; `trainer.log_dir / "checkpoints"` if None. Where both are None nothing is done at all.
 
     Raises:
-      ArgumentError: an argument is out of its range; in `on_validation_end`, no validation metric is called `monitor`.
+      ArgumentError: an argument is out of its range; in `setup`, before training, no validation metric is called
+        `monitor`.
     """
 
     def __init__(
@@ -66,15 +72,15 @@ class ModelCheckpoint(Callback):
                 'Fix: "min" for a loss, "max" for an accuracy.'
             )
         if every_n_steps is not None:
-            _check_count("every_n_steps", every_n_steps, "leave it out to save at the end of epochs")
-        _check_count("keep_last", keep_last, "pass save_last=False to keep none")
+            every_n_steps = _check_count("every_n_steps", every_n_steps, "leave it out to save at the end of epochs")
         self.monitor = monitor
         self.mode = mode
         self.every_n_steps = every_n_steps
         self.save_last = save_last
-        self.keep_last = keep_last
+        self.keep_last = _check_count("keep_last", keep_last, "pass save_last=False to keep none")
         self.dirpath = dirpath
         self._folder: Path | None = None
+        self._owns_last = False
         self._last_save_secs = 0.0
         self._best_scores: np.ndarray | None = None
         self._best_steps: np.ndarray | None = None
@@ -110,6 +116,10 @@ class ModelCheckpoint(Callback):
             return None
         return (step // self.every_n_steps + 1) * self.every_n_steps
 
+    def setup(self, event: Event) -> None:
+        if event.stage == "fit" and self.monitor is not None:
+            _check_monitor(self.monitor, event.trainer.validation_metrics)
+
     def on_train_start(self, event: Event) -> None:
         self._folder = self._find_folder(event)
         self._last_save_secs = time.monotonic()
@@ -120,6 +130,11 @@ class ModelCheckpoint(Callback):
         if self.monitor is not None and self._best_scores is None:
             self._best_scores = np.full(event.trainer.num_heads, np.nan, np.float32)
             self._best_steps = np.full(event.trainer.num_heads, -1, np.int64)
+        self._owns_last = event.step > 0
+        if self._folder is not None and self.save_last:
+            # Now and not at the first save: a run killed before it would be resumed from the other run's steps.
+            with _reporting(self._folder / "last"):
+                self._set_aside(self._folder / "last")
 
     def on_train_steps_end(self, event: Event) -> None:
         if self.every_n_steps is not None and event.step % self.every_n_steps == 0:
@@ -128,7 +143,7 @@ class ModelCheckpoint(Callback):
     def on_validation_end(self, event: Event) -> Control | None:
         if self.monitor is None or event.stage != "fit":
             return None
-        scores = _score(event.metrics, self.monitor)
+        scores = event.metrics[self.monitor]
         # At step 0 it is the check before training: untrained models, a few batches.
         if event.step == 0 or self._folder is None or self._best_scores is None or self._best_steps is None:
             return None
@@ -183,9 +198,21 @@ class ModelCheckpoint(Callback):
             return
         path = self._folder / "last"
         with _reporting(path):
+            self._set_aside(path)
             self._last_model_path = event.trainer.save_checkpoint(path, keep=self.keep_last)
             self._last_save_secs = time.monotonic()
         self._write_ledger(event)
+
+    def _set_aside(self, last: Path) -> None:
+        """Renames a `last` that holds another run's steps; a save would take them for its own."""
+        if self._owns_last:
+            return
+        if last.is_dir() and any(path.name.isdigit() for path in last.iterdir()):
+            names = (last.with_name(f"last-{number}") for number in itertools.count(1))
+            aside = next(path for path in names if not path.exists())
+            last.rename(aside)
+            logging.getLogger("hydrax").info("ModelCheckpoint: %s holds another run, it is now %s", last, aside)
+        self._owns_last = True
 
     def _write_ledger(self, event: Event) -> None:
         assert self._folder is not None
@@ -194,21 +221,21 @@ class ModelCheckpoint(Callback):
             event.trainer.save_ledger(path, self.monitor, self._best_scores)
 
 
-def _check_count(name: str, value: int, fix: str) -> None:
-    if value < 1:
+def _check_count(name: str, value: int, fix: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ArgumentError(
-            f"Count out of range: ModelCheckpoint({name}=...). Got {value!r}, expected {name} >= 1. Fix: {fix}."
+            f"Count out of range: ModelCheckpoint({name}=...). Got {value!r}, expected an int of 1 or more. Fix: {fix}."
         )
+    return int(value)
 
 
-def _score(metrics: Mapping[str, np.ndarray], monitor: str) -> np.ndarray:
-    if monitor not in metrics:
-        names = ", ".join(sorted(metrics)) or "none at all"
+def _check_monitor(monitor: str, logged: frozenset[str]) -> None:
+    if monitor not in logged:
+        names = ", ".join(sorted(logged)) or "none, as this fit has no validation"
         raise ArgumentError(
-            f"Unknown validation metric: ModelCheckpoint(monitor=...). Got {monitor!r}, expected one of "
-            f"those logged in validation_step: {names}. Fix: monitor one of them, or log {monitor!r} there."
+            f"Unknown validation metric: ModelCheckpoint(monitor=...). Got {monitor!r}, expected one of those that "
+            f"validation logs: {names}. Fix: monitor one of them, or log {monitor!r} in validation_step."
         )
-    return metrics[monitor]
 
 
 @contextlib.contextmanager

@@ -59,6 +59,7 @@ class TensorBoardLogger(Callback):
 
     def on_train_start(self, event: Event) -> None:
         self._close()
+        self._metric_names = {}
         self._counted_from = None
         if event.trainer.log_dir is not None:
             # A run that was cut off may have logged beyond the step it resumes from. What it logged at that step stays:

@@ -17,7 +17,8 @@ from hydrax.engine import Engine, check_per_head, head_inputs
 from hydrax.errors import DataError
 from hydrax.evaluation import Evaluation, find_evaluation
 from hydrax.feed import Feed, upload
-from hydrax.module import HydraModule, Logged
+from hydrax.hparams import PerHead
+from hydrax.module import HydraModule, Logged, per_head_values
 from hydrax.plan import Plan, make_plan
 from hydrax.preflight import Preflight
 from hydrax.resume import dataset_digest
@@ -72,7 +73,7 @@ def assemble_training(
     data = check_dataset(
         datamodule.train_dataset(), "train", datamodule.check_finite, wide=settings.precision == "64-true"
     )
-    slices = check_slices(datamodule.slices(), num_rows(data))
+    slices = check_slices(datamodule.slices, num_rows(data))
     inputs = head_inputs(slices.ids, check_per_head(module, len(slices)))
     index, batch_size, padding = _training_index(datamodule, settings.seed, slices)
     validation = _find_validation(settings, module, datamodule, len(slices))
@@ -91,9 +92,12 @@ def assemble_training(
         empty = flight.evaluation("validation", validation.data, validation.batch_size)
         validation = dataclasses.replace(validation, empty=empty)
 
-    schedule = _make_schedule(settings, slices, datamodule.batch_size, validation is not None, callbacks, bool(epoch))
+    schedule = _make_schedule(settings, slices, batch_size, validation is not None, callbacks, bool(epoch))
     slots = settings.accumulate_grad_batches * batch_size
-    plan = make_plan(settings, num_heads=len(slices), slots=slots, backend=jax.default_backend())
+    every_step = any(overrides(callback, "on_train_batch_end") for callback in callbacks.values())
+    longest = 1 if every_step else schedule.longest_superstep
+    backend = jax.default_backend()
+    plan = make_plan(settings, num_heads=len(slices), slots=slots, backend=backend, longest=longest)
     engine = Engine(flight.program, inputs, settings.seed, plan, epoch)
     feed = Feed(
         index,
@@ -103,17 +107,19 @@ def assemble_training(
         max_steps=max(2, plan.steps_per_call),
         accumulate=settings.accumulate_grad_batches,
     )
+    on_device = upload(data)
+    marks = {"chunk": plan.chunk, "batch_size": batch_size, "small_slices": datamodule.small_slices}
     return Training(
         slices=slices,
         engine=engine,
         plan=plan,
         schedule=schedule,
         feed=feed,
-        data=upload(data),
+        data=on_device,
         validation=validation.upload(engine.places) if validation else None,
         logged=flight.program.logged,
         # Only a run that saves or resumes pays for the digest of its data.
-        fingerprint=functools.cache(lambda: _fingerprint(settings, module, datamodule, plan, slices, data)),
+        fingerprint=functools.cache(lambda: marks | _fingerprint(settings, module, slices, on_device)),
     )
 
 
@@ -168,22 +174,27 @@ def _make_schedule(
     )
 
 
-def _fingerprint(
-    settings: Settings, module: HydraModule, datamodule: DataModule, plan: Plan, slices: Slices, data: Any
-) -> dict[str, Any]:
-    """What must be the same for a resumed run to give the same bits."""
+def _fingerprint(settings: Settings, module: HydraModule, slices: Slices, data: Any) -> dict[str, Any]:
+    """What must be the same, besides the plan, for a resumed run to give the same bits."""
+    names = (
+        *("seed", "precision", "accumulate_grad_batches", "limit_train_batches"),
+        *("gradient_clip_val", "gradient_clip_algorithm"),
+    )
     return {
         "module": type(module).__name__,
         "num_heads": len(slices),
-        "chunk": plan.chunk,
-        "seed": settings.seed,
-        "batch_size": datamodule.batch_size,
-        "small_slices": datamodule.small_slices,
-        "accumulate_grad_batches": settings.accumulate_grad_batches,
-        "gradient_clip_val": settings.gradient_clip_val,
-        "gradient_clip_algorithm": settings.gradient_clip_algorithm,
-        "limit_train_batches": settings.limit_train_batches,
-        "precision": settings.precision,
+        **{name: getattr(settings, name) for name in names},
+        **{f"hparams.{name}": _mark(value) for name, value in module.hparams.items()},
+        **{name: _mark(value) for name, value in per_head_values(module).items()},
         "slices": slices.digest(),
         "data": dataset_digest(data),
     }
+
+
+def _mark(value: Any) -> Any:
+    """A hyper-parameter as JSON can compare it; of one without a value of its own (a function), its name or type."""
+    if isinstance(value, PerHead):
+        return dataset_digest(value.values)
+    if isinstance(value, bool | int | float | str | None):
+        return value
+    return getattr(value, "__name__", None) or type(value).__name__

@@ -47,6 +47,9 @@ class TrainerView(Protocol):
     def progress_bar_metrics(self) -> Mapping[str, np.ndarray]: ...
 
     @property
+    def validation_metrics(self) -> frozenset[str]: ...
+
+    @property
     def heads(self) -> Any: ...
 
     @property

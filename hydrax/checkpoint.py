@@ -18,7 +18,7 @@ FORMAT = 1
 
 
 def save(root: Path, step: int, tree: Any, meta: Mapping[str, Any], keep: int | None = None) -> Path:
-    """Writes a tree of arrays as the checkpoint of one step; a step that is there already stays as it is.
+    """Writes a tree of arrays as the checkpoint of one step; where it is there already nothing is written.
 
     Args:
       root: folder of the checkpoints; made if it is not there.
@@ -29,34 +29,41 @@ def save(root: Path, step: int, tree: Any, meta: Mapping[str, Any], keep: int | 
 
     Returns:
       The folder of this step.
+
+    Raises:
+      CheckpointError: it cannot be written, or the folder holds this step of other heads.
     """
     arrays = {name: _to_numpy(leaf) for name, leaf in named_leaves(tree).items()}
     leaves = {name: _describe(name, leaf, arrays[name]) for name, leaf in named_leaves(tree).items()}
     # Orbax cannot write arrays without elements; their shape says all there is.
     filled = {name: array for name, array in arrays.items() if array.size}
+    folder = root / str(step)
+    if (folder / "meta").is_dir():
+        _check_heads_are_the_same(folder, leaves)
+        return folder
     items = {"arrays": filled, "meta": {**meta, "format": FORMAT, "leaves": leaves}}
     try:
         _write(root, step, items, keep)
     except Exception as error:  # Orbax reports a full disk as ValueError
         raise CheckpointError(
-            f"A checkpoint cannot be written: {root / str(step)}. Got {type(error).__name__}: {str(error)[:200]}, "
-            "expected room and permission to write. Fix: free some, or choose another folder."
+            f"A checkpoint cannot be written: {folder}. Got {type(error).__name__}: {str(error)[:200]}, expected room "
+            "and permission to write. Fix: free some, or choose another folder."
         ) from error
-    return root / str(step)
+    return folder
 
 
 def find(path: Path) -> Path:
-    """The folder of one step: `path` itself, or the newest step below it."""
+    """The folder of one step: `path` itself, or the newest step in it, in its `last`, or in its `checkpoints/last`."""
     if (path / "meta").is_dir():
         return path
-    steps = [p for p in path.iterdir() if p.name.isdigit() and (p / "meta").is_dir()] if path.is_dir() else []
-    if not steps:
-        raise CheckpointError(
-            f"There is no checkpoint: {path}. Got no step folder, expected one written by ModelCheckpoint, "
-            "save_checkpoint or "
-            'Heads.save. Fix: check the path; ckpt_path="auto" starts afresh where there is none.'
-        )
-    return max(steps, key=lambda p: int(p.name))
+    for folder in (path, path / "last", path / "checkpoints" / "last"):
+        steps = [p for p in folder.glob("*") if p.name.isdigit() and (p / "meta").is_dir()]
+        if steps:
+            return max(steps, key=lambda p: int(p.name))
+    raise CheckpointError(
+        f"There is no checkpoint: {path}. Got no step folder, expected one written by ModelCheckpoint, save_checkpoint "
+        'or Heads.save. Fix: check the path; ckpt_path="auto" starts afresh where there is none.'
+    )
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -78,12 +85,13 @@ def read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
-def load(path: Path, like: Any) -> Any:
+def load(path: Path, like: Any, as_numpy: bool = False) -> Any:
     """Reads the arrays of a checkpoint into the structure of `like`.
 
     Args:
       path: a step folder, as `find` gives it.
       like: pytree of arrays or `jax.ShapeDtypeStruct`; names, shapes and dtypes must be those of the checkpoint.
+      as_numpy: whether to give NumPy arrays, which keep 64 bits whatever jax is set to.
 
     Returns:
       A pytree of jax arrays.
@@ -99,7 +107,7 @@ def load(path: Path, like: Any) -> Any:
         if (saved[name]["shape"], saved[name]["dtype"]) != (list(leaf.shape), str(leaf.dtype)):
             raise _mismatch(path, name, f"{saved[name]['dtype']}{saved[name]['shape']}", _form(leaf))
     arrays = _read_arrays(path, [name for name in expected if saved[name]["size"]])
-    leaves = [_restore(path, name, arrays.get(name), saved[name]) for name in expected]
+    leaves = [_restore(path, name, arrays.get(name), saved[name], as_numpy) for name in expected]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
@@ -131,12 +139,20 @@ def _write(root: Path, step: int, items: Mapping[str, Any], keep: int | None) ->
     ocp = _orbax()
     root.mkdir(parents=True, exist_ok=True)
     with _manager(root, keep) as manager:
-        if step not in manager.all_steps():
-            args = ocp.args.Composite(
-                arrays=ocp.args.PyTreeSave(items["arrays"]), meta=ocp.args.JsonSave(items["meta"])
+        args = ocp.args.Composite(arrays=ocp.args.PyTreeSave(items["arrays"]), meta=ocp.args.JsonSave(items["meta"]))
+        manager.save(step, args=args, force=True)
+        manager.wait_until_finished()
+
+
+def _check_heads_are_the_same(folder: Path, leaves: Mapping[str, Any]) -> None:
+    """Refuses to pass another run's checkpoint off as this one's."""
+    saved = read_meta(folder)["leaves"]
+    for name, leaf in leaves.items():
+        if name.startswith("heads.") and saved.get(name) != leaf:
+            raise CheckpointError(
+                f"A folder holds this step of another run: {folder}, leaf {name}. Got other values there, expected the "
+                "present ones or none. Fix: choose another folder, or move that one away."
             )
-            manager.save(step, args=args, force=True)
-            manager.wait_until_finished()
 
 
 def _read_arrays(path: Path, names: list[str]) -> dict[str, np.ndarray]:
@@ -159,14 +175,16 @@ def _read_arrays(path: Path, names: list[str]) -> dict[str, np.ndarray]:
     return found
 
 
-def _restore(path: Path, name: str, array: np.ndarray | None, saved: Mapping[str, Any]) -> jax.Array:
+def _restore(path: Path, name: str, array: np.ndarray | None, saved: Mapping[str, Any], as_numpy: bool) -> Any:
     if array is None:
-        return jnp.zeros(saved["shape"], saved["dtype"])
+        return (np if as_numpy else jnp).zeros(saved["shape"], saved["dtype"])
     if digest(array) != saved["sha256"]:
         raise CheckpointError(
             f"A checkpoint is damaged: {path}, leaf {name}. Got bytes with another digest, expected the ones that were "
             "saved. Fix: use an older step."
         )
+    if as_numpy:
+        return array
     return jax.random.wrap_key_data(jnp.asarray(array), impl=saved["key"]) if saved["key"] else jnp.array(array)
 
 

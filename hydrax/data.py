@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import grain
@@ -15,7 +16,6 @@ from hydrax import rotation
 from hydrax.errors import ArgumentError, DataError, SliceError
 from hydrax.slices import Slices
 
-STAGES = ("train", "val", "test", "predict")
 _INT32 = np.iinfo(np.int32)
 
 
@@ -39,7 +39,7 @@ class DataModule:
     check_finite: str = "warn"
 
     def prepare_data(self) -> None:
-        """Called once, before `setup`: downloads, unpacking."""
+        """Called before `setup` of each stage: downloads and unpacking, where they are not done yet."""
 
     def setup(self, stage: str) -> None:
         """Called before a stage ("fit", "validate", "test", "predict") starts."""
@@ -167,8 +167,15 @@ def check_settings(datamodule: DataModule) -> None:
             )
 
 
-def check_slices(slices: Any, num_rows: int, name: str = "slices", num_heads: int | None = None) -> Slices:
-    """Checks that slices are Slices, count the dataset's rows, and have one entry for each head."""
+def check_slices(make: Callable[[], Any], num_rows: int, num_heads: int | None = None) -> Slices:
+    """Checks that slices are Slices, count the dataset's rows, and have one entry for each head.
+
+    Args:
+      make: the data module's method; it is called twice, since it must give the same slices whenever it is asked.
+      num_rows: N.
+      num_heads: H, if it is known already.
+    """
+    slices, name = make(), make.__name__
     if not isinstance(slices, Slices):
         raise SliceError(
             f"Slices have the wrong type: DataModule.{name}. Got {type(slices).__name__}, expected hydrax.Slices. Fix: "
@@ -183,6 +190,12 @@ def check_slices(slices: Any, num_rows: int, name: str = "slices", num_heads: in
         raise SliceError(
             f"Slices differ in heads: DataModule.{name}. Got {slices.num_heads} heads, expected {num_heads}, as "
             "slices() has. Fix: give one slice for each head."
+        )
+    again = make()
+    if again is not slices and again != slices:
+        raise SliceError(
+            f"Slices change from call to call: DataModule.{name}. Got other rows at the second call, expected the "
+            "same. Fix: give the splitter or the generator a seed, or make the slices once in setup()."
         )
     return slices
 
@@ -236,13 +249,15 @@ def _check_column(name: str, leaf: Any, wide: bool) -> np.ndarray:
             "one entry for each row. Fix: wrap it in numpy.asarray; a list counts as a pytree of scalars."
         )
     column = np.asarray(leaf)
+    column = column if column.dtype.isnative else column.astype(column.dtype.newbyteorder("="))
     # "V" lets ml_dtypes' bfloat16 and float8 through, which NumPy reports as void.
     if column.dtype.kind not in "fiubc" and not jnp.issubdtype(column.dtype, jnp.number):
         raise DataError(
             f"A column has a dtype that no device holds: {name}. Got {column.dtype}, expected floats, integers or "
             "bools. Fix: encode it as numbers; ragged rows need padding to one shape."
         )
-    if wide or column.dtype not in (np.int64, np.uint64, np.float64, np.complex128):
+    narrow = column.dtype.itemsize < (16 if column.dtype.kind == "c" else 8) or column.dtype.kind not in "fiuc"
+    if narrow or (wide and column.dtype in (np.int64, np.uint64, np.float64, np.complex128)):
         return column
     if column.dtype.kind in "iu":
         outside = (column > _INT32.max) | (column < _INT32.min)
@@ -254,7 +269,8 @@ def _check_column(name: str, leaf: Any, wide: bool) -> np.ndarray:
             )
         return column.astype(np.int32)
     with np.errstate(over="ignore"):  # a number beyond float32 becomes Inf, which check_finite reports
-        return column.astype(np.complex64 if column.dtype.kind == "c" else np.float32)
+        floats = {"c": np.complex128, "f": np.float64} if wide else {"c": np.complex64, "f": np.float32}
+        return column.astype(floats[column.dtype.kind])
 
 
 def _check_finite(name: str, column: np.ndarray, mode: str) -> None:

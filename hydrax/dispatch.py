@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 
 from hydrax.callback import Callback, Control, Event, overrides
 from hydrax.errors import ArgumentError, CallbackError, HydraxError
+
+_log = logging.getLogger("hydrax")
 
 
 class Dispatcher:
@@ -51,6 +54,17 @@ class Dispatcher:
                 stop = _either(stop, _checked(control, "stop", callback, hook, len(event.live)))
                 snapshot = _either(snapshot, _checked(control, "snapshot", callback, hook, len(event.live)))
         return Control(stop, snapshot)
+
+    def to_all(self, hook: str, **fields: Any) -> Exception | None:
+        """Calls a hook of every callback, whatever one of them raises; logs errors and returns the first."""
+        errors: list[Exception] = []
+        for callback in self.callbacks:
+            try:
+                Dispatcher([callback], self._make_event)(hook, **fields)
+            except Exception as error:
+                _log.error("%s", error)
+                errors.append(error)
+        return errors[0] if errors else None
 
     def rounds(self) -> tuple[Dispatcher, Dispatcher]:
         """Those that do not save, and those that do: between the two, what the first answered can be carried out."""

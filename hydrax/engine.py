@@ -58,7 +58,9 @@ class Engine:
         self._key = jax.random.key(seed)
 
     def pad(self, tree: Any) -> Any:
-        """Leaves `[H, ...]` with copies of the first head up to whole chunks."""
+        """Leaves `[H, ...]` with copies of the first head up to whole chunks; the same arrays where none is needed."""
+        if len(self.places) == self.num_heads:
+            return jax.tree.map(jnp.asarray, tree)
         return jax.tree.map(lambda a: jnp.asarray(a)[self.places], tree)
 
     def unpad(self, tree: Any) -> Any:
@@ -144,6 +146,10 @@ class Engine:
         """All heads' predictions for one batch, leaves `[H, B, ...]`, without padding, on the device."""
         found = self._programs.predict(head, self._inputs, self._key, data, rows, mask, step, batch, self._num_chunks)
         return jax.tree.map(lambda a: a[: self.num_heads], found)
+
+    def finite(self, trainable: Any) -> np.ndarray:
+        """bool[H], whether all parameters of a head are finite, without padding."""
+        return np.asarray(self._programs.finite(trainable))[: self.num_heads]
 
     def freeze(self, state: HeadsState, stop: np.ndarray) -> HeadsState:
         """The state with some heads (bool[H]) frozen."""

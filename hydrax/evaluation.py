@@ -16,6 +16,7 @@ from hydrax.engine import Engine, check_per_head, head_inputs
 from hydrax.errors import ArgumentError, DataError
 from hydrax.feed import Feed, upload
 from hydrax.heads import Heads
+from hydrax.hparams import PerHead
 from hydrax.module import HydraModule
 from hydrax.plan import make_plan
 from hydrax.preflight import Preflight
@@ -78,6 +79,8 @@ class Evaluation:
     def run(self, engine: Engine, head: Any, step: int) -> dict[str, np.ndarray]:
         """What all heads log over the dataset, float[H] by name; `head` is `(trainable, state)`, padded."""
         assert self.feed is not None
+        if not self.empty:
+            return {}  # a step may log nothing and return None
         accumulators = engine.spread(self.empty)
         for first in range(0, self.num_batches, self.max_batches):
             count = min(self.max_batches, self.num_batches - first)
@@ -113,12 +116,11 @@ class Evaluation:
 def find_evaluation(settings: Settings, datamodule: DataModule, stage: str, num_heads: int) -> Evaluation | None:
     """The checked dataset of "val", "test" or "predict", still on the host; None where there is none."""
     dataset = datamodule.dataset(stage)
-    if dataset is None:
+    if dataset is None or (stage == "val" and settings.limit_val_batches == 0):
         return None
     data = check_dataset(dataset, stage, datamodule.check_finite, wide=settings.precision == "64-true")
-    slices = datamodule.val_slices() if stage == "val" else None
-    if slices is not None:
-        check_slices(slices, num_rows(data), "val_slices", num_heads)
+    if stage == "val" and datamodule.val_slices() is not None:
+        check_slices(datamodule.val_slices, num_rows(data), num_heads)
     index = datamodule.eval_index_dataset(stage, num_rows(data))
     rows = np.asarray(index[0]["rows"])
     num_batches = settings.limit(stage, len(index))
@@ -126,12 +128,18 @@ def find_evaluation(settings: Settings, datamodule: DataModule, stage: str, num_
 
 
 def assemble_evaluation(
-    settings: Settings, module: HydraModule, datamodule: DataModule, stage: str, heads: Heads
+    settings: Settings,
+    module: HydraModule,
+    datamodule: DataModule,
+    stage: str,
+    heads: Heads,
+    fitted: np.ndarray | None = None,
 ) -> tuple[Engine, Evaluation, Any]:
     """Checks all that a walk needs, traces the user's step, and only then touches the device.
 
     Args:
       stage: "val", "test" or "predict".
+      fitted: int32[H], ids of the last fit's heads: some of them find their own `PerHead` values.
 
     Returns:
       The engine, the dataset ready to walk, and the heads' `(trainable, state)`, padded.
@@ -143,7 +151,7 @@ def assemble_evaluation(
             f"There is nothing to walk: {type(datamodule).__name__}.{stage}_dataset. Got None, expected a dataset. "
             f"Fix: return one from {stage}_dataset()."
         )
-    inputs = head_inputs(heads.ids, check_per_head(module, len(heads)))
+    inputs = head_inputs(heads.ids, _per_head_of(module, heads.ids, fitted))
     program = HeadProgram(module, precision=settings.precision, padding={_STEPS[stage]: evaluation.padding})
     flight = Preflight.of_model(program, inputs)
     _check_heads(heads, flight.parts)
@@ -155,6 +163,15 @@ def assemble_evaluation(
     plan = make_plan(settings, num_heads=len(heads), slots=1, backend=jax.default_backend())
     engine = Engine(flight.program, inputs, settings.seed, plan, {})
     return engine, evaluation.upload(engine.places), engine.pad((heads.trainable, heads.state))
+
+
+def _per_head_of(module: HydraModule, ids: np.ndarray, fitted: np.ndarray | None) -> dict[str, PerHead]:
+    """The `PerHead` values of the heads with these ids."""
+    if fitted is None or len(ids) == len(fitted) or not np.isin(ids, fitted).all():
+        return check_per_head(module, len(ids))
+    order = np.argsort(fitted)
+    at = order[np.searchsorted(fitted, ids, sorter=order)]
+    return {name: value[at] for name, value in check_per_head(module, len(fitted)).items()}
 
 
 def _check_heads(heads: Heads, parts: Any) -> None:

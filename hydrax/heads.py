@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from hydrax.step import HeadProgram
 class Heads:
     """The models of H heads, one batch of models.
 
-    A pytree whose leaves are the stacked arrays `[H, ...]`, so `jax.tree`, `jax.vmap` and any serialiser work on it;
+    A pytree whose leaves are the stacked arrays `[H, ...]`, so `jax.tree`, `jax.vmap` and serialisers work on it;
     under `jax.vmap` it is one head, and calling it calls that head's model.
 
     Args:
@@ -65,7 +66,8 @@ class Heads:
                     f"There is no such head: heads[{heads}]. Got {heads}, expected {-len(self)} to {len(self) - 1}. "
                     "Fix: heads count from 0, in the order of the slices."
                 )
-            trainable, state = jax.tree.map(lambda a: a[index], (self.trainable, self.state))
+            with self._own_width():
+                trainable, state = jax.tree.map(lambda a: a[index], (self.trainable, self.state))
             return _model(self._aux.structure, trainable, state)
         try:
             picked = np.arange(len(self))[heads]
@@ -78,14 +80,16 @@ class Heads:
                 f"a mask of {len(self)} bools, of one head or more. Fix: heads count from 0, in the order of the "
                 "slices."
             )
-        trainable, state = jax.tree.map(lambda a: a[picked], (self.trainable, self.state))
+        with self._own_width():
+            trainable, state = jax.tree.map(lambda a: a[picked], (self.trainable, self.state))
         return Heads(trainable, state, self._aux.structure, self.ids[picked])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls every head's model, in evaluation mode, on the same arguments; outputs lead with `[H]`."""
         if jax.tree.leaves(self.trainable)[0].ndim < self._aux.ndim:
             return _call_one(self._aux.structure, self.trainable, self.state, args, kwargs)
-        return _call_all(self._aux.structure, self.trainable, self.state, args, kwargs)
+        with self._own_width():
+            return _call_all(self._aux.structure, self.trainable, self.state, args, kwargs)
 
     def predict(self, x: Any, batch_size: int = 256, reduce: str | None = None) -> Any:
         """Calls every head's model on many rows, batch by batch.
@@ -107,12 +111,12 @@ class Heads:
                 f"A batch has no such size: Heads.predict(batch_size=). Got {batch_size!r}, expected an int of 1 or "
                 "more. Fix: leave it out."
             )
-        x = check_dataset(x, "predict", wide=jnp.result_type(float) == jnp.float64)
+        x = check_dataset(x, "predict", wide=self._is_wide)
         rows = num_rows(x)
         axis = 1 if reduce is None else 0
         outputs = []
         for start in range(0, rows, batch_size):
-            output = self(jax.tree.map(lambda a, start=start: jnp.asarray(a[start : start + batch_size]), x))
+            output = self(jax.tree.map(lambda a, start=start: a[start : start + batch_size], x))
             outputs.append(jax.tree.map(lambda a: np.asarray(a if reduce is None else a.mean(axis=0)), output))
         return jax.tree.map(lambda *parts: np.concatenate(parts, axis=axis), *outputs)
 
@@ -135,16 +139,29 @@ class Heads:
         meta = checkpoint.read_meta(step)
         count, ids = meta["num_heads"], np.asarray(meta["ids"], np.int32)
         flight = Preflight.of_model(
-            HeadProgram(module, precision=meta.get("precision", "32-true")),
+            HeadProgram(module),
             HeadInputs(
                 np.zeros(1, np.int32), {n: jnp.asarray(v.values[:1]) for n, v in per_head_values(module).items()}
             ),
         )
         stacked = jax.tree.map(lambda a: jax.ShapeDtypeStruct((count, *a.shape), a.dtype), flight.parts)
-        found = checkpoint.load(step, {"heads": {"trainable": stacked[0], "state": stacked[1]}})["heads"]
+        like = {"heads": {"trainable": stacked[0], "state": stacked[1]}}
+        dtypes = {name: leaf["dtype"] for name, leaf in meta["leaves"].items()}
+        with jax.enable_x64("float64" in dtypes.values()):
+            # Precision is the run's, not the module's: floats come in the width they were trained in.
+            own = [_as_saved(leaf, dtypes.get(name)) for name, leaf in checkpoint.named_leaves(like).items()]
+            found = checkpoint.load(step, jax.tree.unflatten(jax.tree.structure(like), own))["heads"]
         structure = flight.program.structure
         assert structure is not None
         return cls(found["trainable"], found["state"], structure, ids)
+
+    @property
+    def _is_wide(self) -> bool:
+        return any(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(self.trainable))
+
+    def _own_width(self) -> contextlib.AbstractContextManager[Any]:
+        """Heads of a "64-true" run stay in 64 bits after it; jax would narrow them."""
+        return jax.enable_x64(True) if self._is_wide else contextlib.nullcontext()
 
     def _tree(self) -> Any:
         return {"heads": {"trainable": self.trainable, "state": self.state}}
@@ -175,6 +192,13 @@ class _Aux:
 
     def __hash__(self) -> int:
         return hash((self.structure, self.ids.tobytes()))
+
+
+def _as_saved(leaf: Any, dtype: str | None) -> Any:
+    """The shape with the floating dtype it was saved in."""
+    if dtype is None or not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))
 
 
 def _model(structure: Structure, trainable: Any, state: Any) -> Any:

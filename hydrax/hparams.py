@@ -16,8 +16,8 @@ _INT32 = np.iinfo(np.int32)
 class PerHead:
     """One value of a hyper-parameter for each head.
 
-    Inside a step, `self.hparams.<name>` is then this head's own value: a traced scalar, so new values never compile
-    again.
+    Inside a step, `self.hparams.<name>` is then this head's own value: a traced scalar, so one
+    program serves all heads.
 
     Args:
       values: numbers or bools, `[H]`, or arrays `[H, ...]`; value k belongs to the k-th head of the run.

@@ -13,11 +13,15 @@ import numpy as np
 from hydrax.module import HydraModule, per_head_values
 from hydrax.slices import Slices
 
+_COLUMNS = ("head", "recipe", "seed", "length", "score", "status")
+
 
 def ledger(
     slices: Slices, module: HydraModule, *, score: np.ndarray | None, live: np.ndarray, finite: np.ndarray
 ) -> list[dict[str, Any]]:
     """One dict a head: head, recipe, seed, length, score, status, and the `PerHead` values.
+
+    A hyper-parameter of one of these names keeps its `hparams.` before it.
 
     Args:
       slices: the heads' slices.
@@ -29,7 +33,11 @@ def ledger(
     Returns:
       `seed` is that of the slice, None where its rows depend on none; `status` is "ok", "stopped" or "not finite".
     """
-    per_head = {name.removeprefix("hparams."): value for name, value in per_head_values(module).items()}
+    per_head = {
+        name if short in _COLUMNS else short: value
+        for name, value in per_head_values(module).items()
+        for short in [name.removeprefix("hparams.")]
+    }
     return [
         {
             "head": int(slices.ids[h]),

@@ -60,11 +60,12 @@ class FitLoop:
         logged: Mapping[str, Logged],
         validate: Callable[[], dict[str, np.ndarray]] | None,
         snapshots: Any = None,
+        metrics: Mapping[str, np.ndarray] | None = None,
         heard: Sequence[str] = (),
     ) -> None:
         self.state, self.step, self.snapshots, self.heard = state, step, snapshots, list(heard)
         self.live = np.asarray(state.live)[: engine.num_heads]
-        self.metrics: dict[str, np.ndarray] = {}
+        self.metrics: dict[str, np.ndarray] = dict(metrics or {})
         self._engine, self._schedule, self._feed, self._data = engine, schedule, feed, data
         self._emit, self._logged, self._validate = emit, logged, validate
         self._rounds = emit.rounds()
@@ -83,6 +84,8 @@ class FitLoop:
             new_epoch = schedule.is_epoch_end(self.step)
             if new_epoch or first:
                 self._tell("on_train_epoch_start")
+                if not self.live.any():
+                    break
             due = self._emit.next_due(self.step)
             self._dispatch(schedule.superstep(self.step, self._steps_per_call, due), new_epoch)
             if schedule.is_boundary(self.step) or self.step == due or self._every_step or not self.live.any():
@@ -90,6 +93,8 @@ class FitLoop:
                 self._finish_step()
             first = False
         self._read_pending()
+        if self.step:
+            self._finish_step()
         self._tell("on_train_end")
 
     def _dispatch(self, num_steps: int, new_epoch: bool) -> None:
@@ -117,7 +122,7 @@ class FitLoop:
         if self._every_step:
             self._tell("on_train_batch_end", metrics={name: row[-1] for name, row in rows.items()}, **at)
             self._warn_of_cost(end)
-        self._tell("on_train_steps_end", metrics=rows, steps=np.arange(first + 1, end + 1), **at)
+        self._tell("on_train_steps_end", metrics=rows, steps=_sealed(np.arange(first + 1, end + 1)), **at)
 
     def _finish_step(self) -> None:
         """Validation and the epoch's end, where they are due and were not heard at this step already."""
@@ -143,7 +148,8 @@ class FitLoop:
             if self.state.epoch
             else {}
         )
-        self.metrics |= found
+        # As in Lightning, a name logged both by step and by epoch also stands by itself.
+        self.metrics |= found | {name.removesuffix("_epoch"): value for name, value in found.items()}
         self._tell("on_train_epoch_end", metrics=found, epoch=self._schedule.epoch(self.step - 1))
 
     def _tell(self, hook: str, **fields: Any) -> None:
@@ -153,7 +159,7 @@ class FitLoop:
 
     def _carry_out(self, control: Control) -> None:
         if control.stop is not None:
-            self.live = self.live & ~control.stop
+            self.live = _sealed(self.live & ~control.stop)
             self.state = self._engine.freeze(self.state, control.stop)
         if control.snapshot is not None:
             now = (self.state.trainable, self.state.state)
@@ -182,6 +188,10 @@ class FitLoop:
 
 def _read(value: jax.Array) -> np.ndarray:
     """The only place where the loop reads the device; what it reads is one superstep old unless the host must wait."""
-    array = np.asarray(value)
+    return _sealed(np.asarray(value))
+
+
+def _sealed(array: np.ndarray) -> np.ndarray:
+    """Read-only: callbacks hear the loop's own arrays."""
     array.setflags(write=False)
     return array

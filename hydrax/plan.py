@@ -33,7 +33,7 @@ class Plan:
         return f"chunk={self.chunk} steps_per_call={self.steps_per_call} backend={self.backend}"
 
 
-def make_plan(settings: Settings, *, num_heads: int, slots: int, backend: str) -> Plan:
+def make_plan(settings: Settings, *, num_heads: int, slots: int, backend: str, longest: int | None = None) -> Plan:
     """Chooses what the user left on "auto".
 
     A chunk on a CPU is a constant, so that a head's bits do not depend on H; elsewhere it is all heads. A superstep
@@ -44,8 +44,9 @@ def make_plan(settings: Settings, *, num_heads: int, slots: int, backend: str) -
       num_heads: H.
       slots: of one head in one step, micro-batches included.
       backend: name of JAX's backend.
+      longest: no superstep has more steps than this, if anything but memory bounds it.
     """
     chunk = settings.chunk if isinstance(settings.chunk, int) else _CPU_CHUNK if backend == "cpu" else num_heads
     room = _INDEX_BYTES // (slots * num_heads * _SLOT_BYTES)
     steps = settings.steps_per_call if isinstance(settings.steps_per_call, int) else max(1, min(_MAX_STEPS, room))
-    return Plan(chunk, steps, backend)
+    return Plan(chunk, steps if longest is None else min(steps, longest), backend)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from hydrax.errors import HydraxError, ModuleError
 from hydrax.model import Parts
 from hydrax.state import HeadInputs
-from hydrax.step import HeadProgram, Mean
+from hydrax.step import HeadProgram, empty_accumulator
 
 _KEY = jax.eval_shape(lambda: jax.random.key(0))
 _STEP = jax.ShapeDtypeStruct((), jnp.int32)
@@ -90,7 +90,7 @@ class Preflight:
 
         with _explained(self.program, f"{stage}_step", _one_head_view(shapes, batch_size)):
             found = jax.eval_shape(run, self.parts, self.inputs, _KEY, shapes, rows, mask, _STEP)
-        return {name: _empty(accumulator) for name, accumulator in found.items()}
+        return {name: empty_accumulator(accumulator) for name, accumulator in found.items()}
 
     def prediction(self, data: Any, batch_size: int) -> Any:
         """Traces `predict_step`; its output must lead with the slots."""
@@ -163,11 +163,3 @@ def _form(leaf: Any) -> str:
 
 def _shapes(tree: Any) -> Any:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)
-
-
-def _empty(accumulator: Any) -> Any:
-    """The accumulator that holds nothing yet, in the shapes and dtypes that merging keeps."""
-    if isinstance(accumulator, Mean):
-        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), accumulator)
-    empty = type(accumulator).empty()
-    return jax.tree.map(lambda e, s: jnp.broadcast_to(jnp.asarray(e, s.dtype), s.shape), empty, accumulator)

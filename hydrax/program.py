@@ -34,6 +34,7 @@ class Programs:
         self.evaluate = jax.jit(self._evaluate, static_argnames="stage", donate_argnums=0)
         self.predict = jax.jit(self._predict)
         self.compute = jax.jit(jax.vmap(lambda accumulators: {n: a.compute() for n, a in accumulators.items()}))
+        self.finite = jax.jit(jax.vmap(_all_finite))
         self.freeze = jax.jit(lambda live, stop: live & ~stop)
         self.keep = jax.jit(lambda condition, new, old: select(condition, new, old), donate_argnums=2)
 
@@ -72,7 +73,7 @@ class Programs:
 
         def run_chunk(state: HeadsState, inputs: HeadInputs, rows: jax.Array, mask: jax.Array) -> Any:
             empty = jax.tree.map(lambda old, one: jnp.broadcast_to(one, old.shape), state.epoch, self._epoch)
-            state = state._replace(epoch=select(new_epoch, empty, state.epoch))
+            state = state._replace(epoch=select(new_epoch & state.live, empty, state.epoch))
             one = lambda s, r, m: step(s, inputs, base_key, data, r, m, first_step)  # noqa: E731
             shapes = jax.eval_shape(one, state, rows[0], mask[0])[1]
             values = {name: jnp.zeros((len(rows), *s.shape), s.dtype) for name, s in shapes.items()}
@@ -193,6 +194,10 @@ class Programs:
             return put(carried, new, 0, i), put(values, new_values, 1, i)
 
         return lax.fori_loop(0, num_chunks, body, (carried, values))
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any) -> jax.Array:

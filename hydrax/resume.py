@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +17,28 @@ import numpy as np
 from hydrax import checkpoint
 from hydrax.callback import Callback
 from hydrax.engine import Engine
-from hydrax.errors import CheckpointError
+from hydrax.errors import CallbackError, CheckpointError
 from hydrax.state import HeadsState
 
 _log = logging.getLogger("hydrax")
+
+
+class Resumed(NamedTuple):
+    """What a checkpoint gives back.
+
+    Attributes:
+      state: the heads, padded.
+      step: updates done.
+      snapshots: `(trainable, state)` that `Control.snapshot` kept, padded, or None.
+      metrics: the latest value of everything logged, float[H] by name.
+      heard: the hooks that callbacks had heard at this step.
+    """
+
+    state: HeadsState
+    step: int
+    snapshots: Any
+    metrics: dict[str, np.ndarray]
+    heard: list[str]
 
 
 def save(
@@ -29,19 +48,19 @@ def save(
     engine: Engine,
     state: HeadsState,
     snapshots: Any,
+    metrics: Mapping[str, np.ndarray],
     callbacks: Mapping[str, Callback],
     fingerprint: Mapping[str, Any],
     meta: Mapping[str, Any],
     keep: int | None,
 ) -> Path:
     """Writes everything a run needs to go on as if it had never stopped; without the padding heads."""
-    given = {key: callback.state_dict() for key, callback in callbacks.items()}
-    arrays = {key: {n: v for n, v in values.items() if _is_array(v)} for key, values in given.items()}
+    given = {key: _checked(key, callback.state_dict()) for key, callback in callbacks.items()}
+    arrays = {key: {n: np.asarray(v) for n, v in values.items() if _is_array(v)} for key, values in given.items()}
     plain = {key: {n: v for n, v in values.items() if not _is_array(v)} for key, values in given.items()}
-    tree = {"heads": engine.unpad(state), "callbacks": arrays}
+    tree = {"heads": engine.unpad(state), "callbacks": arrays, "metrics": list(metrics.values())}
     if snapshots is not None:
         tree["snapshots"] = engine.unpad(snapshots)
-    forms = {key: {n: [list(v.shape), str(v.dtype)] for n, v in values.items()} for key, values in arrays.items()}
     return checkpoint.save(
         root,
         step,
@@ -54,17 +73,16 @@ def save(
             "fingerprint": dict(fingerprint),
             "exactness": _exactness(),
             "callbacks": plain,
-            "callback_arrays": forms,
+            "callback_arrays": {key: {n: _form(v) for n, v in values.items()} for key, values in arrays.items()},
+            "metrics": {name: _form(value) for name, value in metrics.items()},
             "has_snapshots": snapshots is not None,
         },
         keep,
     )
 
 
-def load(
-    path: Path, *, engine: Engine, callbacks: Mapping[str, Callback], fingerprint: Mapping[str, Any]
-) -> tuple[HeadsState, int, Any, list[str]]:
-    """Reads a run's checkpoint: padded state, step, padded snapshots, hooks heard; callbacks take their state back.
+def load(path: Path, *, engine: Engine, callbacks: Mapping[str, Callback], fingerprint: Mapping[str, Any]) -> Resumed:
+    """Reads a run's checkpoint; callbacks take their state back.
 
     Raises:
       CheckpointError: it is none, is damaged, or belongs to another run.
@@ -85,28 +103,57 @@ def load(
         )
     shapes = engine.state_shapes()
     like: dict[str, Any] = {"heads": shapes}
-    forms = {key: values for key, values in meta["callback_arrays"].items() if key in callbacks}
-    like["callbacks"] = {
-        k: {n: jax.ShapeDtypeStruct(tuple(s), np.dtype(d)) for n, (s, d) in v.items()} for k, v in forms.items()
-    }
     if meta["has_snapshots"]:
         like["snapshots"] = (shapes.trainable, shapes.state)
     found = checkpoint.load(step_dir, like)
-    for key, callback in callbacks.items():
-        if key in meta["callbacks"]:
-            arrays = {name: np.asarray(value) for name, value in found["callbacks"].get(key, {}).items()}
-            callback.load_state_dict({**meta["callbacks"][key], **arrays})
-    snapshots = engine.pad(found["snapshots"]) if meta["has_snapshots"] else None
-    return engine.pad(found["heads"]), int(meta["step"]), snapshots, meta["heard"]
+    known = {key: values for key, values in meta["callback_arrays"].items() if key in callbacks}
+    host_like = {
+        "callbacks": {key: {n: _blank(form) for n, form in values.items()} for key, values in known.items()},
+        "metrics": [_blank(form) for form in meta["metrics"].values()],
+    }
+    on_host = checkpoint.load(step_dir, host_like, as_numpy=True)
+    for key in known:
+        callbacks[key].load_state_dict({**meta["callbacks"][key], **on_host["callbacks"][key]})
+    return Resumed(
+        state=engine.pad(found["heads"]),
+        step=int(meta["step"]),
+        snapshots=engine.pad(found["snapshots"]) if meta["has_snapshots"] else None,
+        metrics=dict(zip(meta["metrics"], on_host["metrics"], strict=True)),
+        heard=meta["heard"],
+    )
 
 
 def dataset_digest(dataset: Any) -> str:
-    """One digest of all columns of a checked dataset."""
-    return checkpoint.digest(np.array([checkpoint.digest(column) for column in jax.tree.leaves(dataset)]))
+    """One digest of all columns of a dataset, on the host or on the device."""
+    return checkpoint.digest(np.array([checkpoint.digest(np.asarray(column)) for column in jax.tree.leaves(dataset)]))
+
+
+def _checked(key: str, state: Any) -> dict[str, Any]:
+    """What a callback's `state_dict` gave, in a form that a checkpoint can hold: arrays, and what JSON can hold."""
+    values = {n: v.item() if isinstance(v, np.generic) else v for n, v in state.items()}
+    for name, value in values.items():
+        if _is_array(value) and np.asarray(value).dtype.kind in "fiub":
+            continue
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError) as error:
+            raise CallbackError(
+                f"A callback's state cannot be saved: {key}.state_dict, {name!r}. Got {type(value).__name__}, expected "
+                "an array of numbers, a number, a bool, a string, None, or lists and dicts of these. Fix: make it one."
+            ) from error
+    return values
 
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray | jnp.ndarray)
+
+
+def _form(array: np.ndarray) -> list[Any]:
+    return [list(array.shape), str(array.dtype)]
+
+
+def _blank(form: Sequence[Any]) -> np.ndarray:
+    return np.empty(form[0], form[1])
 
 
 def _exactness() -> dict[str, Any]:

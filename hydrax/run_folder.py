@@ -33,18 +33,19 @@ def make_run_folder(root: Path) -> Path:
             number += 1
 
 
-def find_last(root: Path, folder: Path | None = None) -> Path | None:
-    """The newest `last` folder that holds a checkpoint, or None.
+def find_newest(kind: str, root: Path, folder: Path | None = None) -> Path | None:
+    """The newest `last` or `best` folder that holds a checkpoint, or None.
 
     Args:
+      kind: "last" or "best".
       root: where runs write.
       folder: where checkpoints go instead, if the user chose a folder.
     """
     versions = sorted(_versions(root), reverse=True)
     folders = [root / "hydrax_logs" / f"{_PREFIX}{number}" / "checkpoints" for number in versions]
-    for last in ((f / "last") for f in ([folder] if folder else folders)):
-        if last.is_dir() and any(p.name.isdigit() for p in last.iterdir()):
-            return last
+    for found in ((f / kind) for f in ([folder] if folder else folders)):
+        if found.is_dir() and any(p.name.isdigit() for p in found.iterdir()):
+            return found
     return None
 
 

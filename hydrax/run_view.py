@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -20,6 +22,8 @@ from hydrax.loop import FitLoop
 from hydrax.module import HydraModule
 from hydrax.plan import Plan
 from hydrax.run_folder import make_run_folder
+
+_log = logging.getLogger("hydrax")
 
 
 class RunView:
@@ -38,15 +42,26 @@ class RunView:
         self.callbacks = callbacks
         self._log_root = log_root
         self._log_dir: Path | None = None
+        self._fitting = False
         self.log_every_n_steps = log_every_n_steps
         self._training: Training | None = None
         self._loop: FitLoop | None = None
+        self._evaluated: dict[str, np.ndarray] = {}  # what validate and test found after the fit
 
     @property
     def log_dir(self) -> Path | None:
-        """The run's folder, made when it is first asked for; None where nothing is to be written."""
-        if self._log_dir is None and self._log_root is not None:
-            self._log_dir = make_run_folder(self._log_root)
+        """The run's folder, made when a fit first asks for it; None where nothing is written."""
+        if self._log_dir is None and self._log_root is not None and self._fitting:
+            try:
+                self._log_dir = make_run_folder(self._log_root)
+            except OSError as error:  # training is worth more than its log
+                _log.warning(
+                    "Nothing is written: default_root_dir=%s. Got %r, expected a folder that takes it. Fix: "
+                    "pass another.",
+                    self._log_root,
+                    error,
+                )
+                self._log_root = None
         return self._log_dir
 
     @property
@@ -82,7 +97,7 @@ class RunView:
     @property
     def metrics(self) -> Mapping[str, np.ndarray]:
         """The latest value of everything logged, float[H] by name."""
-        return {} if self._loop is None else self._loop.metrics
+        return MappingProxyType({} if self._loop is None else {**self._loop.metrics, **self._evaluated})
 
     callback_metrics = metrics
 
@@ -98,6 +113,12 @@ class RunView:
         """The heads as they now are."""
         loop, training = self._running()
         return self._as_heads(*training.engine.unpad((loop.state.trainable, loop.state.state)))
+
+    @property
+    def validation_metrics(self) -> frozenset[str]:
+        """Names that validation logs during the fit; empty where there is none."""
+        training = self._training
+        return frozenset(training.logged["validation"] if training and training.validation else ())
 
     @property
     def snapshots(self) -> Heads | None:
@@ -124,8 +145,7 @@ class RunView:
           scores: float[H].
         """
         loop, training = self._running()
-        leaves = jax.tree.leaves(training.engine.unpad(loop.state.trainable))
-        finite = np.all([np.isfinite(np.asarray(a)).reshape(len(a), -1).all(axis=1) for a in leaves], axis=0)
+        finite = training.engine.finite(loop.state.trainable)
         scores = self.callback_metrics.get(monitor or "val_loss") if scores is None else scores
         assert self.module is not None
         return ledger(training.slices, self.module, score=scores, live=loop.live, finite=finite)

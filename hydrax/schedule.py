@@ -75,5 +75,11 @@ class Schedule:
             end += 1
         return end - step
 
+    @property
+    def longest_superstep(self) -> int | None:
+        """No superstep has more steps than this; None where nothing but the fit's end ends one."""
+        ends = [self.steps_per_epoch] * self.stop_at_epochs + [self.log_every] * self.stop_at_logs
+        return min(ends, default=None)
+
     def _is_log(self, step: int) -> bool:
         return self.stop_at_logs and step % self.log_every == 0

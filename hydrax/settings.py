@@ -7,6 +7,8 @@ import difflib
 import math
 from typing import Any
 
+import numpy as np
+
 from hydrax.errors import ArgumentError
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
@@ -64,6 +66,9 @@ class Settings:
     barebones: bool = False
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, np.integer | np.floating):
+                object.__setattr__(self, name, value.item())
         for name in ("max_steps", "max_epochs", "check_val_every_n_epoch"):
             if getattr(self, name) is not None:
                 self._check_count(name)
@@ -131,6 +136,12 @@ class Settings:
             )
         return min(ends)
 
+    def end(self, total_steps: int) -> str:
+        """Which argument ends a fit of so many steps."""
+        if self.fast_dev_run:
+            return f"`fast_dev_run={self.fast_dev_run}`"
+        return f"`max_steps={self.max_steps}`" if self.max_steps == total_steps else f"`max_epochs={self.max_epochs}`"
+
     def _check_count(self, name: str, expected: str = "an int of 1 or more") -> None:
         value = getattr(self, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -138,7 +149,8 @@ class Settings:
 
     def _check_limit(self, name: str) -> None:
         value = getattr(self, name)
-        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        least = 0 if name == "limit_val_batches" else 1  # as in Lightning, 0 switches validation off
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= least
         if not is_count and not (isinstance(value, float) and 0 < value <= 1):
             raise _error(
                 name,

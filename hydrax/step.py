@@ -185,6 +185,8 @@ class HeadProgram:
             total = jax.tree.map(
                 lambda t, g: t + jnp.where(weight > 0, g * weight, 0).astype(t.dtype), total, gradients
             )
+            # A window at an epoch's end may lack micro-batches: a metric must not count what stands in their place.
+            logs = {n: select(weight > 0, v, empty_accumulator(v)) if is_metric(v) else v for n, v in logs.items()}
             return (select(weight > 0, new_state, state), total), (loss, logs)
 
         zeros = jax.tree.map(jnp.zeros_like, head.trainable)
@@ -314,6 +316,14 @@ def _accumulator(value: Any, mask: jax.Array) -> Any:
     # A sum and not `value * weight`: XLA would fuse that product with the total it is added to, for some places of a
     # chunk and not for others. A batch without a live slot adds nothing, not even NaN.
     return value if is_metric(value) else Mean(jnp.where(mask, value, 0).sum(), weight)
+
+
+def empty_accumulator(accumulator: Any) -> Any:
+    """The accumulator that holds nothing yet, in the shapes and dtypes that merging keeps; takes arrays or shapes."""
+    if isinstance(accumulator, Mean):
+        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), accumulator)
+    empty = type(accumulator).empty()
+    return jax.tree.map(lambda e, s: jnp.broadcast_to(jnp.asarray(e, s.dtype), s.shape), empty, accumulator)
 
 
 def _cast(tree: Any, dtype: Any) -> Any:

@@ -22,7 +22,7 @@ from hydrax.heads import Heads
 from hydrax.loop import FitLoop
 from hydrax.module import HydraModule, set_frozen
 from hydrax.result import FitResult
-from hydrax.run_folder import check_root, find_last
+from hydrax.run_folder import check_root, find_newest
 from hydrax.run_view import RunView
 from hydrax.settings import Settings, check_switches, refuse_unknown
 
@@ -122,33 +122,26 @@ class Trainer(RunView):
         """
         _check_types(module, datamodule)
         self.module, self.datamodule = module, datamodule
-        self._loop = self._training = None
+        self._loop = self._training = self._log_dir = None
+        self._evaluated = {}
         checkpoint_path = self._find_checkpoint(ckpt_path)
         with self._stage(module, datamodule, "fit"):
             self._add_defaults()
-            callbacks = keys(self.callbacks)
-            training = self._training = assemble_training(self._settings, module, datamodule, callbacks)
+            training = assemble_training(self._settings, module, datamodule, keys(self._heard()))
+            self._training = training
             self.log_every_n_steps = training.schedule.log_every
-            self._log_dir = None
             where = self.log_dir if self._wants["TensorBoardLogger"] or self._wants["ModelCheckpoint"] else None
             self._say(f"{len(training.slices)} heads, {training.plan}, log_dir={where}")
-            emit = self._dispatcher("fit")
-            try:
-                emit("setup")
+            with contextlib.closing(training), self._hooks("fit") as emit:
                 self._loop = self._make_loop(training, emit, checkpoint_path)
                 if checkpoint_path is not None:
                     emit("on_load_checkpoint")
                 emit("on_fit_start")
                 self._loop.run()
                 emit("on_fit_end")
-            except BaseException as error:
-                emit("on_exception", error=error)
-                raise
-            finally:
-                emit("teardown")
-                training.close()
-        self._say(f"`Trainer.fit` stopped: {self._reason(training)} reached.")
-        return FitResult(self.heads, self._loop.metrics, self._loop.live, self._loop.step, self._log_dir, self.ledger())
+        reason = self._settings.end(training.schedule.max_steps) if self._loop.live.any() else "the stop of all heads"
+        self._say(f"`Trainer.fit` stopped: {reason} reached.")
+        return FitResult(self.heads, self.metrics, self._loop.live, self._loop.step, self._log_dir, self.ledger())
 
     def validate(
         self,
@@ -205,14 +198,12 @@ class Trainer(RunView):
             )
         module, datamodule, heads = self._subject(module, datamodule, heads, ckpt_path)
         with self._stage(module, datamodule, "predict"):
-            emit = self._dispatcher("predict", live=np.ones(len(heads), bool))
-            engine, evaluation, head = assemble_evaluation(self._settings, module, datamodule, "predict", heads)
-            emit("setup")
-            emit("on_predict_start")
-            found = evaluation.predict(engine, head, self.global_step, reduce)
-            emit("on_predict_end")
-            emit("teardown")
-            evaluation.close()
+            engine, evaluation, head = self._assemble(module, datamodule, "predict", heads)
+            live = np.ones(len(heads), bool)
+            with contextlib.closing(evaluation), self._hooks("predict", live=live) as emit:
+                emit("on_predict_start")
+                found = evaluation.predict(engine, head, self.global_step, reduce)
+                emit("on_predict_end")
         return found
 
     def save_checkpoint(self, path: str | Path, keep: int | None = None) -> Path:
@@ -233,7 +224,8 @@ class Trainer(RunView):
             engine=training.engine,
             state=loop.state,
             snapshots=loop.snapshots,
-            callbacks=keys(self.callbacks),
+            metrics=loop.metrics,
+            callbacks=keys(self._heard()),
             fingerprint=training.fingerprint(),
             meta={"ids": training.slices.ids.tolist(), "precision": self._settings.precision, "heard": loop.heard},
             keep=keep,
@@ -243,12 +235,11 @@ class Trainer(RunView):
 
     def _make_loop(self, training: Training, emit: Dispatcher, checkpoint_path: Path | None) -> FitLoop:
         engine, validation = training.engine, training.validation
-        heard: list[str] = []
         if checkpoint_path is None:
-            state, step, snapshots = engine.init(), 0, None
+            start = resume.Resumed(engine.init(), 0, None, {}, [])
         else:
-            state, step, snapshots, heard = resume.load(
-                checkpoint_path, engine=engine, callbacks=keys(self.callbacks), fingerprint=training.fingerprint()
+            start = resume.load(
+                checkpoint_path, engine=engine, callbacks=keys(self._heard()), fingerprint=training.fingerprint()
             )
         loop = FitLoop(
             engine=engine,
@@ -256,15 +247,16 @@ class Trainer(RunView):
             steps_per_call=training.plan.steps_per_call,
             feed=training.feed,
             data=training.data,
-            state=state,
-            step=step,
+            state=start.state,
+            step=start.step,
             emit=emit,
             logged=training.logged["training"],
             validate=None
             if validation is None
             else lambda: validation.run(engine, (loop.state.trainable, loop.state.state), loop.step),
-            snapshots=snapshots,
-            heard=heard,
+            snapshots=start.snapshots,
+            metrics=start.metrics,
+            heard=start.heard,
         )
         return loop
 
@@ -274,17 +266,20 @@ class Trainer(RunView):
         module, datamodule, heads = self._subject(module, datamodule, heads, ckpt_path)
         verb, hook = {"val": ("validate", "validation"), "test": ("test", "test")}[stage]
         with self._stage(module, datamodule, verb):
-            emit = self._dispatcher(verb, live=np.ones(len(heads), bool))
-            engine, evaluation, head = assemble_evaluation(self._settings, module, datamodule, stage, heads)
-            emit("setup")
-            emit(f"on_{hook}_start")
-            found = evaluation.run(engine, head, self.global_step)
-            emit(f"on_{hook}_end", metrics=found)
-            emit("teardown")
-            evaluation.close()
+            engine, evaluation, head = self._assemble(module, datamodule, stage, heads)
+            live = np.ones(len(heads), bool)
+            with contextlib.closing(evaluation), self._hooks(verb, live=live) as emit:
+                emit(f"on_{hook}_start")
+                found = evaluation.run(engine, head, self.global_step)
+                emit(f"on_{hook}_end", metrics=found)
+        self._evaluated |= found
         if verbose and not self._settings.barebones:
             print(table(found, heads.ids))
         return found
+
+    def _assemble(self, module: HydraModule, datamodule: DataModule, stage: str, heads: Heads) -> Any:
+        fitted = self._training.slices.ids if self._training and module is self.module else None
+        return assemble_evaluation(self._settings, module, datamodule, stage, heads, fitted)
 
     def _subject(
         self, module: Any, datamodule: Any, heads: Any, ckpt_path: Any
@@ -315,11 +310,10 @@ class Trainer(RunView):
         if ckpt_path is None or ckpt_path not in ("last", "auto", "best"):
             return None if ckpt_path is None else Path(ckpt_path)
         saver = self.checkpoint_callback
-        if ckpt_path == "best":
-            found = getattr(saver, "best_model_path", None)
-        else:
-            folder = getattr(saver, "dirpath", None)
-            found = getattr(saver, "last_model_path", None) or find_last(self._root, folder and Path(folder))
+        kind = "best" if ckpt_path == "best" else "last"
+        folder = getattr(saver, "dirpath", None)
+        known = getattr(saver, f"{kind}_model_path", None)
+        found = known or find_newest(kind, self._root, folder and Path(folder))
         if not found and ckpt_path != "auto":
             below = self._root / "hydrax_logs"
             raise CheckpointError(
@@ -350,23 +344,35 @@ class Trainer(RunView):
             module.setup(stage)
             set_frozen(module, True)
             stack.callback(set_frozen, module, False)
+            self._fitting = stage == "fit"
+            stack.callback(setattr, self, "_fitting", False)
             yield
 
+    @contextlib.contextmanager
+    def _hooks(self, stage: str, **fixed: Any) -> Iterator[Dispatcher]:
+        """`setup` first; at the end `teardown`, after an error `on_exception` too, whatever a callback raises."""
+        emit = self._dispatcher(stage, **fixed)
+        try:
+            emit("setup")
+            yield emit
+        except BaseException as error:
+            emit.to_all("on_exception", error=error)
+            emit.to_all("teardown")
+            raise
+        failure = emit.to_all("teardown")
+        if failure is not None:
+            raise failure
+
+    def _heard(self) -> list[Callback]:
+        """The callbacks that take part: a trial run saves nothing."""
+        return [c for c in self.callbacks if not (c.is_checkpoint and self._settings.fast_dev_run)]
+
     def _dispatcher(self, stage: str, **fixed: Any) -> Dispatcher:
-        return Dispatcher(self.callbacks, lambda **fields: self._event(stage, **fixed, **fields))
+        return Dispatcher(self._heard(), lambda **fields: self._event(stage, **fixed, **fields))
 
     def _event(self, stage: str, **fields: Any) -> Event:
         live = np.ones(self.num_heads, bool) if self._loop is None else self._loop.live
         return Event(self, stage, **{"step": self.global_step, "epoch": self.current_epoch, "live": live, **fields})
-
-    def _reason(self, training: Training) -> str:
-        settings = self._settings
-        if not self._running()[0].live.any():
-            return "the stop of all heads"
-        if settings.fast_dev_run:
-            return f"`fast_dev_run={settings.fast_dev_run}`"
-        by_steps = settings.max_steps is not None and training.schedule.max_steps == settings.max_steps
-        return f"`max_steps={settings.max_steps}`" if by_steps else f"`max_epochs={settings.max_epochs}`"
 
     def _say(self, line: str) -> None:
         if self._settings.barebones:

@@ -30,6 +30,7 @@ class FakeTrainer:
 
     log_dir: Path | None
     num_heads: int = 4
+    validation_metrics: frozenset[str] = frozenset({"val_loss", "val_acc"})
     snapshots: FakeHeads = field(default_factory=FakeHeads)
     saves: list[tuple[Path, int | None]] = field(default_factory=list)
     ledgers: list[tuple[Path, str | None, list[float] | None]] = field(default_factory=list)
@@ -120,10 +121,21 @@ def test_the_check_before_training_and_other_stages_do_not_count(trainer, step, 
     assert np.isnan(checkpoint.best_scores).all()
 
 
-def test_a_monitor_that_nobody_logs_is_refused_before_training_with_the_names_there_are(trainer):
-    checkpoint = ModelCheckpoint("val_los")
-    with pytest.raises(ArgumentError, match=r"Got 'val_los', expected one of .*: val_acc, val_loss\. Fix: "):
-        checkpoint.on_validation_end(at(0, trainer, [1.0, 1.0, 1.0, 1.0]))
+@pytest.mark.parametrize("log_dir", [Path("run"), None])
+@pytest.mark.parametrize(
+    ("metrics", "names"), [({"val_loss", "val_acc"}, "val_acc, val_loss"), ((), "none, as this fit has no validation")]
+)
+def test_a_monitor_that_no_validation_logs_is_refused_before_training_with_the_names_there_are(log_dir, metrics, names):
+    trainer = FakeTrainer(log_dir, validation_metrics=frozenset(metrics))
+    with pytest.raises(ArgumentError, match=rf"Got 'val_los', expected one of .*: {names}\. Fix: "):
+        ModelCheckpoint("val_los").setup(at(0, trainer))
+
+
+@pytest.mark.parametrize(
+    ("monitor", "stage"), [("val_loss", "fit"), (None, "fit"), ("val_los", "validate"), ("val_los", "test")]
+)
+def test_setup_takes_a_monitor_that_validation_logs_none_at_all_and_any_outside_a_fit(trainer, monitor, stage):
+    ModelCheckpoint(monitor).setup(at(0, trainer, stage=stage))
 
 
 def test_a_resumed_fit_goes_on_from_the_best_scores_it_had(trainer):
@@ -271,6 +283,71 @@ def test_dirpath_takes_the_place_of_the_log_dir(tmp_path, trainer):
     assert [path for path, _, _ in trainer.ledgers] == [tmp_path / "mine" / "heads.csv"]
 
 
+def steps_below(folder: Path) -> dict[str, list[str]]:
+    """The step folders of each `last...` folder."""
+    return {last.name: sorted(path.name for path in last.iterdir()) for last in sorted(folder.glob("last*"))}
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A user's folder where another run has left its steps 10 and 20."""
+    for step in ("10", "20"):
+        (tmp_path / "mine" / "last" / step).mkdir(parents=True)
+    return tmp_path / "mine"
+
+
+def test_a_fresh_fit_sets_another_runs_last_aside_and_says_so_once(trainer, mine, caplog):
+    caplog.set_level(logging.INFO, "hydrax")
+    checkpoint = started(trainer, dirpath=mine)
+    assert steps_below(mine) == {"last-1": ["10", "20"]}
+    (mine / "last" / "30").mkdir(parents=True)
+    checkpoint.on_train_end(at(30, trainer))
+    assert steps_below(mine) == {"last": ["30"], "last-1": ["10", "20"]}
+    assert [(r.name, r.levelno, r.args) for r in caplog.records] == [
+        ("hydrax", logging.INFO, (mine / "last", mine / "last-1"))
+    ]
+
+
+def test_what_was_set_aside_before_stays_and_the_first_free_number_is_taken(trainer, mine):
+    for name in ("last-1", "last-3"):
+        (mine / name / "5").mkdir(parents=True)
+    started(trainer, dirpath=mine)
+    assert steps_below(mine) == {"last-1": ["5"], "last-2": ["10", "20"], "last-3": ["5"]}
+
+
+@pytest.mark.parametrize(("step", "arguments"), [(20, {}), (0, {"save_last": False})])
+def test_a_fit_that_resumes_or_writes_no_last_leaves_it_where_it_is(trainer, mine, caplog, step, arguments):
+    caplog.set_level(logging.INFO, "hydrax")
+    started(trainer, step=step, dirpath=mine, **arguments).on_train_end(at(30, trainer))
+    assert steps_below(mine) == {"last": ["10", "20"]}
+    assert caplog.records == []
+
+
+def test_a_last_without_steps_is_not_set_aside(trainer, tmp_path):
+    (tmp_path / "last" / "notes").mkdir(parents=True)
+    started(trainer, dirpath=tmp_path)
+    assert steps_below(tmp_path) == {"last": ["notes"]}
+
+
+def test_a_last_that_cannot_be_set_aside_is_reported_and_tried_again_before_anything_is_saved(
+    trainer, mine, caplog, monkeypatch
+):
+    def refuse(path: Path, target: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    caplog.set_level(logging.INFO, "hydrax")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse)
+        checkpoint = started(trainer, every_n_steps=10, dirpath=mine)
+        checkpoint.on_train_steps_end(at(10, trainer))
+    assert trainer.saves == []
+    checkpoint.on_train_steps_end(at(20, trainer))
+    assert steps_below(mine) == {"last-1": ["10", "20"]}
+    assert trainer.saves == [(mine / "last", 2)]
+    reports = [(record.levelno, record.args[0]) for record in caplog.records]
+    assert reports == [(level, mine / "last") for level in (logging.WARNING, logging.WARNING, logging.INFO)]
+
+
 def test_without_a_folder_nothing_is_done():
     trainer = FakeTrainer(log_dir=None)
     checkpoint = started(trainer, "val_loss", every_n_steps=10)
@@ -285,10 +362,21 @@ def test_it_hears_every_event_after_the_others():
     assert ModelCheckpoint().is_checkpoint
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [{"mode": "best"}, {"every_n_steps": 0}, {"every_n_steps": -5}, {"keep_last": 0}],
-)
-def test_an_argument_out_of_its_range_is_refused(arguments):
-    with pytest.raises(ArgumentError, match=r"ModelCheckpoint\(\w+=\.\.\.\)\. Got .*, expected .*\. Fix: "):
-        ModelCheckpoint(**arguments)
+@pytest.mark.parametrize("value", [0, -5, True, 2.0, 0.5, "2", np.float32(2), np.int64(0)])
+@pytest.mark.parametrize("name", ["every_n_steps", "keep_last"])
+def test_a_count_that_is_no_int_of_1_or_more_is_refused(name, value):
+    with pytest.raises(
+        ArgumentError, match=rf"ModelCheckpoint\({name}=\.\.\.\)\. Got .*, expected an int of .*\. Fix: "
+    ):
+        ModelCheckpoint(**{name: value})
+
+
+def test_a_mode_that_is_neither_min_nor_max_is_refused():
+    with pytest.raises(ArgumentError, match=r"ModelCheckpoint\(mode=\.\.\.\)\. Got 'best', expected .*\. Fix: "):
+        ModelCheckpoint(mode="best")
+
+
+@pytest.mark.parametrize("kind", [int, np.int32, np.uint8])
+def test_counts_may_be_numpys_ints(kind):
+    checkpoint = ModelCheckpoint(every_n_steps=kind(3), keep_last=kind(2))
+    assert (checkpoint.next_due(250), checkpoint.keep_last) == (252, 2)

@@ -178,6 +178,15 @@ def test_a_test_after_the_fit_keeps_the_charts_of_the_fit(trainer, logger):
     assert list(charts(trainer.log_dir)[-1]) == ["val_loss", "test_loss"]
 
 
+def test_a_second_fit_has_no_charts_of_the_first_one_s_metrics(tmp_path, logger):
+    for name in ("first", "second"):
+        trainer = FakeTrainer(tmp_path / name)
+        logger.on_train_start(at(0, trainer))
+        logger.on_validation_end(at(50, trainer, {f"{name}_loss": np.ones(4)}))
+        logger.teardown(at(50, trainer))
+    assert [list(chart) for chart in charts(tmp_path / "second")] == [["second_loss"]]
+
+
 def test_a_resumed_fit_takes_the_place_of_what_was_logged_after_its_step(trainer, logger):
     for start, losses in [(0, [(50, 1), (100, 2), (150, 3)]), (100, [(150, 4)])]:
         logger.on_train_start(at(start, trainer))

@@ -3,7 +3,7 @@
 import pytest
 
 from hydrax.errors import ArgumentError
-from hydrax.run_folder import check_root, find_last, make_run_folder
+from hydrax.run_folder import check_root, find_newest, make_run_folder
 
 
 def save(folder, step=3):
@@ -25,18 +25,18 @@ def test_the_newest_run_that_saved_is_found_by_number_and_not_by_name(tmp_path):
     folders = [make_run_folder(tmp_path) for _ in range(12)]
     save(folders[9] / "checkpoints" / "last")
     newest = save(folders[10] / "checkpoints" / "last")
-    assert find_last(tmp_path) == newest
+    assert find_newest("last", tmp_path) == newest
 
 
 def test_where_nothing_was_saved_nothing_is_found(tmp_path):
     (make_run_folder(tmp_path) / "checkpoints" / "last").mkdir(parents=True)
-    assert find_last(tmp_path) is None
+    assert find_newest("last", tmp_path) is None
 
 
 def test_a_folder_of_the_user_s_own_is_the_only_one_looked_into(tmp_path):
     save(make_run_folder(tmp_path) / "checkpoints" / "last")
     mine = save(tmp_path / "mine" / "last")
-    assert find_last(tmp_path, tmp_path / "mine") == mine
+    assert find_newest("last", tmp_path, tmp_path / "mine") == mine
 
 
 @pytest.mark.parametrize("root", [None, 3, ["a"]])
