@@ -750,7 +750,7 @@ def values(name, *wrong_values):
         *values("max_steps", 0, -1, 10.0, True, "10"),
         *values("max_epochs", 0, -1, 1.5, False),
         *values("limit_train_batches", 0, 0.0, -1, 1.5, True, "all", None),
-        *values("limit_val_batches", 0, 2.0),
+        *values("limit_val_batches", -1, 2.0),
         *values("limit_test_batches", -0.5, False),
         *values("limit_predict_batches", 0, "1.0"),
         *values("fast_dev_run", -1, 1.5, "yes", None),
