@@ -16,8 +16,8 @@ _INT32 = np.iinfo(np.int32)
 class PerHead:
     """One value of a hyper-parameter for each head.
 
-    Inside a step, `self.hparams.<name>` is then this head's own value: a traced scalar, so one
-    program serves all heads.
+    Inside a step, `self.hparams.<name>` is then this head's own value: a traced scalar, so one program
+    serves all heads.
 
     Args:
       values: numbers or bools, `[H]`, or arrays `[H, ...]`; value k belongs to the k-th head of the run.
@@ -110,7 +110,3 @@ class Hyperparameters(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return "Hyperparameters(" + ", ".join(f"{k}={v!r}" for k, v in self.items()) + ")"
-
-    def of_head(self, head: int) -> dict[str, Any]:
-        """The plain values of one head, by name."""
-        return {name: value[head] if isinstance(value, PerHead) else value for name, value in self.items()}

@@ -62,7 +62,7 @@ def get_trained_models(
     _check(x, y, num_models, start, end)
     _check_labels(x, y[start:end], start, model_type, loss)
     slices = Slices.window(start, np.arange(1, num_models + 1), num_rows=len(x))
-    trainer = Trainer(max_steps=steps, seed=seed, logger=False, enable_checkpointing=False, enable_progress_bar=verbose)
+    trainer = Trainer(max_steps=steps, seed=seed, logger=False, enable_checkpointing=False, barebones=not verbose)
     return trainer.fit(_OneCall(model_type, loss, learning_rate), _Pairs(x, y, slices, batch_size)).heads
 
 

@@ -85,7 +85,7 @@ class Programs:
 
             return lax.fori_loop(0, num_steps, body, (state, values))
 
-        return self._over_chunks(run_chunk, state, (inputs, (rows, 2), (mask, 2)), num_chunks)
+        return self._over_chunks(run_chunk, state, ((inputs, 0), (rows, 2), (mask, 2)), num_chunks)
 
     def _evaluate(
         self,
@@ -127,10 +127,10 @@ class Programs:
 
             return lax.fori_loop(0, num_batches, body, accumulators), {}
 
-        indices = (rows, mask) if not shared else ()
-        chunked = (head, inputs, *((index, 1) for index in indices))
         whole = (rows, mask) if shared else ()
-        return self._over_chunks(lambda *chunk: run_chunk(*chunk, *whole), accumulators, chunked, num_chunks)[0]
+        own = () if shared else ((rows, 1), (mask, 1))
+        given = ((head, 0), (inputs, 0), *own)
+        return self._over_chunks(lambda *chunk: run_chunk(*chunk, *whole), accumulators, given, num_chunks)[0]
 
     def _predict(
         self,
@@ -160,20 +160,21 @@ class Programs:
         first = jax.tree.map(lambda a: lax.slice_in_dim(a, 0, self._chunk), tree)
         shapes = jax.eval_shape(run, first)
         blank = jax.tree.map(lambda s: _zeros((count * self._chunk, *s.shape[1:]), s.dtype), shapes)
-        return self._over_chunks(lambda _, chunk: (run(chunk), {}), blank, (tree,), num_chunks)[0]
+        return self._over_chunks(lambda _, chunk: (run(chunk), {}), blank, ((tree, 0),), num_chunks)[0]
 
-    def _over_chunks(self, run: Callable[..., Any], carried: Any, given: tuple[Any, ...], num_chunks: jax.Array) -> Any:
+    def _over_chunks(
+        self, run: Callable[..., Any], carried: Any, given: tuple[tuple[Any, int], ...], num_chunks: jax.Array
+    ) -> Any:
         """Runs `run(carried chunk, *given chunks) -> (carried chunk, values)` for one chunk after the other, in place.
 
         Args:
           carried: leaves `[H, ...]`, updated.
-          given: trees of `[H, ...]`, or `(array, axis)` with the heads on that axis.
+          given: trees, each with the axis its heads are on.
 
         Returns:
           The updated `carried`, and the values with their leading K axis first: `[K, H]`.
         """
         size = self._chunk
-        pairs = [g if isinstance(g, tuple) and len(g) == 2 and isinstance(g[1], int) else (g, 0) for g in given]
 
         def take(tree: Any, axis: int, i: Any) -> Any:
             return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, i * size, size, axis), tree)
@@ -182,7 +183,7 @@ class Programs:
             return jax.tree.map(lambda a, n: lax.dynamic_update_slice_in_dim(a, n, i * size, axis), tree, new)
 
         def chunk(i: Any, carried: Any) -> Any:
-            return run(take(carried, 0, i), *(take(tree, axis, i) for tree, axis in pairs))
+            return run(take(carried, 0, i), *(take(tree, axis, i) for tree, axis in given))
 
         heads = len(jax.tree.leaves(carried)[0])
         shapes = jax.eval_shape(chunk, 0, carried)[1]

@@ -227,7 +227,7 @@ class Trainer(RunView):
             metrics=loop.metrics,
             callbacks=keys(self._heard()),
             fingerprint=training.fingerprint(),
-            meta={"ids": training.slices.ids.tolist(), "precision": self._settings.precision, "heard": loop.heard},
+            meta={"ids": training.slices.ids.tolist(), "heard": loop.heard},
             keep=keep,
         )
 

@@ -129,9 +129,5 @@ def test_they_do_not_follow_the_mapping_they_were_made_from():
     assert hparams.width == 8
 
 
-def test_one_heads_values_are_plain(hparams):
-    assert hparams.of_head(1) == {"lr": 2e-3, "width": 8}
-
-
 def test_their_repr_shows_names_and_values(hparams):
     assert repr(hparams) == "Hyperparameters(lr=PerHead([0.001, 0.002, 0.004], heads=3), width=8)"
