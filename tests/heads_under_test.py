@@ -49,6 +49,19 @@ class Convolution(nnx.Module):
         return self.out(nnx.relu(self.conv(x)).mean(axis=(1, 2)))
 
 
+class TinyNet(nnx.Module):
+    """Parameters, batch statistics and dropout keys, as small as it goes: 4 inputs, 2 outputs."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.hidden = nnx.Linear(4, 3, rngs=rngs)
+        self.norm = nnx.BatchNorm(3, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.out = nnx.Linear(3, 2, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.out(self.dropout(nnx.relu(self.norm(self.hidden(x)))))
+
+
 MODELS: dict[str, type[nnx.Module]] = {
     "mlp": Perceptron,
     "norm_dropout": NormAndDropout,

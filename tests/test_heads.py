@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from heads_under_test import TinyNet
 
 import hydrax as hx
 from hydrax.datamodules import ArrayDataModule
@@ -16,23 +17,12 @@ HEADS, ROWS = 5, 8
 X = np.random.default_rng(1).normal(size=(ROWS, 4)).astype(np.float32)
 
 
-class Net(nnx.Module):
-    def __init__(self, rngs):
-        self.hidden = nnx.Linear(4, 3, rngs=rngs)
-        self.norm = nnx.BatchNorm(3, rngs=rngs)
-        self.dropout = nnx.Dropout(0.5, rngs=rngs)
-        self.out = nnx.Linear(3, 2, rngs=rngs)
-
-    def __call__(self, x):
-        return self.out(self.dropout(nnx.relu(self.norm(self.hidden(x)))))
-
-
 class Learner(hx.HydraModule):
     def __init__(self, lr=0.1, width=3):
         self.save_hyperparameters()
 
     def configure_model(self, key):
-        return Net(nnx.Rngs(key))
+        return TinyNet(nnx.Rngs(key))
 
     def configure_optimizers(self):
         return optax.sgd(self.hparams.lr)
@@ -95,7 +85,7 @@ def assert_same_bits(first, second):
 def test_a_head_is_the_ordinary_model_with_its_own_arrays(heads, head):
     model = heads[head]
     model.eval()
-    assert isinstance(model, Net)
+    assert isinstance(model, TinyNet)
     np.testing.assert_allclose(model(X), by_hand(heads, head), rtol=1e-4, atol=1e-5)
 
 
@@ -210,7 +200,7 @@ def test_saved_heads_are_loaded_bit_for_bit(heads, module, tmp_path):
     loaded = hx.Heads.load(tmp_path / "heads", module)
     assert_same_bits(loaded, heads)
     assert loaded.ids.tolist() == heads.ids.tolist()
-    assert isinstance(loaded[0], Net)
+    assert isinstance(loaded[0], TinyNet)
 
 
 def test_some_heads_keep_their_ids_on_disk(heads, module, tmp_path):
@@ -235,7 +225,7 @@ def test_heads_are_loaded_from_a_runs_checkpoint(trainer, heads, module, tmp_pat
 def test_heads_of_another_module_are_refused_with_both_shapes(heads, tmp_path):
     class Wider(Learner):
         def configure_model(self, key):
-            net = Net(nnx.Rngs(key))
+            net = TinyNet(nnx.Rngs(key))
             net.out = nnx.Linear(3, 7, rngs=nnx.Rngs(key))
             return net
 

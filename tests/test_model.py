@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from heads_under_test import TinyNet
 
 import hydrax as hx
 from hydrax.checkpoint import named_leaves
@@ -21,17 +22,6 @@ X = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
 Y = (X[:, 0] > 0).astype(np.int32)
 
 # ---- one model of each kind, always the same
-
-
-class NnxNet(nnx.Module):
-    def __init__(self, rngs):
-        self.hidden = nnx.Linear(4, 3, rngs=rngs)
-        self.norm = nnx.BatchNorm(3, rngs=rngs)
-        self.dropout = nnx.Dropout(0.5, rngs=rngs)
-        self.out = nnx.Linear(3, 2, rngs=rngs)
-
-    def __call__(self, x):
-        return self.out(self.dropout(nnx.relu(self.norm(self.hidden(x)))))
 
 
 class LinenNet(nn.Module):
@@ -60,7 +50,7 @@ class Affine:
 
 
 def nnx_net(key):
-    return NnxNet(nnx.Rngs(key))
+    return TinyNet(nnx.Rngs(key))
 
 
 def bridged(key):
@@ -173,7 +163,7 @@ def test_the_state_after_a_call_is_read_back():
 
 
 def test_the_intermediates_of_a_call_are_no_state():
-    class Watched(NnxNet):
+    class Watched(TinyNet):
         def __call__(self, x):
             self.seen = nnx.Intermediate(x)
             return super().__call__(x)
