@@ -17,10 +17,7 @@ class ArrayDataModule(DataModule):
       predict: rows to predict, or None.
       slices: which rows of `train` each head learns from.
       val_slices: which rows of `val` each head is validated on; None: all of them.
-      batch_size: slots B in a head's training batch.
-      eval_batch_size: rows in an evaluation batch; `batch_size` where None.
-      small_slices: "mask" or "wrap", for slices of fewer than B rows.
-      check_finite: NaN or Inf in the data: "warn", "raise" or "off".
+      settings: attributes of `DataModule`: batch_size, eval_batch_size, small_slices, check_finite, residence, ...
     """
 
     def __init__(
@@ -32,15 +29,11 @@ class ArrayDataModule(DataModule):
         test: Any | None = None,
         predict: Any | None = None,
         val_slices: Slices | None = None,
-        batch_size: int = 32,
-        eval_batch_size: int | None = None,
-        small_slices: str = "mask",
-        check_finite: str = "warn",
+        **settings: Any,
     ) -> None:
+        super().__init__(**settings)
         self._train, self._val, self._test, self._predict = train, val, test, predict
         self._slices, self._val_slices = slices, val_slices
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.small_slices, self.check_finite = small_slices, check_finite
 
     def train_dataset(self) -> Any:
         return self._train

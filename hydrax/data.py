@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 import warnings
 from collections.abc import Callable
@@ -17,6 +18,10 @@ from hydrax.errors import ArgumentError, DataError, SliceError
 from hydrax.slices import Slices
 
 _INT32 = np.iinfo(np.int32)
+_SETTINGS = (
+    *("batch_size", "eval_batch_size", "small_slices", "check_finite"),
+    *("residence", "read_threads", "read_processes"),
+)
 
 
 class DataModule:
@@ -31,12 +36,34 @@ class DataModule:
       small_slices: for slices of fewer than B rows, "mask" (each row once, the other slots padding) or "wrap" (rows
         repeat).
       check_finite: NaN or Inf in a dataset: "warn", "raise" or "off".
+      residence: where a dataset lies while heads learn from it: "device" (all of it), "host" (the rows of a superstep
+        are fetched when they are due), or "auto": the device, unless it has no room.
+      read_threads: threads that read rows from the host.
+      read_processes: processes that read rows from the host; 0: none, the threads read.
     """
 
     batch_size: int = 32
     eval_batch_size: int | None = None
     small_slices: str = "mask"
     check_finite: str = "warn"
+    residence: str = "auto"
+    read_threads: int = 4
+    read_processes: int = 0
+
+    def __init__(self, **settings: Any) -> None:
+        """Sets some of the attributes above; a subclass that gives them as class attributes need not call it.
+
+        Raises:
+          ArgumentError: there is no such attribute.
+        """
+        for name, value in settings.items():
+            if name not in _SETTINGS:
+                near = difflib.get_close_matches(name, _SETTINGS, n=1, cutoff=0.0)[0]
+                raise ArgumentError(
+                    f"No such setting: {type(self).__name__}({name}=). Got {value!r:.60}, expected one of "
+                    f"{', '.join(_SETTINGS)}. Fix: the nearest name is {near}."
+                )
+            setattr(self, name, value)
 
     def prepare_data(self) -> None:
         """Called before `setup` of each stage: downloads and unpacking, where they are not done yet."""
@@ -158,7 +185,18 @@ def check_settings(datamodule: DataModule) -> None:
                 f"A batch has no such size: {where}.{name}. Got {value!r}, expected an int of 1 or more. Fix: set "
                 f"{name}=32."
             )
-    for name, allowed in (("small_slices", ("mask", "wrap")), ("check_finite", ("warn", "raise", "off"))):
+    for name, least in (("read_threads", 1), ("read_processes", 0)):
+        value = getattr(datamodule, name)
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= 1024:
+            raise ArgumentError(
+                f"Rows cannot be read by so many: {where}.{name}. Got {value!r}, expected an int, {least} to 1024. "
+                f"Fix: set {name}={4 * least}."
+            )
+    for name, allowed in (
+        ("small_slices", ("mask", "wrap")),
+        ("check_finite", ("warn", "raise", "off")),
+        ("residence", ("auto", "device", "host")),
+    ):
         if getattr(datamodule, name) not in allowed:
             raise ArgumentError(
                 f"No such setting: {where}.{name}. Got {getattr(datamodule, name)!r}, expected one of "

@@ -26,6 +26,7 @@ _LOW_HALF, _ALL_ONES = np.uint32(0xFFFF), np.uint32(0xFFFFFFFF)
 _U15, _U16, _U31 = np.uint32(15), np.uint32(16), np.uint32(31)
 _MIX_1, _MIX_2 = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
 _STEP, _GOLDEN = np.uint32(0x2C9277B5), np.uint32(0x9E3779B1)
+_STEP_BACK = np.uint32(0xCC2BFE9D)  # _STEP * _STEP_BACK = 1 modulo 2**32.
 
 
 class RowSource(Protocol):
@@ -154,27 +155,53 @@ def permute(offset: Array, *, length: Array, key: Array, xp: ModuleType) -> Arra
 
     Source: Hoang, Morris, Rogaway, "An Enciphering Scheme Based on a Card Shuffle", CRYPTO 2012.
     """
-    # Augmented assignment works in place on NumPy arrays and rebinds JAX ones: one text, and no needless temporaries.
     x, n, state = (xp.asarray(part).astype(xp.uint32) for part in (offset, length, key))
-    n_high, n_low = n >> _U16, n & _LOW_HALF
+    halves = n >> _U16, n & _LOW_HALF
     for _ in range(ROUNDS):
         # A linear congruential step: cheaper than a hash, and its high bits, which make K, are the good ones.
         state = state * _STEP + _GOLDEN
-        partner = _multiply_high(state, n_high, n_low) - x
-        # Below zero it has wrapped around to above 2**31, and the sum with n is the smaller one.
-        partner = xp.minimum(partner, partner + n)
-        bit = xp.maximum(x, partner)
-        bit = bit * _GOLDEN
-        bit ^= state
-        bit ^= bit >> _U15
-        bit *= _MIX_2
-        # All ones where the top bit is set, else zero: a select in place, where np.where would allocate.
-        bit >>= _U31
-        bit *= _ALL_ONES
-        partner ^= x
-        partner &= bit
-        x = x ^ partner
+        x = _swap_or_not(x, n, halves, state, xp)
     return x
+
+
+@np.errstate(over="ignore")
+def unpermute(place: Array, *, length: Array, key: Array, xp: ModuleType) -> Array:
+    """The offsets that `permute` sends to these places: each round is its own inverse, so the rounds run backwards.
+
+    Args:
+      place: permuted offsets, 0 <= place < length; integers of any shape.
+      length, key, xp: as in `permute`.
+
+    Returns:
+      The offsets, uint32; the shape that the arguments broadcast to.
+    """
+    x, n, state = (xp.asarray(part).astype(xp.uint32) for part in (place, length, key))
+    halves = n >> _U16, n & _LOW_HALF
+    for _ in range(ROUNDS):
+        state = state * _STEP + _GOLDEN
+    for _ in range(ROUNDS):
+        x = _swap_or_not(x, n, halves, state, xp)
+        state = (state - _GOLDEN) * _STEP_BACK
+    return x
+
+
+def _swap_or_not(x: Array, n: Array, halves: tuple[Array, Array], state: Array, xp: ModuleType) -> Array:
+    """One round: x, or its partner K - x (mod n)."""
+    # Augmented assignment works in place on NumPy arrays and rebinds JAX ones: one text, and no needless temporaries.
+    partner = _multiply_high(state, *halves) - x
+    # Below zero it has wrapped around to above 2**31, and the sum with n is the smaller one.
+    partner = xp.minimum(partner, partner + n)
+    bit = xp.maximum(x, partner)
+    bit = bit * _GOLDEN
+    bit ^= state
+    bit ^= bit >> _U15
+    bit *= _MIX_2
+    # All ones where the top bit is set, else zero: a select in place, where np.where would allocate.
+    bit >>= _U31
+    bit *= _ALL_ONES
+    partner ^= x
+    partner &= bit
+    return x ^ partner
 
 
 @np.errstate(over="ignore")
