@@ -96,6 +96,13 @@ def measure(workload: str, chunk: int, steps: int, steps_per_call: int | str) ->
     return clock.step_secs()
 
 
+def machine() -> str:
+    """Versions, cores and load, as one line."""
+    versions = f"Python {platform.python_version()}, jax {jax.__version__}, jaxlib {jaxlib.__version__}"
+    where = f"{jax.default_backend()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    return f"{versions}, flax {flax.__version__}, {where}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=5, help="fits of each width")
@@ -103,8 +110,7 @@ def main() -> None:
     parser.add_argument("--steps-per-call", type=int, default=50, help="steps of one superstep")
     args = parser.parse_args()
 
-    print(f"Python {platform.python_version()}, jax {jax.__version__}, jaxlib {jaxlib.__version__}, ", end="")
-    print(f"flax {flax.__version__}, {jax.default_backend()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print(machine())
     for workload in WORKLOADS:
         secs: dict[int, list[float]] = {chunk: [] for chunk in CHUNKS}
         for _ in range(args.turns):

@@ -1,4 +1,4 @@
-"""ArrayDataModule: data that is already in memory."""
+"""ArrayDataModule: data that is already there as arrays."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from hydrax import DataModule, Slices
 
 
 class ArrayDataModule(DataModule):
-    """Arrays in memory as a DataModule.
+    """Arrays as a DataModule.
+
+    Memory maps (`np.memmap`, `np.load(mmap_mode="r")`) are arrays too. With `residence="host"`, or where the device has
+    no room for them all, their rows are read when they are due; else they are read whole.
 
     Args:
       train: pytree of arrays (dict, tuple or one array) with the same leading length N.

@@ -27,6 +27,7 @@ from hydrax.hparams import Hyperparameters, PerHead  # noqa: E402
 from hydrax.module import Context, HydraModule  # noqa: E402
 from hydrax.one_call import get_trained_models, unbatch_model  # noqa: E402
 from hydrax.plan import Plan  # noqa: E402
+from hydrax.predictions import HeldOut  # noqa: E402
 from hydrax.result import FitResult  # noqa: E402
 from hydrax.slices import Slices  # noqa: E402
 from hydrax.trainer import Trainer  # noqa: E402
@@ -44,6 +45,7 @@ __all__ = [
     "Event",
     "FitResult",
     "Heads",
+    "HeldOut",
     "HydraModule",
     "HydraxError",
     "Hyperparameters",

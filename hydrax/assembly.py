@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 
 from hydrax.callback import Callback, overrides
-from hydrax.data import DataModule, check_dataset, check_settings, check_slices, num_rows
+from hydrax.checkpoint import tree_digest
+from hydrax.data import DataModule, check_settings, check_slices
+from hydrax.dataset import Dataset, open_dataset
 from hydrax.engine import Engine, check_per_head, head_inputs
 from hydrax.errors import DataError
 from hydrax.evaluation import Evaluation, find_evaluation
-from hydrax.feed import Feed, upload
+from hydrax.feed import Feed
 from hydrax.hparams import PerHead
 from hydrax.module import HydraModule, Logged, per_head_values
 from hydrax.plan import Plan, make_plan
 from hydrax.preflight import Preflight
-from hydrax.resume import dataset_digest
 from hydrax.schedule import Schedule
 from hydrax.settings import Settings
 from hydrax.slices import Slices
+from hydrax.state import padding_index
 from hydrax.step import HeadProgram
+from hydrax.walk import Walk, open_walk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Training:
       engine: the compiled programs.
       plan: how the heads are laid out.
       schedule: when things are due.
-      feed: the training index batches.
-      data: the training dataset on the device.
+      feed: the training rows and index batches.
+      own_batches: int64[H], batches after which a head is through its passes, or None.
       validation: the validation set, or None.
       logged: what the steps log, by stage and name.
       fingerprint: gives what a checkpoint must share with this run.
@@ -49,13 +52,13 @@ class Training:
     plan: Plan
     schedule: Schedule
     feed: Feed
-    data: Any
+    own_batches: np.ndarray | None
     validation: Evaluation | None
     logged: Mapping[str, Mapping[str, Logged]]
     fingerprint: Callable[[], Mapping[str, Any]]
 
     def close(self) -> None:
-        """Ends the pipelines of index batches."""
+        """Ends the pipelines of index batches, and what reads rows."""
         self.feed.close()
         if self.validation is not None:
             self.validation.close()
@@ -70,74 +73,70 @@ def assemble_training(
       callbacks: by key; those with a second tier run inside the program.
     """
     check_settings(datamodule)
-    data = check_dataset(
-        datamodule.train_dataset(), "train", datamodule.check_finite, wide=settings.precision == "64-true"
-    )
-    slices = check_slices(datamodule.slices, num_rows(data))
-    inputs = head_inputs(slices.ids, check_per_head(module, len(slices)))
-    index, batch_size, padding = _training_index(datamodule, settings.seed, slices)
-    validation = _find_validation(settings, module, datamodule, len(slices))
-
-    program = HeadProgram(
-        module=module,
-        callbacks={key: callback for key, callback in callbacks.items() if overrides(callback, "on_step")},
-        precision=settings.precision,
-        clip_val=settings.gradient_clip_val,
-        clip_algorithm=settings.gradient_clip_algorithm,
-        padding={"training": padding, "validation": validation.padding if validation else None},
-    )
-    flight = Preflight.of_model(program, inputs)
-    epoch = flight.training(data, batch_size, settings.accumulate_grad_batches)
-    if validation is not None:
-        empty = flight.evaluation("validation", validation.data, validation.batch_size)
-        validation = dataclasses.replace(validation, empty=empty)
-
-    schedule = _make_schedule(settings, slices, batch_size, validation is not None, callbacks, bool(epoch))
-    slots = settings.accumulate_grad_batches * batch_size
-    every_step = any(overrides(callback, "on_train_batch_end") for callback in callbacks.values())
-    longest = 1 if every_step else schedule.longest_superstep
-    backend = jax.default_backend()
-    plan = make_plan(settings, num_heads=len(slices), slots=slots, backend=backend, longest=longest)
-    engine = Engine(flight.program, inputs, settings.seed, plan, epoch)
-    feed = Feed(
-        index,
-        num_rows=num_rows(data),
-        places=engine.places,
-        # Over an axis of one XLA would drop the loop: another program, with other bits.
-        max_steps=max(2, plan.steps_per_call),
-        accumulate=settings.accumulate_grad_batches,
-    )
-    on_device = upload(data)
-    marks = {"chunk": plan.chunk, "batch_size": batch_size, "small_slices": datamodule.small_slices}
-    return Training(
-        slices=slices,
-        engine=engine,
-        plan=plan,
-        schedule=schedule,
-        feed=feed,
-        data=on_device,
-        validation=validation.upload(engine.places) if validation else None,
-        logged=flight.program.logged,
-        # Only a run that saves or resumes pays for the digest of its data.
-        fingerprint=functools.cache(lambda: marks | _fingerprint(settings, module, slices, on_device)),
-    )
-
-
-def _training_index(datamodule: DataModule, seed: int, slices: Slices) -> tuple[grain.MapDataset, int, str | None]:
-    """The training index batches, their slots B, and why a slot can be padding, or None."""
-    index = datamodule.index_dataset(seed)
-    if not isinstance(index, grain.MapDataset):
-        raise DataError(
-            f"Index batches have the wrong type: {type(datamodule).__name__}.index_dataset. Got "
-            f"{type(index).__name__}, expected a grain.MapDataset. Fix: build it with grain.MapDataset.source(...)."
+    with contextlib.ExitStack() as opened:
+        data = _open_training(datamodule, wide=settings.precision == "64-true")
+        opened.callback(data.close)
+        slices = check_slices(datamodule.slices, data.num_rows)
+        inputs = head_inputs(slices.ids, check_per_head(module, len(slices)))
+        walk = open_walk(settings, datamodule, data, slices)
+        validation = _find_validation(settings, module, datamodule, len(slices))
+        if validation is not None:
+            opened.callback(validation.close)
+        program = HeadProgram(
+            module=module,
+            callbacks={key: callback for key, callback in callbacks.items() if overrides(callback, "on_step")},
+            precision=settings.precision,
+            clip_val=settings.gradient_clip_val,
+            clip_algorithm=settings.gradient_clip_algorithm,
+            padding={"training": walk.padding, "validation": validation.padding if validation else None},
+            may_idle=walk.may_idle,
         )
-    feed = Feed(index, num_rows=slices.num_rows, places=np.arange(len(slices)), max_steps=1)
-    mask = feed.take(0, [1])[1][0]
-    feed.close()
-    live, slots = mask.sum(axis=1), mask.shape[1]
-    head = int(np.argmin(live))
-    padding = None if mask.all() else f"head {slices.ids[head]} has {live[head]} rows for {slots} slots"
-    return index, slots, padding
+        flight = Preflight.of_model(program, inputs)
+        epoch = flight.training(data.shapes, walk.batch_size, settings.accumulate_grad_batches)
+        if validation is not None:
+            empty = flight.evaluation("validation", validation.data.shapes, validation.batch_size)
+            validation = dataclasses.replace(validation, empty=empty)
+
+        schedule = _make_schedule(settings, walk, validation is not None, callbacks, bool(epoch))
+        every_step = any(overrides(callback, "on_train_batch_end") for callback in callbacks.values())
+        plan = make_plan(
+            settings,
+            num_heads=len(slices),
+            slots=settings.accumulate_grad_batches * walk.batch_size,
+            backend=jax.default_backend(),
+            longest=1 if every_step else schedule.longest_superstep,
+            drawn_on_host=walk.law is None,
+            row_bytes=data.fetched_row_bytes,
+            live_share=None if slices.has_repeats else float(slices.lengths.mean() / slices.num_rows),
+        )
+        # Over an axis of one XLA would drop the loop: another program, with other bits.
+        feed = walk.feed(padding_index(len(slices), plan.chunk), max_steps=max(2, plan.steps_per_call))
+        engine = Engine(flight.program, inputs, settings.seed, plan, epoch, feed.draw)
+        marks = {"chunk": plan.chunk, "batch_size": walk.batch_size, "small_slices": datamodule.small_slices}
+        training = Training(
+            slices=slices,
+            engine=engine,
+            plan=plan,
+            schedule=schedule,
+            feed=feed,
+            own_batches=walk.own_batches,
+            validation=validation.open(engine.places, slices.ids) if validation else None,
+            logged=flight.program.logged,
+            # Only a run that saves or resumes pays for the digest of its data.
+            fingerprint=functools.cache(lambda: marks | _fingerprint(settings, module, slices, feed)),
+        )
+        opened.pop_all()
+        return training
+
+
+def _open_training(datamodule: DataModule, wide: bool) -> Dataset:
+    data = open_dataset(datamodule, "train", wide)
+    if data is None:
+        raise DataError(
+            f"A dataset is missing: {type(datamodule).__name__}.train_dataset. Got None, expected a pytree of arrays "
+            "or a source. Fix: return the rows that heads learn from."
+        )
+    return data
 
 
 def _find_validation(
@@ -151,8 +150,7 @@ def _find_validation(
 
 def _make_schedule(
     settings: Settings,
-    slices: Slices,
-    batch_size: int,
+    walk: Walk,
     validates: bool,
     callbacks: Mapping[str, Callback],
     logs_epochs: bool,
@@ -160,24 +158,29 @@ def _make_schedule(
     def heard(*hooks: str) -> bool:
         return any(overrides(callback, hook) for callback in callbacks.values() for hook in hooks)
 
-    batches = settings.limit("train", -(-int(slices.lengths.max()) // batch_size))
+    batches = settings.limit("train", walk.batches_per_epoch)
     steps = -(-batches // settings.accumulate_grad_batches)
-    return Schedule(
+    end = settings.total_steps(steps)
+    schedule = Schedule(
         batches_per_epoch=batches,
         accumulate=settings.accumulate_grad_batches,
-        max_steps=settings.total_steps(steps),
+        max_steps=end,
         val_every_batches=settings.validation_batches(batches) if validates else None,
         val_every_epochs=settings.check_val_every_n_epoch,
         log_every=min(settings.log_every_n_steps, steps),
         stop_at_epochs=logs_epochs or heard("on_train_epoch_start", "on_train_epoch_end"),
         stop_at_logs=heard("on_train_steps_end", "on_train_batch_end"),
     )
+    if walk.own_batches is None:
+        return schedule
+    # The last head is through its passes before the last epoch's end, where its passes are no whole batches.
+    return dataclasses.replace(schedule, max_steps=min(end, schedule.steps_of(int(walk.own_batches.max()))))
 
 
-def _fingerprint(settings: Settings, module: HydraModule, slices: Slices, data: Any) -> dict[str, Any]:
+def _fingerprint(settings: Settings, module: HydraModule, slices: Slices, feed: Feed) -> dict[str, Any]:
     """What must be the same, besides the plan, for a resumed run to give the same bits."""
     names = (
-        *("seed", "precision", "accumulate_grad_batches", "limit_train_batches"),
+        *("seed", "precision", "accumulate_grad_batches", "limit_train_batches", "sampling", "passes"),
         *("gradient_clip_val", "gradient_clip_algorithm"),
     )
     return {
@@ -187,14 +190,14 @@ def _fingerprint(settings: Settings, module: HydraModule, slices: Slices, data: 
         **{f"hparams.{name}": _mark(value) for name, value in module.hparams.items()},
         **{name: _mark(value) for name, value in per_head_values(module).items()},
         "slices": slices.digest(),
-        "data": dataset_digest(data),
+        "data": feed.digest(),
     }
 
 
 def _mark(value: Any) -> Any:
     """A hyper-parameter as JSON can compare it; of one without a value of its own (a function), its name or type."""
     if isinstance(value, PerHead):
-        return dataset_digest(value.values)
+        return tree_digest(value.values)
     if isinstance(value, bool | int | float | str | None):
         return value
     return getattr(value, "__name__", None) or type(value).__name__

@@ -119,6 +119,11 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     }
 
 
+def tree_digest(tree: Any) -> str:
+    """One digest of all arrays of a tree, on the host or on the device."""
+    return digest(np.array([digest(np.asarray(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
 def digest(array: np.ndarray) -> str:
     """SHA-256 of an array's bytes."""
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()

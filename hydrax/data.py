@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hydrax import rotation
 from hydrax.errors import ArgumentError, DataError, SliceError
 from hydrax.slices import Slices
 
-_INT32 = np.iinfo(np.int32)
 _SETTINGS = (
     *("batch_size", "eval_batch_size", "small_slices", "check_finite"),
     *("residence", "read_threads", "read_processes"),
@@ -108,51 +106,76 @@ class DataModule:
         """The dataset of "train", "val", "test" or "predict"."""
         return getattr(self, f"{stage}_dataset")()
 
-    def index_dataset(self, seed: int = 0) -> grain.MapDataset:
+    def index_dataset(self, seed: int = 0, *, sampling: str = "own", passes: int | None = None) -> grain.MapDataset:
         """The training batches as row numbers, by batch number.
 
         Args:
           seed: of the rotation; the Trainer passes its own.
+          sampling: "own", each head its own rows, or "shared", all heads the same rows.
+          passes: of each head, after which its slots are padding; None: no end.
 
         Returns:
-          A MapDataset whose element t is `{"step": t, "rows": int32[H, B], "mask": bool[H, B]}`. It is the law of
-          `hydrax.rotation`: each row of a slice once per pass, whatever else is trained beside a head. Under
-          `accumulate_grad_batches` one optimiser step takes several elements.
+          A MapDataset whose element t is `{"step": t, "rows": int32[H, B], "mask": bool[H, B]}`; with shared sampling
+          rows are int32[B]. It is the law of `hydrax.rotation`: each row of a slice once per pass, whatever else is
+          trained beside a head. Under `accumulate_grad_batches` one optimiser step takes several elements.
         """
-        return grain.MapDataset.source(_Rotation(self.slices(), self.batch_size, seed, self.small_slices))
+        return grain.MapDataset.source(
+            _Rotation(
+                rotation.shared_index_batch if sampling == "shared" else rotation.index_batch,
+                self.slices(),
+                {"batch_size": self.batch_size, "seed": seed, "small_slices": self.small_slices, "passes": passes},
+            )
+        )
 
     def eval_index_dataset(self, stage: str, num_rows: int) -> grain.MapDataset:
-        """The batches of "val", "test" or "predict" as row numbers, in order, each row once.
+        """The batches of a stage as row numbers, in order, each row once.
 
         Args:
-          stage: which dataset.
-          num_rows: its length.
+          stage: "val", "test", "predict", or "held_out": each head the rows of `train_dataset` outside its slice.
+          num_rows: length of the dataset.
 
         Returns:
           A MapDataset of `{"step", "rows", "mask"}`; int32[B] and bool[B] where all heads see the same rows, else [H,
           B].
         """
         slices = self.val_slices() if stage == "val" else None
+        if stage == "held_out":
+            slices = self.slices().complement(allow_empty=True)
+            if not slices.lengths.any():
+                raise DataError(
+                    f"No row is held out: {type(self).__name__}.slices. Got slices that hold all {num_rows} rows each, "
+                    "expected some that do not. Fix: k-fold, bootstrap or a window leaves rows out; else use predict()."
+                )
         return grain.MapDataset.source(_InOrder(num_rows, self.eval_batch_size or self.batch_size, slices))
+
+    def __str__(self) -> str:
+        """N and columns of each dataset, H, slice lengths, steps of an epoch; says what `setup` must still bring."""
+        lines = [type(self).__name__]
+        for stage in ("train", "val", "test", "predict"):
+            lines += self._lines(stage, functools.partial(lambda stage: _shown(self.dataset(stage)), stage))
+        lines += self._lines("heads", lambda: self.slices().describe())
+        lines += self._lines("epoch", lambda: f"{-(-int(self.slices().lengths.max()) // self.batch_size)} batches")
+        return "\n".join(lines)
+
+    def _lines(self, name: str, show: Callable[[], str | None]) -> list[str]:
+        try:
+            text = show()
+        except Exception as error:  # a data module may be printed before setup() has made what it shows
+            text = f"not there yet ({type(error).__name__}): setup has not run"
+        return [] if text is None else [f"  {name:<8}" + text.replace("\n", "\n" + " " * 10)]
 
 
 class _Rotation:
     """Grain source of training index batches; random access, so a resumed run needs the batch number only."""
 
-    def __init__(self, slices: Slices, batch_size: int, seed: int, small_slices: str) -> None:
-        self._slices, self._batch_size, self._seed, self._small_slices = slices, batch_size, seed, small_slices
+    def __init__(self, draw: Callable[..., Any], slices: Slices, how: dict[str, Any]) -> None:
+        self._draw, self._slices, self._how = draw, slices, how
 
     def __len__(self) -> int:
         return sys.maxsize  # the rotation never ends
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        rows, mask = rotation.index_batch(
-            self._slices,
-            step,
-            batch_size=self._batch_size,
-            seed=self._seed,
-            small_slices=self._small_slices,  # type: ignore[arg-type]
-        )
+        rows, mask = self._draw(self._slices, step, **self._how)
         return {"step": step, "rows": rows, "mask": mask}
 
 
@@ -161,8 +184,11 @@ class _InOrder:
 
     def __init__(self, num_rows: int, batch_size: int, slices: Slices | None) -> None:
         self._lengths = np.asarray(num_rows) if slices is None else np.asarray(slices.lengths)[:, None]
-        self._batch_size = min(batch_size, int(self._lengths.max()))
+        self._batch_size = max(1, min(batch_size, int(self._lengths.max())))
         self._slices = slices
+        if slices is not None:
+            self._some = np.flatnonzero(slices.lengths)
+            self._lookup = slices[self._some].lookup
 
     def __len__(self) -> int:
         return -(-int(self._lengths.max()) // self._batch_size)
@@ -171,8 +197,24 @@ class _InOrder:
         offsets = step * self._batch_size + np.arange(self._batch_size)
         mask = offsets < self._lengths
         offsets = np.minimum(offsets, self._lengths - 1)
-        rows = offsets.astype(np.int32) if self._slices is None else self._slices.lookup(offsets)
+        if self._slices is None:
+            return {"step": step, "rows": offsets.astype(np.int32), "mask": mask}
+        # A head without any row has padding only, of row 0.
+        rows = np.zeros(offsets.shape, np.int32)
+        rows[self._some] = self._lookup(offsets[self._some])
         return {"step": step, "rows": rows, "mask": mask}
+
+
+def _shown(dataset: Any) -> str | None:
+    """Such as "N=1437: image float32[64], digit int64"; of a source its type and length."""
+    if dataset is None:
+        return None
+    leaves = jax.tree_util.tree_flatten_with_path(dataset)[0]
+    if not all(hasattr(leaf, "dtype") and np.ndim(leaf) for _, leaf in leaves):
+        return f"N={len(dataset)}: {type(dataset).__name__}"
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") or "rows" for path, _ in leaves]
+    forms = [f"{leaf.dtype}{list(leaf.shape[1:]) or ''}" for _, leaf in leaves]
+    return f"N={len(leaves[0][1])}: " + ", ".join(map(" ".join, zip(names, forms, strict=True)))
 
 
 def check_settings(datamodule: DataModule) -> None:
@@ -236,92 +278,3 @@ def check_slices(make: Callable[[], Any], num_rows: int, num_heads: int | None =
             "same. Fix: give the splitter or the generator a seed, or make the slices once in setup()."
         )
     return slices
-
-
-def check_dataset(dataset: Any, stage: str, check_finite: str = "off", wide: bool = False) -> Any:
-    """Checks a dataset and gives it the dtypes the device will hold.
-
-    Args:
-      dataset: pytree of arrays.
-      stage: names the dataset in errors.
-      check_finite: what NaN or Inf leads to: "warn", "raise" or "off".
-      wide: keep 64-bit columns (precision "64-true").
-
-    Returns:
-      The same pytree of NumPy arrays; 64-bit columns narrowed to 32 bits, integers only where every value fits.
-    """
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(dataset)
-    if not leaves:
-        raise DataError(
-            f"A dataset has no columns: {stage} dataset. Got {dataset!r}, expected at least one array. Fix: return a "
-            "dict of arrays."
-        )
-    named = [(f"{stage} dataset{jax.tree_util.keystr(path)}", leaf) for path, leaf in leaves]
-    columns = [_check_column(name, leaf, wide) for name, leaf in named]
-    first_name, first = named[0][0], columns[0]
-    for (name, _), column in zip(named, columns, strict=True):
-        if len(column) != len(first):
-            raise DataError(
-                f"Columns differ in length: {name}. Got {len(column)} rows, expected {len(first)}, as {first_name} "
-                "has. Fix: give every column one entry for each row."
-            )
-    if len(first) == 0 or len(first) > _INT32.max:
-        raise DataError(
-            f"A dataset has no usable number of rows: {first_name}. Got {len(first)}, expected 1 to {_INT32.max}. Fix: "
-            "check how it was loaded."
-        )
-    for (name, _), column in zip(named, columns, strict=True):
-        _check_finite(name, column, check_finite)
-    return jax.tree.unflatten(treedef, columns)
-
-
-def num_rows(dataset: Any) -> int:
-    """Leading length N of a checked dataset."""
-    return len(jax.tree.leaves(dataset)[0])
-
-
-def _check_column(name: str, leaf: Any, wide: bool) -> np.ndarray:
-    if not hasattr(leaf, "__array__") or np.ndim(leaf) == 0:
-        raise DataError(
-            f"A column is not an array: {name}. Got {type(leaf).__name__} {str(leaf)[:40]!r}, expected an array with "
-            "one entry for each row. Fix: wrap it in numpy.asarray; a list counts as a pytree of scalars."
-        )
-    column = np.asarray(leaf)
-    column = column if column.dtype.isnative else column.astype(column.dtype.newbyteorder("="))
-    # "V" lets ml_dtypes' bfloat16 and float8 through, which NumPy reports as void.
-    if column.dtype.kind not in "fiubc" and not jnp.issubdtype(column.dtype, jnp.number):
-        raise DataError(
-            f"A column has a dtype that no device holds: {name}. Got {column.dtype}, expected floats, integers or "
-            "bools. Fix: encode it as numbers; ragged rows need padding to one shape."
-        )
-    narrow = column.dtype.itemsize < (16 if column.dtype.kind == "c" else 8) or column.dtype.kind not in "fiuc"
-    if narrow or (wide and column.dtype in (np.int64, np.uint64, np.float64, np.complex128)):
-        return column
-    if column.dtype.kind in "iu":
-        outside = (column > _INT32.max) | (column < _INT32.min)
-        if outside.any():
-            row = int(np.argmax(outside.reshape(len(column), -1).any(axis=1)))
-            raise DataError(
-                f"An integer does not fit 32 bits: {name}, row {row}. Got {column[row]} of {column.dtype}, "
-                f'expected {_INT32.min} to {_INT32.max}. Fix: re-number the column, or train with precision="64-true".'
-            )
-        return column.astype(np.int32)
-    with np.errstate(over="ignore"):  # a number beyond float32 becomes Inf, which check_finite reports
-        floats = {"c": np.complex128, "f": np.float64} if wide else {"c": np.complex64, "f": np.float32}
-        return column.astype(floats[column.dtype.kind])
-
-
-def _check_finite(name: str, column: np.ndarray, mode: str) -> None:
-    if mode == "off" or not jnp.issubdtype(column.dtype, np.inexact):
-        return
-    bad = ~np.isfinite(column).reshape(len(column), -1).all(axis=1)
-    if not bad.any():
-        return
-    rows = ", ".join(map(str, np.flatnonzero(bad)[:5]))
-    message = (
-        f"A column holds NaN or Inf: {name}. Got {int(bad.sum())} such rows (first: {rows}), expected finite numbers. "
-        'Fix: clean them, or set check_finite="off" on the data module.'
-    )
-    if mode == "raise":
-        raise DataError(message)
-    warnings.warn(message, stacklevel=2)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hydrax.draw import DeviceRows, Given, Rotated
 from hydrax.errors import ArgumentError
 from hydrax.hparams import PerHead
 from hydrax.module import HydraModule, per_head_values
@@ -46,14 +47,23 @@ class Engine:
       seed: of the run.
       plan: how they are laid out.
       epoch: empty accumulators of one head.
+      draw: where the index batches of training come from; None where nothing trains.
     """
 
-    def __init__(self, program: HeadProgram, inputs: HeadInputs, seed: int, plan: Plan, epoch: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        program: HeadProgram,
+        inputs: HeadInputs,
+        seed: int,
+        plan: Plan,
+        epoch: dict[str, Any],
+        draw: Given | Rotated | None = None,
+    ) -> None:
         self.num_heads = len(inputs.ids)
         self.structure = program.structure
         self.places = padding_index(self.num_heads, plan.chunk)
         self._num_chunks = len(self.places) // plan.chunk
-        self._programs = Programs(program, plan.chunk, epoch)
+        self._programs = Programs(program, plan.chunk, epoch, draw or Given(2, shared=False))
         self._inputs = self.pad(inputs)
         self._key = jax.random.key(seed)
 
@@ -83,16 +93,15 @@ class Engine:
     def superstep(
         self,
         state: HeadsState,
-        data: Any,
-        rows: np.ndarray,
-        mask: np.ndarray,
+        data: DeviceRows,
+        batches: Mapping[str, Any],
         first_step: int,
         num_steps: int,
         new_epoch: bool,
-    ) -> tuple[HeadsState, dict[str, jax.Array]]:
+    ) -> tuple[HeadsState, dict[str, Any]]:
         """Dispatches K steps; returns at once. The old state is gone."""
-        result: tuple[HeadsState, dict[str, jax.Array]] = self._programs.superstep(
-            state, self._inputs, self._key, data, rows, mask, first_step, num_steps, new_epoch, self._num_chunks
+        result: tuple[HeadsState, dict[str, Any]] = self._programs.superstep(
+            state, self._inputs, self._key, data, batches, first_step, num_steps, new_epoch, self._num_chunks
         )
         return result
 
@@ -105,7 +114,7 @@ class Engine:
         stage: str,
         accumulators: dict[str, Any],
         head: Any,
-        data: Any,
+        data: DeviceRows,
         rows: np.ndarray,
         mask: np.ndarray,
         step: int,
@@ -116,7 +125,7 @@ class Engine:
 
         Args:
           head: `(trainable, state)`.
-          data: the dataset on the device.
+          data: the rows on the device.
           rows, mask: as `Programs` takes them.
           step: updates done.
         """
@@ -142,7 +151,7 @@ class Engine:
             name: np.asarray(value)[: self.num_heads] for name, value in self._programs.compute(accumulators).items()
         }
 
-    def predict(self, head: Any, data: Any, rows: np.ndarray, mask: np.ndarray, step: int, batch: int) -> Any:
+    def predict(self, head: Any, data: DeviceRows, rows: np.ndarray, mask: np.ndarray, step: int, batch: int) -> Any:
         """All heads' predictions for one batch, leaves `[H, B, ...]`, without padding, on the device."""
         found = self._programs.predict(head, self._inputs, self._key, data, rows, mask, step, batch, self._num_chunks)
         return jax.tree.map(lambda a: a[: self.num_heads], found)

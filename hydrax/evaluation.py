@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grain
@@ -11,19 +11,21 @@ import jax
 import numpy as np
 
 from hydrax.checkpoint import named_leaves
-from hydrax.data import DataModule, check_dataset, check_settings, check_slices, num_rows
+from hydrax.data import DataModule, check_settings, check_slices
+from hydrax.dataset import Dataset, open_dataset
+from hydrax.draw import DeviceRows
 from hydrax.engine import Engine, check_per_head, head_inputs
 from hydrax.errors import ArgumentError, DataError
-from hydrax.feed import Feed, upload
+from hydrax.feed import Feed, IndexBatches
 from hydrax.heads import Heads
 from hydrax.hparams import PerHead
 from hydrax.module import HydraModule
-from hydrax.plan import make_plan
+from hydrax.plan import FETCH_BYTES, make_plan
 from hydrax.preflight import Preflight
 from hydrax.settings import Settings
 from hydrax.step import HeadProgram
 
-_STEPS = {"val": "validation", "test": "test", "predict": "predict"}
+_STEPS = {"val": "validation", "test": "test", "predict": "predict", "held_out": "predict"}
 _MAX_BATCHES = 256  # Most batches of one dispatch: keeps their rows and masks small.
 _MAX_BATCHES_PER_HEAD = 8  # The same where each head has rows of its own.
 
@@ -33,18 +35,18 @@ class Evaluation:
     """An evaluation dataset, ready to be walked.
 
     Attributes:
-      stage: "val", "test" or "predict".
-      data: the dataset; on the host until `upload`.
+      stage: "val", "test", "predict", or "held_out": the training rows that a head did not learn from.
+      data: the dataset.
       index: its index batches.
       num_batches: batches to walk, after the limit.
       batch_size: rows of a batch.
       per_head: whether each head has rows of its own.
       empty: empty accumulators of one head.
-      feed: lays the index batches out for the program, after `upload`.
+      feed: gives the program its rows, once `open` was called.
     """
 
     stage: str
-    data: Any
+    data: Dataset
     index: grain.MapDataset
     num_batches: int
     batch_size: int
@@ -59,71 +61,85 @@ class Evaluation:
         least = live.sum(axis=-1).min()
         return None if live.all() else f"the last {self.stage} batch has {least} rows for {live.shape[-1]} slots"
 
-    @property
-    def max_batches(self) -> int:
-        """Batches of one dispatch."""
-        if self.stage == "predict":
-            return 1
-        return min(self.num_batches, _MAX_BATCHES_PER_HEAD if self.per_head else _MAX_BATCHES)
+    def open(self, places: np.ndarray, ids: np.ndarray) -> Evaluation:
+        """The same, with its rows on the device or on their way, laid out for the program's places.
 
-    def upload(self, places: np.ndarray) -> Evaluation:
-        """The same, with the dataset on the device and the index batches laid out for the program's places."""
-        feed = Feed(
+        Args:
+          places: int[H padded], which head stands at each place of the program.
+          ids: int32[H], names the heads in errors.
+        """
+        rows = self.batch_size * (len(ids) if self.per_head else 1)
+        batches = IndexBatches(
             self.index,
-            num_rows=num_rows(self.data),
+            num_rows=self.data.num_rows,
             places=places if self.per_head else None,
-            max_steps=self.max_batches,
+            max_steps=self._max_batches(rows),
         )
-        return dataclasses.replace(self, data=upload(self.data), feed=feed)
+        return dataclasses.replace(self, feed=self.data.feed(batches, self._max_batches(rows) * rows, ids))
 
     def run(self, engine: Engine, head: Any, step: int) -> dict[str, np.ndarray]:
         """What all heads log over the dataset, float[H] by name; `head` is `(trainable, state)`, padded."""
-        assert self.feed is not None
         if not self.empty:
             return {}  # a step may log nothing and return None
         accumulators = engine.spread(self.empty)
-        for first in range(0, self.num_batches, self.max_batches):
-            count = min(self.max_batches, self.num_batches - first)
-            rows, mask = self.feed.take(first, [1] * count)
+        for first, count, data, batches in self._walk(engine.num_heads):
             accumulators = engine.evaluate(
-                _STEPS[self.stage], accumulators, head, self.data, rows, mask, step, first, count
+                *(_STEPS[self.stage], accumulators, head, data, batches["rows"], batches["mask"], step, first, count)
             )
         return engine.compute(accumulators)
 
-    def predict(self, engine: Engine, head: Any, step: int, reduce: str | None) -> Any:
-        """All heads' predictions, NumPy `[H, rows, ...]`, or `[rows, ...]` with `reduce="mean"`; batch by batch."""
-        assert self.feed is not None
+    def predict(self, engine: Engine, head: Any, step: int) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
+        """All heads' predictions, batch by batch.
 
-        def to_host(array: jax.Array, live: np.ndarray) -> np.ndarray:
-            # The mean is taken on the device: H times fewer bytes come back.
-            return np.asarray(array)[:, live] if reduce is None else np.asarray(array.mean(axis=0))[live]
-
-        parts = []
-        for batch in range(self.num_batches):
-            rows, mask = self.feed.take(batch, [1])
-            found = engine.predict(head, self.data, rows[0], mask[0], step, batch)
-            parts.append([to_host(leaf, mask[0]) for leaf in jax.tree.leaves(found)])
-        axis = 1 if reduce is None else 0
-        leaves = [np.concatenate(arrays, axis) for arrays in zip(*parts, strict=True)]
-        return jax.tree.unflatten(jax.tree.structure(found), leaves)
+        Yields:
+          `(predictions, rows, mask)`: leaves `[H, B, ...]` on the device; base rows int32 and live slots bool, `[B]` or
+          `[H, B]`.
+        """
+        for first, _, data, batches in self._walk(engine.num_heads):
+            found = engine.predict(head, data, batches["rows"][0], batches["mask"][0], step, first)
+            element = self.index[first]
+            yield found, np.asarray(element["rows"]), np.asarray(element["mask"])
 
     def close(self) -> None:
-        """Ends the pipeline of index batches."""
+        """Ends the pipeline of index batches and what reads the rows."""
         if self.feed is not None:
             self.feed.close()
+        self.data.close()
+
+    def _walk(self, num_heads: int) -> Iterator[tuple[int, int, DeviceRows, dict[str, Any]]]:
+        """Dispatch by dispatch: first batch, number of batches, the rows on the device, the index batches."""
+        assert self.feed is not None
+        size = self._max_batches(self.batch_size * (num_heads if self.per_head else 1))
+        counts = [min(size, self.num_batches - first) for first in range(0, self.num_batches, size)]
+        for number, count in enumerate(counts):
+            data, batches = self.feed.take(number * size, [1] * count)
+            if number + 1 < len(counts):
+                self.feed.expect((number + 1) * size, [1] * counts[number + 1])
+            yield number * size, count, data, batches
+
+    def _max_batches(self, rows: int) -> int:
+        """Batches of one dispatch, of so many rows each."""
+        if self.stage in ("predict", "held_out"):
+            return 1
+        most = min(self.num_batches, _MAX_BATCHES_PER_HEAD if self.per_head else _MAX_BATCHES)
+        row_bytes = self.data.fetched_row_bytes
+        return most if row_bytes is None else max(1, min(most, FETCH_BYTES // (rows * row_bytes)))
 
 
 def find_evaluation(settings: Settings, datamodule: DataModule, stage: str, num_heads: int) -> Evaluation | None:
-    """The checked dataset of "val", "test" or "predict", still on the host; None where there is none."""
-    dataset = datamodule.dataset(stage)
-    if dataset is None or (stage == "val" and settings.limit_val_batches == 0):
+    """The checked dataset of "val", "test", "predict" or "held_out"; None where there is none."""
+    if stage == "val" and settings.limit_val_batches == 0:
         return None
-    data = check_dataset(dataset, stage, datamodule.check_finite, wide=settings.precision == "64-true")
+    data = open_dataset(datamodule, "train" if stage == "held_out" else stage, settings.precision == "64-true")
+    if data is None:
+        return None
     if stage == "val" and datamodule.val_slices() is not None:
-        check_slices(datamodule.val_slices, num_rows(data), num_heads)
-    index = datamodule.eval_index_dataset(stage, num_rows(data))
+        check_slices(datamodule.val_slices, data.num_rows, num_heads)
+    if stage == "held_out":
+        check_slices(datamodule.slices, data.num_rows, num_heads)
+    index = datamodule.eval_index_dataset(stage, data.num_rows)
     rows = np.asarray(index[0]["rows"])
-    num_batches = settings.limit(stage, len(index))
+    num_batches = len(index) if stage == "held_out" else settings.limit(stage, len(index))
     return Evaluation(stage, data, index, num_batches, rows.shape[-1], per_head=rows.ndim == 2)
 
 
@@ -138,7 +154,7 @@ def assemble_evaluation(
     """Checks all that a walk needs, traces the user's step, and only then touches the device.
 
     Args:
-      stage: "val", "test" or "predict".
+      stage: "val", "test", "predict" or "held_out".
       fitted: int32[H], ids of the last fit's heads: some of them find their own `PerHead` values.
 
     Returns:
@@ -155,14 +171,14 @@ def assemble_evaluation(
     program = HeadProgram(module, precision=settings.precision, padding={_STEPS[stage]: evaluation.padding})
     flight = Preflight.of_model(program, inputs)
     _check_heads(heads, flight.parts)
-    if stage == "predict":
-        flight.prediction(evaluation.data, evaluation.batch_size)
+    if _STEPS[stage] == "predict":
+        flight.prediction(evaluation.data.shapes, evaluation.batch_size)
     else:
-        empty = flight.evaluation(_STEPS[stage], evaluation.data, evaluation.batch_size)
+        empty = flight.evaluation(_STEPS[stage], evaluation.data.shapes, evaluation.batch_size)
         evaluation = dataclasses.replace(evaluation, empty=empty)
     plan = make_plan(settings, num_heads=len(heads), slots=1, backend=jax.default_backend())
     engine = Engine(flight.program, inputs, settings.seed, plan, {})
-    return engine, evaluation.upload(engine.places), engine.pad((heads.trainable, heads.state))
+    return engine, evaluation.open(engine.places, heads.ids), engine.pad((heads.trainable, heads.state))
 
 
 def _per_head_of(module: HydraModule, ids: np.ndarray, fitted: np.ndarray | None) -> dict[str, PerHead]:

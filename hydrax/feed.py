@@ -1,32 +1,139 @@
-"""From the data module to the device: the dataset once, index batches superstep by superstep."""
+"""From the data module to the device: the dataset once, then what the index batches of each superstep come from."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import grain
 import jax
 import numpy as np
 
+from hydrax import rotation
+from hydrax.checkpoint import tree_digest
+from hydrax.draw import DeviceRows, Given, Rotated
 from hydrax.errors import DataError
+from hydrax.row_law import RowLaw
+from hydrax.slices import Slices
 
 
-def upload(dataset: Any) -> Any:
-    """A checked dataset on the device, from a private copy: the user may go on changing theirs."""
-    # jax may alias a NumPy array on a CPU, or copy it late.
-    return jax.tree.map(lambda column: jax.device_put(np.array(column, order="C")), dataset)
+class Feed(Protocol):
+    """What a loop asks for each superstep: rows on the device, and what the program makes its index batches from."""
+
+    @property
+    def draw(self) -> Given | Rotated: ...
+
+    def take(self, first: int, counts: Sequence[int]) -> tuple[DeviceRows, dict[str, Any]]:
+        """For the steps that start at batch `first` and hold `counts` batches each."""
+
+    def expect(self, first: int, counts: Sequence[int]) -> None:
+        """Says what `take` will probably be asked for next, so that it can be got ready meanwhile."""
+
+    def digest(self) -> str:
+        """Tells datasets apart, for resuming."""
+
+    def close(self) -> None:
+        """Ends iterators, threads and processes."""
 
 
-class Feed:
+class Batches(Protocol):
+    """The index batches alone."""
+
+    @property
+    def draw(self) -> Given | Rotated: ...
+
+    def take(self, first: int, counts: Sequence[int]) -> dict[str, Any]:
+        """As `Feed.take`."""
+
+    def close(self) -> None:
+        """As `Feed.close`."""
+
+
+class ResidentFeed:
+    """The whole dataset on the device.
+
+    Args:
+      data: the checked dataset, on the host; it is copied.
+      batches: the index batches.
+    """
+
+    def __init__(self, data: Any, batches: Batches) -> None:
+        # A private copy: the user may go on changing theirs, and jax may alias a NumPy array on a CPU, or copy it late.
+        self.data = DeviceRows(jax.tree.map(lambda column: jax.device_put(np.array(column, order="C")), data))
+        self.draw, self._batches = batches.draw, batches
+
+    def take(self, first: int, counts: Sequence[int]) -> tuple[DeviceRows, dict[str, Any]]:
+        return self.data, self._batches.take(first, counts)
+
+    def expect(self, first: int, counts: Sequence[int]) -> None:
+        """Nothing to get ready: index batches are cheap."""
+
+    def digest(self) -> str:
+        return tree_digest(self.data.columns)
+
+    def close(self) -> None:
+        self._batches.close()
+
+
+class RotationBatches:
+    """Lets the program draw the index batches: the host only says where the heads stand.
+
+    Args:
+      slices: the heads' slices.
+      law: how the program finds their rows.
+      places: int[H padded], which head stands at each place of the program.
+      max_steps: length of the leading axis, so that every superstep has the same shape.
+      accumulate: micro-batches A of a step.
+      batch_size, seed, small_slices, passes: as in `rotation.index_batch`.
+    """
+
+    def __init__(
+        self,
+        slices: Slices,
+        law: RowLaw,
+        *,
+        places: np.ndarray,
+        max_steps: int,
+        accumulate: int,
+        batch_size: int,
+        seed: int,
+        small_slices: str,
+        passes: int | None,
+    ) -> None:
+        self.draw = Rotated(law.take, batch_size)
+        self._lengths, self._places, self._passes = slices.lengths, places, passes
+        self._max_steps, self._accumulate = max_steps, accumulate
+        self._batch_size, self._small_slices = batch_size, small_slices
+        columns = {name: column[places] for name, column in law.columns.items()}
+        fixed = {"lengths": slices.lengths[places], "columns": columns, "tables": law.tables, "seed": np.uint32(seed)}
+        self._fixed = jax.device_put(fixed)
+
+    def take(self, first: int, counts: Sequence[int]) -> dict[str, Any]:
+        here = rotation.cursor(first, self._lengths, self._batch_size, self._small_slices)  # type: ignore[arg-type]
+        left = rotation.slots_left(first, self._lengths, here.width, self._passes)
+        ahead = np.zeros((self._max_steps, self._accumulate), np.uint32)
+        present = np.zeros(ahead.shape, bool)
+        micro, starts = np.arange(self._accumulate), np.cumsum([0, *counts[:-1]])
+        # A missing micro-batch repeats the last one's rows, with no live slot.
+        ahead[: len(counts)] = starts[:, None] + np.minimum(micro, np.asarray(counts)[:, None] - 1)
+        present[: len(counts)] = micro < np.asarray(counts)[:, None]
+        cursor = rotation.Cursor(*(part[self._places] for part in here))
+        return {**self._fixed, "cursor": cursor, "left": left[self._places], "ahead": ahead, "present": present}
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class IndexBatches:
     """Stacks the elements of a Grain index dataset into the arrays of a superstep.
 
     Args:
-      dataset: elements `{"rows", "mask"}`, `[B]` each, or `[H, B]`.
+      dataset: elements `{"rows", "mask"}`: `[B]` each, `[H, B]` each, or with `shared` rows `[B]` and mask `[H, B]`.
       num_rows: N; rows of live and of padding slots must lie below it.
       places: int[H padded], which head stands at each place of the program; None for elements `[B]`.
       max_steps: length of the leading axis, so that every superstep has the same shape.
       accumulate: micro-batches A of a step; 0: no such axis.
+      shared: whether all heads meet the same rows.
     """
 
     def __init__(
@@ -37,15 +144,19 @@ class Feed:
         places: np.ndarray | None,
         max_steps: int,
         accumulate: int = 0,
+        shared: bool = False,
     ) -> None:
         # One element is a whole step: threads and a buffer of 500 would cost ten times as much as they hide.
         self._iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
         self._position = 0
         self._num_rows, self._places, self._max_steps, self._accumulate = num_rows, places, max_steps, accumulate
         self._num_heads = None if places is None else int(places.max()) + 1
-        self._batch_shape: tuple[int, ...] | None = None
+        self._shared = shared
+        self._shapes: tuple[tuple[int, ...], ...] | None = None
+        self.has_heads = places is not None
+        self.draw = Given(2 if accumulate else 1, shared)
 
-    def take(self, first: int, counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def take(self, first: int, counts: Sequence[int]) -> dict[str, Any]:
         """Rows and mask of the steps that start at element `first` and hold `counts` elements each.
 
         Returns:
@@ -59,15 +170,15 @@ class Feed:
             for micro in range(count):
                 one_rows, one_mask = self._next()
                 if rows is None or mask is None:
-                    axes = (self._max_steps, *([self._accumulate] if self._accumulate else ()), *one_rows.shape)
-                    rows, mask = np.zeros(axes, np.int32), np.zeros(axes, bool)
+                    axes = (self._max_steps, *([self._accumulate] if self._accumulate else ()))
+                    rows, mask = np.zeros((*axes, *one_rows.shape), np.int32), np.zeros((*axes, *one_mask.shape), bool)
                 place = (step, micro) if self._accumulate else (step,)
                 rows[place], mask[place] = one_rows, one_mask
             if self._accumulate and rows is not None:
                 # A missing micro-batch repeats the last one's rows: a head never sees rows that are not its own.
                 rows[step, count:] = rows[step, count - 1]
         assert rows is not None and mask is not None
-        return rows, mask
+        return {"rows": rows, "mask": mask}
 
     def close(self) -> None:
         """Ends the iterator and whatever threads the user's pipeline started."""
@@ -84,7 +195,9 @@ class Feed:
             )
         rows, mask = self._check(element)
         self._position += 1
-        return (rows, mask) if self._places is None else (rows[self._places], mask[self._places])
+        if self._places is None:
+            return rows, mask
+        return (rows if self._shared else rows[self._places]), mask[self._places]
 
     def _check(self, element: Any) -> tuple[np.ndarray, np.ndarray]:
         where = f"index dataset, element {self._position}"
@@ -95,20 +208,15 @@ class Feed:
                 "Fix: return both from index_dataset()."
             )
         rows, mask = np.asarray(element["rows"]), np.asarray(element["mask"])
-        self._batch_shape = self._batch_shape or rows.shape
-        axes = 1 if self._places is None else 2
-        heads_fit = self._num_heads is None or (rows.ndim == 2 and len(rows) == self._num_heads)
-        if (
-            rows.ndim != axes
-            or not rows.size
-            or not heads_fit
-            or rows.shape != mask.shape
-            or rows.shape != self._batch_shape
-        ):
-            expected = "[B]" if axes == 1 else f"[{self._num_heads}, B]"
+        heads = () if self._num_heads is None else (self._num_heads,)
+        shapes = (() if self._shared else heads) + rows.shape[-1:], heads + rows.shape[-1:]
+        self._shapes = self._shapes or shapes
+        if not rows.size or (rows.shape, mask.shape) != shapes or shapes != self._shapes:
+            every = "" if not heads else f"{heads[0]}, "
+            expected = f"rows [B] and mask [{every}B]" if self._shared else f"both [{every}B]"
             raise DataError(
                 f"An index batch has the wrong shape: {where}. Got rows {list(rows.shape)} and mask "
-                f"{list(mask.shape)}, expected both {expected}, the same in every element. Fix: pad with mask=False."
+                f"{list(mask.shape)}, expected {expected}, the same in every element. Fix: pad with mask=False."
             )
         if rows.dtype.kind not in "iu" or mask.dtype != bool:
             raise DataError(

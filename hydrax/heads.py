@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hydrax import checkpoint
-from hydrax.data import check_dataset, num_rows
+from hydrax.columns import check_dataset, num_rows
 from hydrax.errors import ArgumentError
 from hydrax.model import Structure
 from hydrax.module import HydraModule, per_head_values

@@ -19,9 +19,10 @@ _COLUMNS = ("head", "recipe", "seed", "length", "score", "status")
 def ledger(
     slices: Slices, module: HydraModule, *, score: np.ndarray | None, live: np.ndarray, finite: np.ndarray
 ) -> list[dict[str, Any]]:
-    """One dict a head: head, recipe, seed, length, score, status, and the `PerHead` values.
+    """One dict a head: head, recipe, seed, length, score, status, the axes of its slices, and the `PerHead` values.
 
-    A hyper-parameter of one of these names keeps its `hparams.` before it.
+    An axis or hyper-parameter of one of the first names has `axis.` or `hparams.` before it; but an axis `seed` is the
+    head's seed, and that of its slice is then `slice_seed`.
 
     Args:
       slices: the heads' slices.
@@ -31,25 +32,34 @@ def ledger(
       finite: bool[H], False where a parameter is NaN or Inf.
 
     Returns:
-      `seed` is that of the slice, None where its rows depend on none; `status` is "ok", "stopped" or "not finite".
+      `seed` is that of the slice, None where its rows depend on none, unless it is an axis; `status` is "ok", "stopped"
+      or "not finite".
     """
     per_head = {
         name if short in _COLUMNS else short: value
         for name, value in per_head_values(module).items()
         for short in [name.removeprefix("hparams.")]
     }
+    axes = {f"axis.{name}" if name in _COLUMNS else name: values.tolist() for name, values in slices.axes.items()}
+    seeds = axes.pop("axis.seed", None)
     return [
         {
             "head": int(slices.ids[h]),
             "recipe": slices.recipe(h),
-            "seed": None if slices.seeds[h] < 0 else int(slices.seeds[h]),
+            "seed": _seed(slices, h) if seeds is None else seeds[h],
             "length": int(slices.lengths[h]),
             "score": None if score is None else shortest(score[h]),
             "status": "not finite" if not finite[h] else "ok" if live[h] else "stopped",
+            **({} if seeds is None else {"slice_seed": _seed(slices, h)}),
+            **{name: values[h] for name, values in axes.items()},
             **{name: value[h] for name, value in per_head.items()},
         }
         for h in range(len(slices))
     ]
+
+
+def _seed(slices: Slices, head: int) -> int | None:
+    return None if slices.seeds[head] < 0 else int(slices.seeds[head])
 
 
 def shortest(score: np.floating) -> float:

@@ -53,7 +53,6 @@ class FitLoop:
         schedule: Schedule,
         steps_per_call: int,
         feed: Feed,
-        data: Any,
         state: HeadsState,
         step: int,
         emit: Dispatcher,
@@ -62,33 +61,39 @@ class FitLoop:
         snapshots: Any = None,
         metrics: Mapping[str, np.ndarray] | None = None,
         heard: Sequence[str] = (),
+        own_batches: np.ndarray | None = None,
     ) -> None:
         self.state, self.step, self.snapshots, self.heard = state, step, snapshots, list(heard)
         self.live = np.asarray(state.live)[: engine.num_heads]
         self.metrics: dict[str, np.ndarray] = dict(metrics or {})
-        self._engine, self._schedule, self._feed, self._data = engine, schedule, feed, data
+        self._engine, self._schedule, self._feed = engine, schedule, feed
         self._emit, self._logged, self._validate = emit, logged, validate
+        self._own_batches = np.full(engine.num_heads, np.iinfo(np.int64).max) if own_batches is None else own_batches
         self._rounds = emit.rounds()
         self._every_step = emit.hears("on_train_batch_end")
         self._steps_per_call = 1 if self._every_step else steps_per_call
-        self._pending: tuple[int, int, dict[str, jax.Array]] | None = None
+        self._pending: tuple[int, int, dict[str, Any]] | None = None
         self._timing = (step + 1, 0.0)  # the step that timing starts after, and when
 
+    def training(self, step: int) -> np.ndarray:
+        """bool[H], the heads that still learn once `step` steps are done: neither stopped nor through their passes."""
+        return _sealed(self.live & (self._own_batches > self._schedule.batches(step)))
+
     def run(self) -> None:
-        """Trains until the schedule ends or no head is live."""
+        """Trains until the schedule ends or no head learns."""
         schedule, first = self._schedule, True
         self._tell("on_train_start")
         if self.step:
             self._finish_step()
-        while self.step < schedule.max_steps and self.live.any():
+        while not self._ended:
             new_epoch = schedule.is_epoch_end(self.step)
             if new_epoch or first:
                 self._tell("on_train_epoch_start")
-                if not self.live.any():
+                if self._ended:
                     break
             due = self._emit.next_due(self.step)
             self._dispatch(schedule.superstep(self.step, self._steps_per_call, due), new_epoch)
-            if schedule.is_boundary(self.step) or self.step == due or self._every_step or not self.live.any():
+            if schedule.is_boundary(self.step) or self.step == due or self._every_step or self._ended:
                 self._read_pending()
                 self._finish_step()
             first = False
@@ -97,17 +102,28 @@ class FitLoop:
             self._finish_step()
         self._tell("on_train_end")
 
+    @property
+    def _ended(self) -> bool:
+        return self.step >= self._schedule.max_steps or not self.training(self.step).any()
+
     def _dispatch(self, num_steps: int, new_epoch: bool) -> None:
         first = self.step
-        counts = self._schedule.counts(first, num_steps)
-        rows, mask = self._feed.take(self._schedule.batches(first), counts)
-        self.state, values = self._engine.superstep(self.state, self._data, rows, mask, first, num_steps, new_epoch)
-        for value in values.values():
+        data, batches = self._feed.take(self._schedule.batches(first), self._schedule.counts(first, num_steps))
+        self.state, values = self._engine.superstep(self.state, data, batches, first, num_steps, new_epoch)
+        for value in jax.tree.leaves(values):
             value.copy_to_host_async()
         self.step += num_steps
         self.heard = []
+        self._expect()
         self._read_pending()
         self._pending = (first, num_steps, values)
+
+    def _expect(self) -> None:
+        """Lets the feed get the next superstep ready while this one runs."""
+        schedule = self._schedule
+        if not self._ended:
+            count = schedule.superstep(self.step, self._steps_per_call, self._emit.next_due(self.step))
+            self._feed.expect(schedule.batches(self.step), schedule.counts(self.step, count))
 
     def _read_pending(self) -> None:
         """Reads the metrics of the last superstep not read yet, and tells the callbacks."""
@@ -115,7 +131,10 @@ class FitLoop:
             return
         first, count, values = self._pending
         self._pending = None
-        rows = {self._step_name(name): _read(value)[:count, : self._engine.num_heads] for name, value in values.items()}
+        rows = {self._step_name(name): self._read(value, count) for name, value in values["logged"].items()}
+        if "stepped" in values:
+            stepped = self._read(values["stepped"], count)
+            rows = {name: _sealed(_carried(row, stepped, self.metrics.get(name))) for name, row in rows.items()}
         self.metrics |= {name: row[-1] for name, row in rows.items()}
         end = first + count
         at = {"step": end, "epoch": self._schedule.epoch(end - 1)}
@@ -124,14 +143,17 @@ class FitLoop:
             self._warn_of_cost(end)
         self._tell("on_train_steps_end", metrics=rows, steps=_sealed(np.arange(first + 1, end + 1)), **at)
 
+    def _read(self, value: jax.Array, count: int) -> np.ndarray:
+        """The only place where the loop reads the device; it is one superstep old unless the host must wait."""
+        return _sealed(np.asarray(value))[:count, : self._engine.num_heads]
+
     def _finish_step(self) -> None:
         """Validation and the epoch's end, where they are due and were not heard at this step already."""
-        schedule, ended = self._schedule, self.step >= self._schedule.max_steps or not self.live.any()
-        if (ended or schedule.is_validation(self.step)) and "on_validation_end" not in self.heard:
+        schedule = self._schedule
+        if (self._ended or schedule.is_validation(self.step)) and "on_validation_end" not in self.heard:
             self._run_validation()
-        ended = ended or not self.live.any()
         at_epoch = schedule.stop_at_epochs and schedule.is_epoch_end(self.step)
-        if (ended or at_epoch) and "on_train_epoch_end" not in self.heard:
+        if (self._ended or at_epoch) and "on_train_epoch_end" not in self.heard:
             self._end_epoch()
 
     def _run_validation(self) -> None:
@@ -148,6 +170,9 @@ class FitLoop:
             if self.state.epoch
             else {}
         )
+        # A head that was through its passes before this epoch keeps what it had.
+        begun = self.training(self._schedule.epoch(self.step - 1) * self._schedule.steps_per_epoch) | ~self.live
+        found = {name: _sealed(np.where(begun, value, self.metrics.get(name, value))) for name, value in found.items()}
         # As in Lightning, a name logged both by step and by epoch also stands by itself.
         self.metrics |= found | {name.removesuffix("_epoch"): value for name, value in found.items()}
         self._tell("on_train_epoch_end", metrics=found, epoch=self._schedule.epoch(self.step - 1))
@@ -186,9 +211,11 @@ class FitLoop:
             )
 
 
-def _read(value: jax.Array) -> np.ndarray:
-    """The only place where the loop reads the device; what it reads is one superstep old unless the host must wait."""
-    return _sealed(np.asarray(value))
+def _carried(rows: np.ndarray, stepped: np.ndarray, before: np.ndarray | None) -> np.ndarray:
+    """Step values `[K, H]`, where a head that did not step (bool[K, H]) keeps the value it had before; NaN if none."""
+    last = np.maximum.accumulate(np.where(stepped, np.arange(len(rows))[:, None], -1))
+    found = np.take_along_axis(rows, np.maximum(last, 0), axis=0)
+    return np.where(last >= 0, found, np.nan if before is None else before)
 
 
 def _sealed(array: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from hydrax.draw import DeviceRows
 from hydrax.errors import HydraxError, ModuleError
 from hydrax.model import Parts
 from hydrax.state import HeadInputs
@@ -77,7 +78,7 @@ class Preflight:
         rows = jax.ShapeDtypeStruct((accumulate, batch_size), jnp.int32)
         mask = jax.ShapeDtypeStruct((accumulate, batch_size), jnp.bool_)
         with _explained(self.program, "training_step", _one_head_view(shapes, batch_size)):
-            jax.eval_shape(self.program.train, state, self.inputs, _KEY, shapes, rows, mask, _STEP)
+            jax.eval_shape(self.program.train, state, self.inputs, _KEY, DeviceRows(shapes), rows, mask, _STEP)
         return epoch
 
     def evaluation(self, stage: str, data: Any, batch_size: int, train: bool = False) -> dict[str, Any]:
@@ -89,7 +90,7 @@ class Preflight:
             return self.program.evaluate(stage, head, inputs, key, data, rows, mask, step, train)
 
         with _explained(self.program, f"{stage}_step", _one_head_view(shapes, batch_size)):
-            found = jax.eval_shape(run, self.parts, self.inputs, _KEY, shapes, rows, mask, _STEP)
+            found = jax.eval_shape(run, self.parts, self.inputs, _KEY, DeviceRows(shapes), rows, mask, _STEP)
         return {name: empty_accumulator(accumulator) for name, accumulator in found.items()}
 
     def prediction(self, data: Any, batch_size: int) -> Any:
@@ -98,7 +99,9 @@ class Preflight:
         rows, mask = jax.ShapeDtypeStruct((batch_size,), jnp.int32), jax.ShapeDtypeStruct((batch_size,), jnp.bool_)
         view = _one_head_view(shapes, batch_size)
         with _explained(self.program, "predict_step", view):
-            output = jax.eval_shape(self.program.predict, self.parts, self.inputs, _KEY, shapes, rows, mask, _STEP)
+            output = jax.eval_shape(
+                self.program.predict, self.parts, self.inputs, _KEY, DeviceRows(shapes), rows, mask, _STEP
+            )
         for leaf in jax.tree.leaves(output) or [None]:
             if leaf is None or leaf.shape[:1] != (batch_size,):
                 raise ModuleError(

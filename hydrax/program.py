@@ -7,13 +7,14 @@ other bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from hydrax.draw import DeviceRows, Given, Rotated
 from hydrax.state import HeadInputs, HeadsState, select
 from hydrax.step import HeadProgram
 
@@ -25,10 +26,11 @@ class Programs:
       head: one head's functions.
       chunk: C; every `[H]` axis here is a multiple of it.
       epoch: empty accumulators of one head, by name of what is logged on_epoch.
+      draw: where the index batches of training come from.
     """
 
-    def __init__(self, head: HeadProgram, chunk: int, epoch: dict[str, Any]) -> None:
-        self._head, self._chunk, self._epoch = head, chunk, epoch
+    def __init__(self, head: HeadProgram, chunk: int, epoch: dict[str, Any], draw: Given | Rotated) -> None:
+        self._head, self._chunk, self._epoch, self._draw = head, chunk, epoch, draw
         self.init = jax.jit(self._init)
         self.superstep = jax.jit(self._superstep, donate_argnums=0)
         self.evaluate = jax.jit(self._evaluate, static_argnames="stage", donate_argnums=0)
@@ -48,44 +50,48 @@ class Programs:
         state: HeadsState,
         inputs: HeadInputs,
         base_key: jax.Array,
-        data: Any,
-        rows: jax.Array,
-        mask: jax.Array,
+        data: DeviceRows,
+        batches: Mapping[str, Any],
         first_step: jax.Array,
         num_steps: jax.Array,
         new_epoch: jax.Array,
         num_chunks: jax.Array,
-    ) -> tuple[HeadsState, dict[str, jax.Array]]:
+    ) -> tuple[HeadsState, dict[str, Any]]:
         """K steps of all heads.
 
         Args:
           state: donated.
-          rows: int32[K max, A, H, B], of A micro-batches a step.
-          mask: bool[K max, A, H, B].
+          data: the rows that the index batches number.
+          batches: what `draw` makes the index batches from, of K max steps and A micro-batches a step.
           first_step: updates done before.
-          num_steps: K, at most the length of `rows`.
+          num_steps: K, at most K max.
           new_epoch: whether to empty the epoch's accumulators first.
 
         Returns:
-          The new state, and what was logged on_step: float[K max, H] by name, valid in the first K rows.
+          The new state, and the values of `HeadProgram.train`, each `[K max, H]`, valid in the first K rows.
         """
-        step = jax.vmap(self._head.train, in_axes=(0, 0, None, None, 1, 1, None))
+        axes = self._draw.axes
+        rows_axis = 1 if "rows" not in axes or axes["rows"] is not None else None
+        step = jax.vmap(self._head.train, in_axes=(0, 0, None, None, rows_axis, 1, None))
 
-        def run_chunk(state: HeadsState, inputs: HeadInputs, rows: jax.Array, mask: jax.Array) -> Any:
+        def run_chunk(state: HeadsState, inputs: HeadInputs, *parts: Any) -> Any:
+            # All K steps at once, outside their loop: one wide computation costs less than K small ones.
+            rows, mask = self._draw(dict(zip(axes, parts, strict=True)), inputs.ids)
             empty = jax.tree.map(lambda old, one: jnp.broadcast_to(one, old.shape), state.epoch, self._epoch)
             state = state._replace(epoch=select(new_epoch & state.live, empty, state.epoch))
             one = lambda s, r, m: step(s, inputs, base_key, data, r, m, first_step)  # noqa: E731
             shapes = jax.eval_shape(one, state, rows[0], mask[0])[1]
-            values = {name: jnp.zeros((len(rows), *s.shape), s.dtype) for name, s in shapes.items()}
+            values = jax.tree.map(lambda s: jnp.zeros((len(rows), *s.shape), s.dtype), shapes)
 
             def body(k: jax.Array, carry: Any) -> Any:
                 state, values = carry
                 state, new = step(state, inputs, base_key, data, rows[k], mask[k], first_step + k)
-                return state, {name: values[name].at[k].set(new[name]) for name in values}
+                return state, jax.tree.map(lambda old, one: old.at[k].set(one), values, new)
 
             return lax.fori_loop(0, num_steps, body, (state, values))
 
-        return self._over_chunks(run_chunk, state, ((inputs, 0), (rows, 2), (mask, 2)), num_chunks)
+        given = ((inputs, 0), *((batches[name], axis) for name, axis in axes.items()))
+        return self._over_chunks(run_chunk, state, given, num_chunks)
 
     def _evaluate(
         self,
@@ -93,7 +99,7 @@ class Programs:
         head: Any,
         inputs: HeadInputs,
         base_key: jax.Array,
-        data: Any,
+        data: DeviceRows,
         rows: jax.Array,
         mask: jax.Array,
         step: jax.Array,
@@ -111,14 +117,13 @@ class Programs:
           mask: bool, shaped like `rows`.
           num_batches: how many of the E max are real.
         """
-        shared = rows.ndim == 2
-        axis = None if shared else 0
+        own = rows.ndim == 3
 
         def one(head: Any, inputs: HeadInputs, rows: jax.Array, mask: jax.Array, batch: jax.Array) -> Any:
             key = self._head.eval_key(inputs, base_key, batch)
             return self._head.evaluate(stage, head, inputs, key, data, rows, mask, step)
 
-        run = jax.vmap(one, in_axes=(0, 0, axis, axis, None))
+        run = jax.vmap(one, in_axes=(0, 0, 0 if own else None, 0 if own else None, None))
 
         def run_chunk(accumulators: Any, head: Any, inputs: HeadInputs, rows: jax.Array, mask: jax.Array) -> Any:
             def body(k: jax.Array, accumulators: Any) -> Any:
@@ -127,32 +132,35 @@ class Programs:
 
             return lax.fori_loop(0, num_batches, body, accumulators), {}
 
-        whole = (rows, mask) if shared else ()
-        own = () if shared else ((rows, 1), (mask, 1))
-        given = ((head, 0), (inputs, 0), *own)
-        return self._over_chunks(lambda *chunk: run_chunk(*chunk, *whole), accumulators, given, num_chunks)[0]
+        given = ((head, 0), (inputs, 0), ((rows, mask), 1 if own else None))
+        return self._over_chunks(
+            lambda acc, head, inputs, batches: run_chunk(acc, head, inputs, *batches), accumulators, given, num_chunks
+        )[0]
 
     def _predict(
         self,
         head: Any,
         inputs: HeadInputs,
         base_key: jax.Array,
-        data: Any,
+        data: DeviceRows,
         rows: Any,
         mask: Any,
         step: Any,
         batch: Any,
         num_chunks: Any,
     ) -> Any:
-        """Predictions of all heads for one batch, leaves `[H, B, ...]`; `rows` and `mask` are `[B]`."""
+        """Predictions of all heads for one batch, leaves `[H, B, ...]`; `rows` and `mask` are `[B]`, or `[H, B]`."""
+        own = rows.ndim == 2
 
-        def one(args: Any) -> Any:
+        def one(args: Any, rows: Any, mask: Any) -> Any:
             head, inputs = args
-            return self._head.predict(
-                head, inputs, self._head.eval_key(inputs, base_key, batch), data, rows, mask, step
-            )
+            key = self._head.eval_key(inputs, base_key, batch)
+            return self._head.predict(head, inputs, key, data, rows, mask, step)
 
-        return self._map_chunks(jax.vmap(one), (head, inputs), num_chunks)
+        if own:
+            run = jax.vmap(lambda args: one(args[:2], *args[2:]))
+            return self._map_chunks(run, (head, inputs, rows, mask), num_chunks)
+        return self._map_chunks(jax.vmap(lambda args: one(args, rows, mask)), (head, inputs), num_chunks)
 
     def _map_chunks(self, run: Callable[[Any], Any], tree: Any, num_chunks: jax.Array) -> Any:
         """`run` on every chunk of a tree of `[H, ...]`; its outputs are `[H, ...]` too."""
@@ -163,20 +171,22 @@ class Programs:
         return self._over_chunks(lambda _, chunk: (run(chunk), {}), blank, ((tree, 0),), num_chunks)[0]
 
     def _over_chunks(
-        self, run: Callable[..., Any], carried: Any, given: tuple[tuple[Any, int], ...], num_chunks: jax.Array
+        self, run: Callable[..., Any], carried: Any, given: tuple[tuple[Any, int | None], ...], num_chunks: jax.Array
     ) -> Any:
         """Runs `run(carried chunk, *given chunks) -> (carried chunk, values)` for one chunk after the other, in place.
 
         Args:
           carried: leaves `[H, ...]`, updated.
-          given: trees, each with the axis its heads are on.
+          given: trees, each with the axis its heads are on; None: the same for all heads.
 
         Returns:
           The updated `carried`, and the values with their leading K axis first: `[K, H]`.
         """
         size = self._chunk
 
-        def take(tree: Any, axis: int, i: Any) -> Any:
+        def take(tree: Any, axis: int | None, i: Any) -> Any:
+            if axis is None:
+                return tree
             return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, i * size, size, axis), tree)
 
         def put(tree: Any, new: Any, axis: int, i: Any) -> Any:

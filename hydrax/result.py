@@ -23,7 +23,7 @@ class FitResult:
       live: bool[H], False for heads that a callback stopped.
       step: optimiser updates done.
       log_dir: the run's folder, or None where nothing was written.
-      ledger: one dict a head: head, recipe, seed, length, score, status, `PerHead` values.
+      ledger: one dict a head: head, recipe, seed, length, score, status, axes of its slices, `PerHead` values.
     """
 
     heads: Heads
@@ -32,6 +32,21 @@ class FitResult:
     step: int
     log_dir: Path | None
     ledger: list[dict[str, Any]]
+
+    def table(self) -> Any:
+        """A tidy table with one row a head: the ledger's columns, then everything logged, as it was last.
+
+        Returns:
+          A `pandas.DataFrame` where pandas is installed, else a dict of NumPy arrays [H]; `table["lr"]` works on both.
+          What a head does not have is NaN among numbers.
+        """
+        columns = {name: _column([row[name] for row in self.ledger]) for name in self.ledger[0]}
+        columns |= {name: value for name, value in self.metrics.items() if name not in columns}
+        try:
+            import pandas
+        except ImportError:
+            return columns
+        return pandas.DataFrame(columns)
 
     def save_ledger(self, path: str | Path, scores: np.ndarray | None = None) -> Path:
         """Writes the ledger as CSV.
@@ -49,3 +64,8 @@ class FitResult:
     def __repr__(self) -> str:
         metrics = ", ".join(f"{name}={np.median(value):.4g}" for name, value in self.metrics.items())
         return f"FitResult({self.heads!r}, step={self.step}, median over heads: {metrics})"
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    """Values of one column; None among numbers is NaN."""
+    return np.array([np.nan if value is None else value for value in values])

@@ -123,11 +123,6 @@ def load(path: Path, *, engine: Engine, callbacks: Mapping[str, Callback], finge
     )
 
 
-def dataset_digest(dataset: Any) -> str:
-    """One digest of all columns of a dataset, on the host or on the device."""
-    return checkpoint.digest(np.array([checkpoint.digest(np.asarray(column)) for column in jax.tree.leaves(dataset)]))
-
-
 def _checked(key: str, state: Any) -> dict[str, Any]:
     """What a callback's `state_dict` gave, in a form that a checkpoint can hold: arrays, and what JSON can hold."""
     values = {n: v.item() if isinstance(v, np.generic) else v for n, v in state.items()}

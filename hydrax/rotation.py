@@ -5,7 +5,7 @@ offset p % n, and meets the row at offset `permute(p % n; n, key(seed, head id, 
 """
 
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,7 +14,6 @@ from hydrax.slice_arguments import whole_number
 
 SmallSlices = Literal["mask", "wrap"]
 Array = Any  # numpy.ndarray or jax.Array, whichever the argument xp makes.
-Cursor = tuple[Array, Array, Array]
 
 # Flat to the limit of the measurement. Chi-square over 1,500,000 keys (1,500 heads of 1,000 passes), in standard
 # deviations from its mean, of all n! orders of n = 2, 3, 4, 5 rows and of the places of two neighbours of 8 and 50:
@@ -23,10 +22,15 @@ ROUNDS = 20
 
 # NumPy scalars, not Python ints: they keep uint32 in NumPy and in JAX without x64.
 _LOW_HALF, _ALL_ONES = np.uint32(0xFFFF), np.uint32(0xFFFFFFFF)
-_U15, _U16, _U31 = np.uint32(15), np.uint32(16), np.uint32(31)
+_ZERO, _U15, _U16, _U31 = np.uint32(0), np.uint32(15), np.uint32(16), np.uint32(31)
+_NO_END = np.uint32(2**31)  # More slots than a superstep walks.
 _MIX_1, _MIX_2 = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
 _STEP, _GOLDEN = np.uint32(0x2C9277B5), np.uint32(0x9E3779B1)
 _STEP_BACK = np.uint32(0xCC2BFE9D)  # _STEP * _STEP_BACK = 1 modulo 2**32.
+
+
+# The walk that all heads make together has the key of a head that cannot be: ids stay below 2**31.
+_EVERYBODY = np.array([2**32 - 1], np.uint32)
 
 
 class RowSource(Protocol):
@@ -36,22 +40,32 @@ class RowSource(Protocol):
     def ids(self) -> np.ndarray: ...
     @property
     def lengths(self) -> np.ndarray: ...
+    @property
+    def num_rows(self) -> int: ...
     def lookup(self, offsets: np.ndarray) -> np.ndarray: ...
+    def contains(self, heads: Any, rows: Any) -> np.ndarray: ...
 
 
 def index_batch(
-    slices: RowSource, batch: int, *, batch_size: int, seed: int, small_slices: SmallSlices = "mask"
+    slices: RowSource,
+    batch: int,
+    *,
+    batch_size: int,
+    seed: int,
+    small_slices: SmallSlices = "mask",
+    passes: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows that every head meets in batch number `batch`, and the mask of its live slots.
 
     A head's rows depend on the seed, its id, its own slice and the batch number, never on the heads beside it.
 
     Args:
-      slices: the heads' slices: anything with `ids`, `lengths` and `lookup`.
+      slices: the heads' slices.
       batch: number of the batch since the start of training, counted from 0.
       batch_size: slots of each head, B.
       seed: seed of the rotation, 0 <= seed < 2**32.
       small_slices: what a slice of n < B rows does: "mask" gives n live slots, "wrap" goes on with its next passes.
+      passes: how many passes a head makes; slots beyond them are padding. None: no end.
 
     Returns:
       `(rows int32[H, B], mask bool[H, B])`. Rows of padding slots lie in the head's own slice too.
@@ -61,8 +75,50 @@ def index_batch(
     """
     seed = whole_number("seed", seed, 0, 2**32 - 1)
     here = cursor(batch, slices.lengths, batch_size, small_slices)
-    offsets, mask = slots(here, slices.lengths, slices.ids, seed, batch_size, np)
+    left = slots_left(batch, slices.lengths, here.width, passes)
+    offsets, mask = slots(here, slices.lengths, slices.ids, seed, batch_size, np, left=left)
     return slices.lookup(offsets), mask
+
+
+def shared_index_batch(
+    slices: RowSource,
+    batch: int,
+    *,
+    batch_size: int,
+    seed: int,
+    small_slices: SmallSlices = "mask",
+    passes: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that all heads meet together in batch number `batch`, and whose they are.
+
+    They walk the whole dataset, so they depend on the seed, its length and the batch number, on no slice and no head.
+
+    Args:
+      As `index_batch`; a pass is one over the dataset.
+
+    Returns:
+      `(rows int32[B], mask bool[H, B])`: a slot is live for the heads whose slice holds its row.
+    """
+    seed = whole_number("seed", seed, 0, 2**32 - 1)
+    length = np.array([slices.num_rows], np.int32)
+    here = cursor(batch, length, batch_size, small_slices)
+    left = slots_left(batch, length, here.width, passes)
+    rows, live = slots(here, length, _EVERYBODY, seed, batch_size, np, left=left)
+    return rows[0].astype(np.int32), slices.contains(slice(None), rows[0]) & live
+
+
+class Cursor(NamedTuple):
+    """Where each head stands when a batch begins.
+
+    Attributes:
+      first_pass: uint32[H], the pass, modulo 2**32.
+      offset: uint32[H], the offset inside it.
+      width: int32[H], live slots of a batch: as far as the head moves on.
+    """
+
+    first_pass: Array
+    offset: Array
+    width: Array
 
 
 def cursor(batch: int, lengths: np.ndarray, batch_size: int, small_slices: SmallSlices = "mask") -> Cursor:
@@ -73,10 +129,6 @@ def cursor(batch: int, lengths: np.ndarray, batch_size: int, small_slices: Small
       lengths: int32[H], rows of each slice, n.
       batch_size: slots of each head, B.
       small_slices: "mask": a head moves on by min(n, B) rows a batch; "wrap": by B.
-
-    Returns:
-      `(pass uint32[H], offset uint32[H], width int32[H])`: the pass (modulo 2**32), the offset inside it, and the
-      number of live slots.
 
     Raises:
       ArgumentError: an argument is out of its range.
@@ -91,34 +143,60 @@ def cursor(batch: int, lengths: np.ndarray, batch_size: int, small_slices: Small
     rows = lengths.astype(np.int64)
     width = np.minimum(rows, batch_size) if small_slices == "mask" else np.full_like(rows, batch_size)
     passes, offset = np.divmod(batch * width, rows)
-    return (passes & 0xFFFFFFFF).astype(np.uint32), offset.astype(np.uint32), width.astype(np.int32)
+    return Cursor((passes & 0xFFFFFFFF).astype(np.uint32), offset.astype(np.uint32), width.astype(np.int32))
+
+
+def batches_of(passes: int, lengths: np.ndarray, batch_size: int, small_slices: SmallSlices = "mask") -> np.ndarray:
+    """int64[H], the batches in which each head makes so many passes over its slice; the last may have padding."""
+    width = cursor(0, lengths, batch_size, small_slices).width
+    return -(-passes * lengths.astype(np.int64) // width)
+
+
+def slots_left(batch: int, lengths: np.ndarray, width: np.ndarray, passes: int | None) -> np.ndarray:
+    """uint32[H], live slots each head has left of so many passes when batch number `batch` begins; 2**31 is no end."""
+    if passes is None:
+        return np.full(lengths.shape, _NO_END)
+    left = passes * lengths.astype(np.int64) - batch * width.astype(np.int64)
+    return np.clip(left, 0, _NO_END).astype(np.uint32)
 
 
 def slots(
-    cursor: Cursor, lengths: Array, head_ids: Array, seed: Array, batch_size: int, xp: ModuleType
+    cursor: Cursor,
+    lengths: Array,
+    head_ids: Array,
+    seed: Array,
+    batch_size: int,
+    xp: ModuleType,
+    *,
+    ahead: Array = _ZERO,
+    left: Array = _NO_END,
 ) -> tuple[Array, Array]:
-    """Offsets inside its slice that each head meets in the batch at `cursor`, and the mask of live slots.
+    """Offsets inside its slice that each head meets in a batch, and the mask of live slots.
 
     Args:
-      cursor: `(pass uint32[H], offset uint32[H], width int32[H])` as `cursor` gives it.
+      cursor: as `cursor` gives it.
       lengths: int32[H], rows of each slice.
       head_ids: int32[H], the heads' ids.
       seed: uint32[] or int, seed of the rotation, 0 <= seed < 2**32.
       batch_size: slots of each head, B.
       xp: `numpy` or `jax.numpy`; both give the same integers.
+      ahead: uint32[], how many batches after the cursor; ahead * B < 2**31.
+      left: uint32[H], live slots left at the cursor.
 
     Returns:
       `(offsets uint32[H, B], mask bool[H, B])`; padding slots hold offsets of the same pass.
     """
-    first_pass, first_offset, width = (part[:, None] for part in cursor)
+    first_pass, first_offset, width = (xp.asarray(part).astype(xp.uint32)[:, None] for part in cursor)
     length = lengths[:, None].astype(xp.uint32)
     slot = xp.arange(batch_size, dtype=xp.uint32)[None, :]
-    mask = slot < width.astype(xp.uint32)
-    place = first_offset + slot
+    walked = xp.asarray(ahead, dtype=xp.uint32) * width
+    mask = slot < width
+    # Live slots beyond the last pass are padding too.
+    mask = mask & (walked + slot < xp.reshape(left, (-1, 1)))
+    # Live slots walk on into later passes; padding (n < B) starts over in the pass at hand, at offset j % n.
+    place = first_offset + walked + slot % width
     turns = place // length
-    # Only live slots walk on into later passes. Padding (n < B) starts over in the pass at hand, at offset j % n.
-    passes = first_pass + xp.where(mask, turns, xp.uint32(0))
-    key = pass_key(seed, head_ids[:, None], passes, xp)
+    key = pass_key(seed, head_ids[:, None], first_pass + turns, xp)
     return permute(place - turns * length, length=length, key=key, xp=xp), mask
 
 
@@ -188,7 +266,7 @@ def unpermute(place: Array, *, length: Array, key: Array, xp: ModuleType) -> Arr
 def _swap_or_not(x: Array, n: Array, halves: tuple[Array, Array], state: Array, xp: ModuleType) -> Array:
     """One round: x, or its partner K - x (mod n)."""
     # Augmented assignment works in place on NumPy arrays and rebinds JAX ones: one text, and no needless temporaries.
-    partner = _multiply_high(state, *halves) - x
+    partner = multiply_high(state, *halves) - x
     # Below zero it has wrapped around to above 2**31, and the sum with n is the smaller one.
     partner = xp.minimum(partner, partner + n)
     bit = xp.maximum(x, partner)
@@ -223,7 +301,7 @@ def mix(x: Array, xp: ModuleType) -> Array:
     return x
 
 
-def _multiply_high(x: Array, n_high: Array, n_low: Array) -> Array:
+def multiply_high(x: Array, n_high: Array, n_low: Array) -> Array:
     """floor(x * n / 2**32), exactly, from 16-bit halves: a place in [0, n) without 64-bit types or a slow modulo."""
     high, low = x >> _U16, x & _LOW_HALF
     middle = low * n_low

@@ -1,185 +1,193 @@
-"""How slices are kept: every head is a window (start, length) on one of three sequences of rows.
+"""How the slices of all heads are kept: in parts, one for each way of keeping rows that is in use.
 
-The sequences are the base order 0..N-1; the permutation of it that the head's seed keys, which is computed and never
-stored; and a list of the head's own. A window costs 13 bytes a head.
+Every part is an array per property, a few bytes a head. The ways: windows on the base order or on a keyed permutation
+(`row_windows.py`), stratified subsets (`row_strata.py`), draws with replacement (`row_draws.py`), lists and what lists
+leave out (`row_lists.py`), packed bits (`row_bits.py`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrax.rotation import mix, permute
+from hydrax.row_law import BLOCK_ROWS, Part, RowLaw, blocks, walk
+from hydrax.slice_recipes import Recipe, Recipes
 
-_BLOCK_ROWS = 2**20  # Rows handled at once where all rows of all heads are walked: bounds the temporaries.
-_SALT = np.uint32(0x51A1CE5)  # Keeps the order of a subset apart from the orders in which the rotation walks it.
-
-
-class _Order(IntEnum):
-    """The sequence of rows that a head's window lies on."""
-
-    BASE = 0
-    KEYED = 1
-    LISTED = 2
-
-
-# A head keeps the number of its line here, one byte, so lines are only ever added.
-_RECIPES = (
-    ("full", _Order.BASE),
-    ("prefix({length})", _Order.BASE),
-    ("prefix({length})", _Order.KEYED),
-    ("window({start}, {length})", _Order.BASE),
-    ("random_subset({length})", _Order.KEYED),
-    ("from_indices({length})", _Order.LISTED),
-    ("from_mask({length})", _Order.LISTED),
-    ("from_splits({number}, train)", _Order.LISTED),
-    ("from_splits({number}, test)", _Order.LISTED),
-)
-_ORDERS = np.array([order for _, order in _RECIPES], np.uint8)
-
-
-@dataclass(frozen=True, eq=False)
-class _Lists:
-    """Lists of rows, one after the other; list k is rows[offsets[k]:offsets[k + 1]]."""
-
-    rows: NDArray[np.int32]
-    offsets: NDArray[np.int64]
-    numbers: NDArray[np.int32]  # What its maker called list k: the number of the split.
-
-    def __post_init__(self) -> None:
-        for array in (self.rows, self.offsets, self.numbers):
-            array.setflags(write=False)
-
-
-_NO_LISTS = _Lists(np.empty(0, np.int32), np.zeros(1, np.int64), np.empty(0, np.int32))
+_MANY_ROWS = 2**24  # Rows looked for at once: lists are walked anew for every lot.
 
 
 @dataclass(frozen=True, eq=False)
 class RowStore:
-    """The rows of H slices on a dataset of N rows, already checked. Read-only."""
+    """The rows of H slices on a dataset of N rows, already checked. Read-only.
 
-    num_rows: int
-    lengths: NDArray[np.int32]
-    starts: NDArray[np.int32]  # First place of the window; for a listed head the number of its list.
-    keys: NDArray[np.uint32]  # Seed of the keyed permutation; 0 on other sequences.
-    recipes: NDArray[np.uint8]
-    lists: _Lists
+    Attributes:
+      parts: no two of them could be joined. Within a part lines stand in the order of their heads.
+      owners: unsigned[H], the part of each head; None where there is one part.
+      recipes: how each slice was made.
+    """
 
-    def __post_init__(self) -> None:
-        for array in (self.lengths, self.starts, self.keys, self.recipes):
-            array.setflags(write=False)
-
-    @classmethod
-    def of_windows(
-        cls,
-        template: str,
-        num_rows: int,
-        starts: NDArray[np.int64],
-        lengths: NDArray[np.int64],
-        seeds: NDArray[np.int64] | None,
-    ) -> "RowStore":
-        """Windows on the base order, or on the permutations that the seeds key; integers[H] each."""
-        order, keys = (_Order.BASE, np.zeros_like(starts)) if seeds is None else (_Order.KEYED, seeds)
-        recipes = np.full(lengths.size, _RECIPES.index((template, order)), np.uint8)
-        columns = lengths.astype(np.int32), starts.astype(np.int32), keys.astype(np.uint32), recipes
-        return cls(num_rows, *columns, _NO_LISTS)
+    parts: tuple[Part, ...]
+    owners: NDArray[np.unsignedinteger[Any]] | None
+    recipes: Recipes
 
     @classmethod
-    def of_lists(cls, template: str, num_rows: int, rows: NDArray[np.int32], lengths: NDArray[np.int64]) -> "RowStore":
-        """Lists, one after the other in `rows`; list h belongs to head h."""
-        numbers = np.arange(lengths.size, dtype=np.int32)
-        lists = _Lists(rows, np.concatenate([[0], np.cumsum(lengths)]), numbers)
-        recipes = np.full(lengths.size, _RECIPES.index((template, _Order.LISTED)), np.uint8)
-        return cls(num_rows, lengths.astype(np.int32), numbers, np.zeros(lengths.size, np.uint32), recipes, lists)
+    def of(cls, part: Part, text: str, names: NDArray[Any] | None = None) -> "RowStore":
+        """Heads that are all kept and made in one way; text and names as in `Recipe`."""
+        return cls((part,), None, Recipes.of_one(Recipe(text, names), part.lengths.size))
 
     @classmethod
-    def concatenate(cls, parts: Sequence["RowStore"]) -> "RowStore":
-        """The heads of all parts, one after the other, on the dataset of the first."""
-        before = np.cumsum([0, *(part.lists.numbers.size for part in parts)])
-        rows_before = np.cumsum([0, *(part.lists.rows.size for part in parts)])
-        starts = [
-            np.where(part.orders == _Order.LISTED, part.starts + shift, part.starts).astype(np.int32)
-            for part, shift in zip(parts, before, strict=False)
+    def concatenate(cls, stores: Sequence["RowStore"]) -> "RowStore":
+        """The heads of all stores, one after the other, on the dataset of the first."""
+        kin: dict[Hashable, list[Part]] = {}
+        for store in stores:
+            for part in store.parts:
+                kin.setdefault(part.kin, []).append(part)
+        number = {key: at for at, key in enumerate(kin)}
+        parts = tuple(members[0].join(members) if len(members) > 1 else members[0] for members in kin.values())
+        recipes = Recipes.join([store.recipes for store in stores])
+        if len(parts) == 1:
+            return cls(parts, None, recipes)
+        kind = np.min_scalar_type(len(parts))
+        owners = [
+            np.array([number[part.kin] for part in store.parts], kind)[_owners_or_zeros(store)] for store in stores
         ]
-        ends = [part.lists.offsets[1:] + shift for part, shift in zip(parts, rows_before, strict=False)]
-        return cls(
-            num_rows=parts[0].num_rows,
-            lengths=np.concatenate([part.lengths for part in parts]),
-            starts=np.concatenate(starts),
-            keys=np.concatenate([part.keys for part in parts]),
-            recipes=np.concatenate([part.recipes for part in parts]),
-            lists=_Lists(
-                rows=np.concatenate([part.lists.rows for part in parts]),
-                offsets=np.concatenate([[0], *ends]),
-                numbers=np.concatenate([part.lists.numbers for part in parts]),
-            ),
-        )
+        return cls(parts, np.concatenate(owners), recipes)
 
     def pick(self, at: NDArray[np.int64]) -> "RowStore":
-        """The heads at the given positions. Lists are shared, not copied."""
-        columns = self.lengths[at], self.starts[at], self.keys[at], self.recipes[at]
-        return RowStore(self.num_rows, *columns, self.lists)
+        """The heads at the given positions; one may be picked more than once. Tables are shared, not copied."""
+        recipes = self.recipes.pick(at)
+        if self.owners is None:
+            return RowStore((self.parts[0].pick(at),), None, recipes)
+        used, owners = np.unique(self.owners[at], return_inverse=True)
+        parts = tuple(self.parts[number].pick(self._lines[at[owners == new]]) for new, number in enumerate(used))
+        return RowStore(parts, owners.astype(self.owners.dtype) if len(parts) > 1 else None, recipes)
+
+    def complement(self) -> "RowStore":
+        """The same heads with the rows that each does not hold; some may hold none."""
+        store = RowStore(tuple(part.complement() for part in self.parts), self.owners, self.recipes.complement())
+        # Parts of two kinds may have come to be of one.
+        return store if self.owners is None else RowStore._regrouped(store)
+
+    @staticmethod
+    def _regrouped(store: "RowStore") -> "RowStore":
+        if len({part.kin for part in store.parts}) == len(store.parts):
+            return store
+        by_part = [np.flatnonzero(store.owners == number) for number in range(len(store.parts))]
+        grouped = RowStore.concatenate([store.pick(at) for at in by_part])
+        return grouped.pick(np.argsort(np.concatenate(by_part)))
+
+    @cached_property
+    def _lines(self) -> NDArray[np.int64]:
+        """int64[H], which line of its part each head is, where there are several parts."""
+        lines = np.empty(self.recipes.codes.size, np.int64)
+        for number in range(len(self.parts)):
+            own = self.owners == number
+            lines[own] = np.arange(np.count_nonzero(own))
+        return lines
+
+    def _gathered(self, of: Callable[[Part], NDArray[Any]]) -> NDArray[Any]:
+        """What every part says of its lines, by head."""
+        if self.owners is None:
+            return of(self.parts[0])
+        said = [of(part) for part in self.parts]
+        gathered = np.empty((self.owners.size, *said[0].shape[1:]), np.result_type(*said))
+        for number, values in enumerate(said):
+            gathered[self.owners == number] = values
+        return gathered
 
     @property
-    def orders(self) -> NDArray[np.uint8]:
-        return _ORDERS[self.recipes]
+    def num_rows(self) -> int:
+        return self.parts[0].num_rows
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int32]:
+        lengths = self._gathered(lambda part: part.lengths)
+        lengths.setflags(write=False)
+        return lengths
 
     @property
     def seeds(self) -> NDArray[np.int64]:
-        """int64[H], -1 where the rows depend on no seed."""
-        return np.where(self.orders == _Order.KEYED, self.keys.astype(np.int64), -1)
+        """int64[H], -1 where the rows are computed from no seed."""
+        return self._gathered(lambda part: part.seeds)
 
     @property
-    def kinds(self) -> list[str]:
-        """Names of the recipes in use, each once."""
-        return list(dict.fromkeys(_RECIPES[code][0].split("(")[0] for code in np.unique(self.recipes)))
+    def has_repeats(self) -> bool:
+        """Whether a slice may hold a row more than once."""
+        return any(part.has_repeats for part in self.parts)
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the slices take, tables included."""
+        arrays: list[NDArray[Any]] = [self.recipes.codes, *([] if self.owners is None else [self.owners])]
+        for part in self.parts:
+            columns, tables, _ = part.law()
+            arrays += [part.lengths, *columns.values(), *tables.values()]
+        return sum(array.nbytes for array in arrays)
 
     def recipe(self, at: int) -> str:
-        """How the head at position `at` was made."""
-        template, order = _RECIPES[self.recipes[at]]
-        start = int(self.starts[at])
-        number = int(self.lists.numbers[start]) if order == _Order.LISTED else None
-        return template.format(start=start, length=int(self.lengths[at]), number=number)
+        """How the slice of the head at position `at` was made."""
+        if self.owners is None:
+            return self.recipes.told(at, self.parts[0].figures(at))
+        return self.recipes.told(at, self.parts[self.owners[at]].figures(int(self._lines[at])))
 
-    def take(self, heads: NDArray[np.integer], offsets: NDArray[np.int64]) -> NDArray[np.int32]:
-        """Rows at offsets[k] inside the slice at position heads[k]: int[K, B] by int[K] gives int32[K, B]."""
-        orders = self.orders[heads]
-        if (orders == orders[0]).all():  # The common case, and without the copies below.
-            return self._take_on(orders[0], heads, offsets)
-        rows = np.empty(offsets.shape, np.int32)
-        for order in np.unique(orders):
-            chosen = orders == order
-            rows[chosen] = self._take_on(order, heads[chosen], offsets[chosen])
-        return rows
+    def law(self) -> RowLaw | None:
+        """The law of all heads; None where they lie in several parts, or places in a table pass 2**31."""
+        if self.owners is not None:
+            return None
+        law = self.parts[0].law()
+        return None if any(column.dtype.itemsize > 4 for column in law.columns.values()) else law
 
-    def _take_on(self, order: int, heads: NDArray[np.integer], offsets: NDArray[np.int64]) -> NDArray[np.int32]:
-        """`take` of heads whose windows all lie on one kind of sequence."""
-        start = self.starts[heads][:, None]
-        if order == _Order.BASE:
-            return (start + offsets).astype(np.int32)
-        if order == _Order.LISTED:
-            return self.lists.rows.take(self.lists.offsets[start] + offsets)
-        key = mix(self.keys[heads][:, None] ^ _SALT, np)
-        return permute(start + offsets, length=np.uint32(self.num_rows), key=key, xp=np).astype(np.int32)
+    def take(self, at: NDArray[np.int64], offsets: NDArray[np.unsignedinteger]) -> NDArray[np.int32]:
+        """Rows at offsets[k] inside the slice at position at[k]: uint32[K, B] by int[K] gives int32[K, B]."""
+        return self._by_part(at, lambda part, line, own: part.take(line, offsets[own]), offsets.shape[1], np.int32)
+
+    def contains(self, at: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether the slice at position at[k] holds the rows [B]: bool[K, B], block by block."""
+        held = np.empty((at.size, rows.size), np.bool_)
+        if rows.size > _MANY_ROWS:
+            for first in range(0, rows.size, _MANY_ROWS):
+                held[:, first : first + _MANY_ROWS] = self.contains(at, rows[first : first + _MANY_ROWS])
+            return held
+        for block in blocks(np.full(at.size, rows.size), BLOCK_ROWS):
+            held[block] = self._by_part(at[block], lambda part, line, _: part.contains(line, rows), rows.size, np.bool_)
+        return held
+
+    def _by_part(
+        self, at: NDArray[np.int64], ask: Callable[[Part, NDArray[np.int64], Any], NDArray[Any]], width: int, kind: Any
+    ) -> NDArray[Any]:
+        """What `ask(part, lines, places in at)` says of the heads at `at`, [K, width]."""
+        if self.owners is None:  # The common case, and without copies.
+            return ask(self.parts[0], at, slice(None))
+        answer = np.empty((at.size, width), kind)
+        owners = self.owners[at]
+        for number in np.unique(owners):
+            own = np.flatnonzero(owners == number)
+            answer[own] = ask(self.parts[number], self._lines[at[own]], own)
+        return answer
 
     def walk(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32]]]:
         """All rows of all heads, head after head, in blocks of (positions of the heads, rows)."""
-        ends = np.cumsum(self.lengths, dtype=np.int64)
-        for first in range(0, int(ends[-1]), _BLOCK_ROWS):
-            place = np.arange(first, min(first + _BLOCK_ROWS, int(ends[-1])))
-            head = np.searchsorted(ends, place, side="right")
-            offset = place - (ends - self.lengths)[head]
-            yield head, self.take(head, offset[:, None])[:, 0]
+        return walk(self.lengths, self.take)
 
     def content(self) -> Iterator[bytes]:
-        """What makes two stores the same: windows, seeds and listed rows, little-endian; not recipes or layout."""
-        listed = self.orders == _Order.LISTED
-        columns: tuple[NDArray[Any], ...] = (self.lengths, self.orders, np.where(listed, 0, self.starts), self.keys)
+        """What makes two stores the same: kinds, windows, seeds, listed rows, little-endian; not recipes or layout."""
+        columns = (
+            self.lengths,
+            self._gathered(lambda part: np.full(part.lengths.size, part.code, np.uint8)),
+            self._gathered(lambda part: part.marks[0]),
+            self._gathered(lambda part: part.marks[1]),
+        )
         for column in columns:
             yield column.astype("<u4").tobytes()
-        if listed.any():
-            for _, rows in self.pick(np.flatnonzero(listed)).walk():
-                yield rows.astype("<u4").tobytes()
+        for number in sorted(range(len(self.parts)), key=lambda at: (self.parts[at].code, self.parts[at].table_digest)):
+            part = self.parts[number]
+            if part.table_digest:
+                yield part.table_digest + np.flatnonzero(_owners_or_zeros(self) == number).astype("<u4").tobytes()
+            yield from part.content()
+
+
+def _owners_or_zeros(store: RowStore) -> NDArray[np.unsignedinteger[Any]]:
+    return np.zeros(store.recipes.codes.size, np.uint8) if store.owners is None else store.owners

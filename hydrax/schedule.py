@@ -46,6 +46,11 @@ class Schedule:
         epochs, rest = divmod(step, self.steps_per_epoch)
         return epochs * self.batches_per_epoch + min(rest * self.accumulate, self.batches_per_epoch)
 
+    def steps_of(self, batches: int) -> int:
+        """The steps it takes to consume so many batches."""
+        epochs, rest = divmod(batches, self.batches_per_epoch)
+        return epochs * self.steps_per_epoch + -(-rest // self.accumulate)
+
     def counts(self, step: int, num_steps: int) -> list[int]:
         """Batches of each of the next `num_steps` steps."""
         return [self.batches(s + 1) - self.batches(s) for s in range(step, step + num_steps)]

@@ -61,6 +61,8 @@ class Settings:
     gradient_clip_algorithm: str = "norm"
     precision: str = "32-true"
     seed: int = 0
+    sampling: str = "own"
+    budget: str = "steps"
     chunk: int | str = "auto"
     steps_per_call: int | str = "auto"
     barebones: bool = False
@@ -90,6 +92,8 @@ class Settings:
                 'use "bf16-mixed"',
             )
         self._check_choice("precision", PRECISIONS)
+        self._check_choice("sampling", ("own", "shared"))
+        self._check_budget()
         clip = self.gradient_clip_val
         if clip is not None and (
             isinstance(clip, bool) or not isinstance(clip, int | float) or not 0 < clip < math.inf
@@ -136,6 +140,11 @@ class Settings:
             )
         return min(ends)
 
+    @property
+    def passes(self) -> int | None:
+        """Passes after which a head is done, or None."""
+        return self.max_epochs if self.budget == "passes" else None
+
     def end(self, total_steps: int) -> str:
         """Which argument ends a fit of so many steps."""
         if self.fast_dev_run:
@@ -157,6 +166,18 @@ class Settings:
                 value,
                 "an int of 1 or more (batches), or a float in (0, 1] (fraction)",
                 f"pass {name}=1.0 for all",
+            )
+
+    def _check_budget(self) -> None:
+        self._check_choice("budget", ("steps", "passes"))
+        if self.budget == "passes" and self.max_epochs is None and not self.fast_dev_run:
+            raise _error("budget", "passes", "max_epochs beside it: the passes of each head", "pass max_epochs too")
+        if self.budget == "passes" and self.limit_train_batches != 1.0:
+            raise _error(
+                "budget",
+                "passes",
+                f"whole passes, not limit_train_batches={self.limit_train_batches}",
+                "leave limit_train_batches out",
             )
 
     def _check_val_interval(self) -> None:

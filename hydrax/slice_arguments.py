@@ -33,14 +33,14 @@ def array_of(name: str, values: Any) -> NDArray[Any]:
         ) from error
 
 
-def listed(name: str, values: Any) -> list[Any]:
-    """What the values yield, as a list."""
+def entries(name: str, values: Any) -> Iterable[Any]:
+    """The values, if they can be gone through; a generator is not emptied."""
     if not isinstance(values, Iterable):
         raise ArgumentError(
             f"Nothing to go through: argument {name}. Got {values!r:.60}, expected one entry per head. "
             f"Fix: pass a list or a generator; of a scikit-learn splitter what `splitter.split(X, y)` yields."
         )
-    return list(values)
+    return values
 
 
 def _fault(array: NDArray[Any]) -> str | None:
@@ -79,6 +79,12 @@ def in_range(name: str, values: NDArray[np.int64], low: int, high: int, hint: st
     return values
 
 
+def seed_per_head(seed: Any, num_heads: int) -> NDArray[np.int64]:
+    """A seed for each head: of a single one `seed + h`, so that every head has its own."""
+    seeds = column("seed", seed)
+    return seeds + np.arange(num_heads) if seeds.ndim == 0 else seeds
+
+
 def one_per_head(**columns: Any) -> list[NDArray[np.int64]]:
     """Columns of one common length; single numbers are repeated."""
     lengths = {name: np.size(part) for name, part in columns.items() if np.ndim(part)}
@@ -90,16 +96,20 @@ def one_per_head(**columns: Any) -> list[NDArray[np.int64]]:
     return [np.atleast_1d(part) for part in np.broadcast_arrays(*columns.values())]
 
 
+def _empty(head: int | np.integer[Any], length: int | np.integer[Any]) -> SliceError:
+    return SliceError(
+        f"Slice of head {head} is empty: a head cannot learn from nothing. Got length {length}, expected 1 or more. "
+        "Fix: drop the head, or give it a row."
+    )
+
+
 def checked_lengths(lengths: NDArray[np.int64], num_rows: int = MAX_ROWS) -> NDArray[np.int64]:
     """Lengths of at least one head, each 1 <= length <= num_rows; lists, with their duplicates, may be longer."""
     if not lengths.size:
         raise SliceError("No head at all: there is no slice. Got 0 slices, expected 1 or more. Fix: give one per head.")
     empty = np.flatnonzero(lengths < 1)
     if empty.size:
-        raise SliceError(
-            f"Slice of head {empty[0]} is empty: a head cannot learn from nothing. Got length "
-            f"{lengths.ravel()[empty[0]]}, expected 1 or more. Fix: drop the head, or give it a row."
-        )
+        raise _empty(empty[0], lengths.ravel()[empty[0]])
     long = np.flatnonzero(lengths > num_rows)
     if long.size:
         raise SliceError(
@@ -125,8 +135,8 @@ def sizes_in_rows(lengths: Any, num_rows: int) -> NDArray[np.int64]:
     return np.maximum(np.rint(array.astype(np.float64) * num_rows), 1).astype(np.int64)
 
 
-def rows_of_head(head: int, rows: Any) -> NDArray[np.int64]:
-    """The rows listed for one head."""
+def rows_of_head(head: int, rows: Any, num_rows: int) -> NDArray[np.int32]:
+    """The rows listed for one head: at least one, each 0 <= row < num_rows."""
     array = array_of(f"indices, head {head}", rows)
     fault = _fault(array) or ("a single number" if array.ndim == 0 else None)
     if fault:
@@ -134,24 +144,80 @@ def rows_of_head(head: int, rows: Any) -> NDArray[np.int64]:
             f"Slice of head {head} is not a list of row numbers. Got {fault}, expected int[rows]. "
             "Fix: list whole row numbers; masks go to Slices.from_mask."
         )
-    return array.astype(np.int64)
-
-
-def joined_lists(lists: list[Any], num_rows: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Lists of rows as (all rows one after the other, length of each list)."""
-    arrays = [rows_of_head(head, rows) for head, rows in enumerate(lists)]
-    lengths = checked_lengths(np.fromiter(map(len, arrays), np.int64, len(arrays)))
-    flat = np.concatenate(arrays)
-    outside = np.flatnonzero((flat < 0) | (flat >= num_rows))
+    if not array.size:
+        raise _empty(head, 0)
+    outside = np.flatnonzero((array < 0) | (array >= num_rows))
     if outside.size:
-        ends = np.cumsum(lengths)
-        head = int(np.searchsorted(ends, outside[0], side="right"))
-        at, row = outside[0] - (ends[head] - lengths[head]), flat[outside[0]]
+        at, row = outside[0], array[outside[0]]
         raise SliceError(
             f"Slice of head {head} holds row {row} at position {at}. Got {row}, expected 0 <= row < {num_rows}. "
             "Fix: rows count from 0; drop it, or pass the longer dataset."
         )
-    return flat.astype(np.int32), lengths
+    return array.astype(np.int32)
+
+
+def set_of_head(head: int, rows: Any, num_rows: int) -> NDArray[np.int32]:
+    """The rows listed for one head, sorted; none may be listed twice."""
+    listed = rows_of_head(head, rows, num_rows)
+    if (np.diff(listed) > 0).all():
+        return listed
+    listed.sort()
+    twice = np.flatnonzero(np.diff(listed) == 0)
+    if twice.size:
+        raise SliceError(
+            f"Slice of head {head} holds a row twice: a split is a set. Got row {listed[twice[0]]} more than once, "
+            "expected distinct rows. Fix: Slices.from_indices keeps copies and order."
+        )
+    return listed
+
+
+def joined_lists(lists: Iterable[Any], num_rows: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Lists of rows as (all rows one after the other, length of each list)."""
+    arrays = [rows_of_head(head, rows, num_rows) for head, rows in enumerate(lists)]
+    lengths = checked_lengths(np.fromiter(map(len, arrays), np.int64, len(arrays)))
+    return np.concatenate(arrays), lengths
+
+
+def labels_of_rows(name: str, labels: Any, num_rows: int | None = None) -> NDArray[Any]:
+    """One label per row: ints, strings or bools, [N]."""
+    array = array_of(name, labels)
+    if array.dtype == object and array.ndim == 1 and all(isinstance(label, str) for label in array):
+        array = array.astype(str)
+    if array.ndim != 1 or not array.size or array.dtype.kind not in "iubUS":
+        raise ArgumentError(
+            f"Not one label per row: argument {name}. Got {array.dtype}{list(array.shape)}, expected ints, strings or "
+            f"bools[rows]. Fix: pass {name} as one flat array; of whole floats `{name}.astype(int)`."
+        )
+    if num_rows not in (None, array.size):
+        raise ArgumentError(
+            f"Labels and dataset differ in rows: argument {name}. Got {array.size} labels, expected {num_rows}. "
+            "Fix: give every row of the dataset its label."
+        )
+    whole_number("num_rows", array.size, 1, MAX_ROWS)
+    return array
+
+
+def weight_table(weights: Any) -> NDArray[Any]:
+    """Weights[heads, rows]: ints or floats, finite, none below 0, some above 0 in each head."""
+    table = array_of("weights", weights)
+    if table.ndim != 2 or table.dtype.kind not in "iuf":
+        raise ArgumentError(
+            f"Not weights: argument weights. Got {table.dtype}{list(table.shape)}, expected ints or floats[heads, "
+            "rows]. Fix: give each head one number per row; masks go to Slices.from_mask."
+        )
+    for head, line in enumerate(table):
+        wrong = np.flatnonzero(~((line >= 0) & (line < np.inf)))
+        if wrong.size:
+            raise SliceError(
+                f"Weight that is none: head {head}, row {wrong[0]}. Got {line[wrong[0]]}, expected 0 <= weight < inf. "
+                "Fix: 0 leaves a row out."
+            )
+        if not line.any():
+            raise SliceError(
+                f"Slice of head {head} is empty: all its weights are 0. Got 0 in {line.size} rows, expected a weight "
+                "above 0. Fix: drop the head, or give a row a weight."
+            )
+    return table
 
 
 def mask_table(mask: Any) -> NDArray[np.bool_]:

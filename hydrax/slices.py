@@ -1,41 +1,37 @@
 """Which rows each head may see: recipes, and what may be asked of them. Pure NumPy, checked on the host.
 
-No array of heads x rows is ever made unless the user brings or asks for one.
+No array of heads x rows is ever made unless the user brings or asks for one. The constructors stand in
+`computed_slices.py` and `listed_slices.py`.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hydrax.computed_slices import ComputedSlices
 from hydrax.errors import ArgumentError, SliceError
+from hydrax.listed_slices import ListedSlices
+from hydrax.row_law import RowLaw
 from hydrax.row_store import RowStore
-from hydrax.slice_arguments import (
-    MAX_ROWS,
-    array_of,
-    checked_lengths,
-    column,
-    in_range,
-    joined_lists,
-    listed,
-    mask_table,
-    one_per_head,
-    sizes_in_rows,
-    whole_number,
-)
+from hydrax.slice_arguments import MAX_ROWS, array_of, column, in_range
+from hydrax.slice_axes import Axes, crossed, joined
+from hydrax.slice_description import description
 
-_BLOCK_CELLS = 2**24  # Cells of a user's mask handled at once.
+__all__ = ["RowLaw", "Slices"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Slices:
-    """The slices of all H heads on a base dataset of N rows. Immutable; made by the class methods below.
+class Slices(ComputedSlices, ListedSlices):
+    """The slices of all H heads on a base dataset of N rows. Immutable; made by the class methods.
 
     Two `Slices` are equal when ids, windows, seeds and lists are: the same rows written down in another way (a list
     0, 1, 2 for a prefix of 3) compare unequal, since comparing the rows themselves would mean computing all of them.
+    Recipes and axes are names for a reader: they do not count.
 
     Attributes:
       ids: int32[H], each head's identity: it keys the head's rotation and stays with the head when it is picked out.
@@ -43,161 +39,51 @@ class Slices:
 
     ids: NDArray[np.int32]
     _store: RowStore
+    _axes: Axes = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.ids.setflags(write=False)
-
-    # ---- constructors -------------------------------------------------------------------------------------------
-
-    @classmethod
-    def full(cls, num_heads: int, num_rows: int) -> "Slices":
-        """Every head sees every row: deep ensembles, sweeps of seeds or hyper-parameters.
-
-        Raises:
-          ArgumentError: a count is not a whole number of 1 or more.
-        """
-        num_rows = whole_number("num_rows", num_rows, 1, MAX_ROWS)
-        lengths = np.full(whole_number("num_heads", num_heads, 1, MAX_ROWS), num_rows)
-        return cls._windows("full", num_rows, 0, lengths)
-
-    @classmethod
-    def prefix(cls, lengths: ArrayLike, num_rows: int, seed: ArrayLike | None = None) -> "Slices":
-        """The first `lengths[h]` rows: a learning curve.
-
-        Args:
-          lengths: int[H], 1 <= length <= num_rows; a single number stands for all heads.
-          num_rows: N.
-          seed: None takes the base order. An int takes one keyed permutation of it for all heads; int[H] one for
-            each. Heads of equal seed are nested: a longer prefix holds the shorter ones.
-
-        Raises:
-          SliceError: a slice is empty or longer than the dataset; the message names the head.
-          ArgumentError: an argument has the wrong type, shape or range.
-        """
-        num_rows = whole_number("num_rows", num_rows, 1, MAX_ROWS)
-        rows = checked_lengths(column("lengths", lengths), num_rows)
-        return cls._windows("prefix({length})", num_rows, 0, rows, None if seed is None else column("seed", seed))
-
-    @classmethod
-    def window(cls, starts: ArrayLike, lengths: ArrayLike, num_rows: int) -> "Slices":
-        """Rows `starts[h]` to `starts[h] + lengths[h] - 1`: sliding windows, folds in row order.
-
-        Args:
-          starts: int[H], 0 <= start; a single number stands for all heads.
-          lengths: int[H], 1 <= length, start + length <= num_rows; a single number stands for all heads.
-          num_rows: N.
-
-        Raises:
-          SliceError: a window is empty or passes the end of the dataset; the message names the head.
-          ArgumentError: an argument has the wrong type, shape or range.
-        """
-        num_rows = whole_number("num_rows", num_rows, 1, MAX_ROWS)
-        rows, first = checked_lengths(column("lengths", lengths), num_rows), column("starts", starts)
-        return cls._windows("window({start}, {length})", num_rows, first, rows)
-
-    @classmethod
-    def random_subset(cls, lengths: ArrayLike, num_rows: int, seed: ArrayLike = 0) -> "Slices":
-        """A random subset of exactly the length asked for, drawn without replacement and kept in O(1) memory.
-
-        The subset of a seed is the first `length` rows of the permutation of the dataset that the seed keys. So heads
-        of equal seed and growing length are nested, and different seeds are independent.
-
-        Args:
-          lengths: int[H], exact sizes, or float[H], fractions of num_rows in (0, 1], rounded to the nearest whole
-            number of rows and at least 1; a single number stands for all heads.
-          num_rows: N.
-          seed: an int gives head h the seed `seed + h`, every head its own subset; int[H] is used as it is.
-            0 <= seed < 2**32.
-
-        Raises:
-          SliceError: a subset is empty or larger than the dataset; the message names the head.
-          ArgumentError: an argument has the wrong type, shape or range.
-        """
-        num_rows = whole_number("num_rows", num_rows, 1, MAX_ROWS)
-        rows = checked_lengths(sizes_in_rows(lengths, num_rows), num_rows)
-        seeds = column("seed", seed)
-        seeds = seeds + np.arange(rows.size) if seeds.ndim == 0 else seeds
-        return cls._windows("random_subset({length})", num_rows, 0, rows, seeds)
-
-    @classmethod
-    def from_indices(cls, indices: Iterable[ArrayLike], num_rows: int) -> "Slices":
-        """The rows listed for each head, in that order; a row may be listed more than once.
-
-        Args:
-          indices: H sequences of row numbers, int[n_h], 0 <= row < num_rows.
-          num_rows: N.
-
-        Raises:
-          SliceError: a list is empty, is not of whole numbers, or holds a row outside the dataset; the message names
-            head, position and row.
-          ArgumentError: num_rows is not a whole number in range.
-        """
-        num_rows = whole_number("num_rows", num_rows, 1, MAX_ROWS)
-        return cls._of(
-            RowStore.of_lists("from_indices({length})", num_rows, *joined_lists(listed("indices", indices), num_rows))
-        )
-
-    @classmethod
-    def from_mask(cls, mask: ArrayLike) -> "Slices":
-        """The rows where the mask of each head is True, in base order.
-
-        Args:
-          mask: bool[H, N].
-
-        Raises:
-          SliceError: a head's mask holds no True, or is of another length than the first head's.
-          ArgumentError: the mask is not a boolean array of two axes.
-        """
-        table = mask_table(mask)
-        lengths = checked_lengths(np.count_nonzero(table, axis=1))
-        # In blocks of heads: nonzero() gives sixteen bytes for every True.
-        blocks = np.array_split(table, min(len(table), 1 + table.size // _BLOCK_CELLS))
-        rows = np.concatenate([np.nonzero(block)[1].astype(np.int32) for block in blocks])
-        return cls._of(RowStore.of_lists("from_mask({length})", table.shape[1], rows, lengths))
-
-    @classmethod
-    def from_splits(cls, splits: Iterable[Any], num_rows: int, part: Literal["train", "test"] = "train") -> "Slices":
-        """One head for each split of a scikit-learn splitter: k-fold, stratified, grouped, repeated, leave-one-out.
-
-        Args:
-          splits: pairs (train rows, test rows), as `splitter.split(X, y)` yields them.
-          num_rows: N, the number of rows that were split.
-          part: which of the two a head learns from.
-
-        Raises:
-          SliceError: there is no split, a part is empty, or holds a row outside the dataset.
-          ArgumentError: part is unknown, or num_rows is not a whole number in range.
-        """
-        num_rows = whole_number("num_rows", num_rows, 1, MAX_ROWS)
-        if part not in ("train", "test"):
-            raise ArgumentError(
-                f"Unknown part of a split: argument part. Got {part!r}, expected 'train' or 'test'. "
-                "Fix: 'train' for the rows a head learns from, 'test' for those held out."
-            )
-        chosen = []
-        for number, split in enumerate(listed("splits", splits)):
-            if not isinstance(split, tuple | list) or len(split) != 2:
-                raise SliceError(
-                    f"Not a split: head {number}. Got {split!r:.60}, expected a pair (train rows, test rows). "
-                    "Fix: pass what `splitter.split(X, y)` yields."
-                )
-            chosen.append(split[part == "test"])
-        return cls._of(RowStore.of_lists(f"from_splits({{number}}, {part})", num_rows, *joined_lists(chosen, num_rows)))
+        for array in (self.ids, *self._axes.values()):
+            array.setflags(write=False)
 
     @classmethod
     def concatenate(cls, parts: Iterable["Slices"]) -> "Slices":
         """The heads of all parts one after the other, with fresh ids 0..H-1. Seeds and recipes stay with their rows.
 
+        Axes stay, too, with the values they have: the axis "slice" goes on counting in the product it came from.
+
         Raises:
-          ArgumentError: there is no part, or the parts are on datasets of different length.
+          ArgumentError: there is no part, the parts are on datasets of different length, or have other axes.
         """
-        parts = list(parts)
+        parts = [_checked(part) for part in parts]
         if not parts or len({part.num_rows for part in parts}) > 1:
             raise ArgumentError(
                 f"Slices cannot be joined: argument parts. Got num_rows {[part.num_rows for part in parts]}, "
                 "expected one or more parts on the same dataset. Fix: make all of them with the same num_rows."
             )
-        return cls._of(RowStore.concatenate([part._store for part in parts]))
+        axes = joined([part._axes for part in parts])
+        return cls._of(RowStore.concatenate([part._store for part in parts]), axes)
+
+    @classmethod
+    def product(cls, slices: "Slices", /, **axes: Any) -> "Slices":
+        """One head for every slice and every value of every axis: sweeps of seeds and hyper-parameters.
+
+        `Slices.product(base, seed=5, lr=[1e-3, 1e-2])` has 10 heads for each slice of `base`, the last axis fastest.
+        Each has an id of its own, and so its own key and rotation. `hx.PerHead(slices.axes["lr"])` hands the values
+        of an axis to the module.
+
+        Args:
+          slices: the slices to cross. Their own axes are kept.
+          **axes: by name, an int n for the values 0..n-1, or a sequence of numbers, strings or bools.
+
+        Returns:
+          The product, whose `axes` name the value of each head on every axis, and under "slice" the position of its
+          slice in `slices` (of a product of a product, in the first).
+
+        Raises:
+          ArgumentError: a name is taken, or an axis has no values, or values of mixed types.
+        """
+        at, labels = crossed(len(_checked(slices)), slices._axes, axes)
+        return cls._of(slices._store.pick(at), labels)
 
     # ---- what one asks of them ----------------------------------------------------------------------------------
 
@@ -221,6 +107,16 @@ class Slices:
         """int64[H], the seed each head's rows depend on; -1 where they depend on none."""
         return self._store.seeds
 
+    @property
+    def axes(self) -> Mapping[str, NDArray[Any]]:
+        """By name, [H] each: what every head of a product stands for; empty where there was none. Read-only."""
+        return MappingProxyType(self._axes)
+
+    @property
+    def has_repeats(self) -> bool:
+        """Whether a head may hold a row more than once; draws with replacement count as if they did."""
+        return self._store.has_repeats
+
     def recipe(self, head: int) -> str:
         """How the slice of the head at position `head` was made, such as "window(100, 37)"."""
         return self._store.recipe(int(self._positions([head])[0]))
@@ -228,15 +124,51 @@ class Slices:
     def rows(self, head: int) -> NDArray[np.int32]:
         """int32[n], the base rows of the head at position `head`, in the slice's own order."""
         at = self._positions([head])
-        return self._store.take(at, np.arange(self.lengths[at[0]])[None])[0]
+        return self._store.take(at, np.arange(self.lengths[at[0]], dtype=np.uint32)[None])[0]
 
     def mask(self, heads: Any = None) -> NDArray[np.bool_]:
         """bool[heads, N]: which rows each head may see; `heads` as in `slices[heads]`, all by default."""
-        chosen = self if heads is None else self[heads]
-        mask = np.zeros((len(chosen), self.num_rows), np.bool_)
-        for at, rows in chosen._store.walk():
-            mask[at, rows] = True
-        return mask
+        at = self._positions(slice(None) if heads is None else heads)
+        return self._store.contains(at, np.arange(self.num_rows))
+
+    def contains(self, heads: Any, rows: ArrayLike) -> NDArray[np.bool_]:
+        """Which of some rows each head may see: without the masks of all rows.
+
+        Args:
+          heads: as in `slices[heads]`.
+          rows: int[B], 0 <= row < N, in any order.
+
+        Returns:
+          bool[heads, B].
+
+        Raises:
+          ArgumentError: rows are not whole numbers, or lie outside the dataset.
+          SliceError: a head is picked twice, or none is.
+        """
+        hint = "rows count from 0 in the base dataset"
+        asked = in_range("rows", np.atleast_1d(column("rows", rows)), 0, self.num_rows, hint)
+        return self._store.contains(self._positions(heads), asked)
+
+    def complement(self, allow_empty: bool = False) -> "Slices":
+        """The rows that each head does not see, under the same ids: out of fold, out of bag, held out.
+
+        Each row once, whatever the copies in the slice. It costs what the slices cost, or less: the complement of a
+        window is a window, that of lists shares one sorted copy of them.
+
+        Args:
+          allow_empty: whether a head may be left with no row; such slices can be asked, not trained on.
+
+        Raises:
+          SliceError: a head sees every row, and allow_empty is False; the message names the head.
+        """
+        outside = Slices(self.ids, self._store.complement(), self._axes)
+        empty = np.flatnonzero(outside.lengths == 0)
+        if empty.size and not allow_empty:
+            raise SliceError(
+                f"Complement of head {empty[0]} is empty: its slice holds every row. Got {self.num_rows} rows of "
+                f"{self.num_rows}, expected fewer. Fix: leave the head out, or pass allow_empty=True."
+            )
+        return outside
 
     def lookup(self, offsets: NDArray[Any]) -> NDArray[np.int32]:
         """Base rows at the given offsets inside the slices: what a batch gathers.
@@ -262,10 +194,17 @@ class Slices:
                 f"Offset outside its slice: head {head}, slot {slot}. Got {offsets[head, slot]}, expected "
                 f"0 <= offset < {self.lengths[head]}. Fix: offsets count inside the slice, not inside the dataset."
             )
-        return self._store.take(np.arange(len(self)), offsets.astype(np.int64))
+        return self._store.take(np.arange(len(self)), offsets.astype(np.uint32))
+
+    def law(self) -> RowLaw | None:
+        """How rows follow from offsets, for the compiled program to compute itself what `lookup` gives.
+
+        None where the heads' rows are kept in several ways, or places in a table pass 2**31.
+        """
+        return self._store.law()
 
     def digest(self) -> str:
-        """SHA-256 in hex over ids, windows, seeds and listed rows; the same on every machine, in every process."""
+        """SHA-256 in hex over ids, windows, seeds and kept rows; the same on every machine, in every process."""
         # The number 1 goes up when the rows of the same window and seed change, as with other rounds of `permute`.
         content = hashlib.sha256(f"hydrax.Slices 1: {len(self)} heads, {self.num_rows} rows".encode())
         content.update(self.ids.astype("<u4").tobytes())
@@ -281,12 +220,12 @@ class Slices:
                 f"Ids do not tell the heads apart: argument ids. Got {fresh.size} ids, {np.unique(fresh).size} of them "
                 f"distinct, expected {len(self)} distinct ids. Fix: give every head an id of its own."
             )
-        return Slices(fresh.astype(np.int32), self._store)
+        return Slices(fresh.astype(np.int32), self._store, self._axes)
 
     def __getitem__(self, heads: Any) -> "Slices":
         """The heads at the given positions, each with its id: an int, a slice, ints, or bool[H]."""
         at = self._positions(heads)
-        return Slices(self.ids[at], self._store.pick(at))
+        return Slices(self.ids[at], self._store.pick(at), {name: values[at] for name, values in self._axes.items()})
 
     def __iter__(self) -> Iterator["Slices"]:
         return (self[head] for head in range(len(self)))
@@ -300,30 +239,18 @@ class Slices:
     def __hash__(self) -> int:
         return hash(self.digest())
 
+    def describe(self) -> str:
+        """A few lines: recipes, lengths, share of the dataset, rows in no slice, repeats, axes, memory."""
+        return description(self._store, self._axes)
+
     def __repr__(self) -> str:
-        recipes = " + ".join(self._store.kinds)
+        recipes = " + ".join(self._store.recipes.makers())
         lengths = f"{self.lengths.min()}..{self.lengths.max()}"
         return f"Slices({recipes}, num_heads={len(self)}, num_rows={self.num_rows}, lengths={lengths})"
 
     @classmethod
-    def _of(cls, store: RowStore) -> "Slices":
-        return cls(np.arange(store.lengths.size, dtype=np.int32), store)
-
-    @classmethod
-    def _windows(
-        cls, template: str, num_rows: int, start: ArrayLike, lengths: ArrayLike, seed: ArrayLike | None = None
-    ) -> "Slices":
-        """Windows on the base order, or with a seed on the permutations that the seeds key."""
-        starts, rows, seeds = one_per_head(starts=start, lengths=lengths, seed=0 if seed is None else seed)
-        in_range("seed", seeds, 0, 2**32, "take a whole number that fits into 32 bits")
-        past = (starts < 0) | (starts > num_rows - rows)
-        if past.any():
-            head = np.flatnonzero(past)[0]
-            raise SliceError(
-                f"Window outside the dataset: slice of head {head}. Got start {starts[head]}, length {rows[head]}, "
-                f"expected 0 <= start <= {num_rows} - length. Fix: move the window, or shorten it."
-            )
-        return cls._of(RowStore.of_windows(template, num_rows, starts, rows, None if seed is None else seeds))
+    def _of(cls, store: RowStore, axes: Axes | None = None) -> "Slices":
+        return cls(np.arange(store.lengths.size, dtype=np.int32), store, axes or {})
 
     def _positions(self, heads: Any) -> NDArray[np.int64]:
         """Positions 0..H-1 from an int, slice, list, int array or bool mask; refuses repeats and what is not there."""
@@ -344,3 +271,12 @@ class Slices:
                 "Fix: pick each head once; Slices.concatenate gives copies ids of their own."
             )
         return at
+
+
+def _checked(slices: Any) -> Slices:
+    if not isinstance(slices, Slices):
+        raise ArgumentError(
+            f"Not slices: argument slices or parts. Got {slices!r:.60}, expected hydrax.Slices. "
+            "Fix: make them with Slices.full, Slices.prefix and the like."
+        )
+    return slices

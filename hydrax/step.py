@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from hydrax.callback import Callback, StepInfo
+from hydrax.draw import DeviceRows
 from hydrax.errors import CallbackError, ModuleError
 from hydrax.model import Parts, Structure, split
 from hydrax.module import Context, HydraModule, Logged, bind, is_metric, masked_mean
@@ -48,6 +49,7 @@ class HeadProgram:
       clip_val: bound of the gradient of this head, or None.
       clip_algorithm: "norm" or "value".
       padding: for "training", "validation" and "test": why a slot can be padding there, or None where none can.
+      may_idle: whether a head may have no live slot in a step.
     """
 
     module: HydraModule
@@ -57,6 +59,7 @@ class HeadProgram:
     clip_val: float | None = None
     clip_algorithm: str = "norm"
     padding: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    may_idle: bool = False
     logged: dict[str, dict[str, Logged]] = dataclasses.field(default_factory=dict)
 
     def build(self, inputs: HeadInputs, base_key: jax.Array) -> Parts:
@@ -80,7 +83,14 @@ class HeadProgram:
         )
 
     def train(
-        self, head: HeadsState, inputs: HeadInputs, base_key: jax.Array, data: Any, rows: Any, mask: Any, step: Any
+        self,
+        head: HeadsState,
+        inputs: HeadInputs,
+        base_key: jax.Array,
+        data: DeviceRows,
+        rows: Any,
+        mask: Any,
+        step: Any,
     ) -> tuple[HeadsState, dict[str, Any]]:
         """One optimiser update of one head.
 
@@ -88,13 +98,14 @@ class HeadProgram:
           head: the head's state.
           inputs: the head's id and `PerHead` values.
           base_key: the run's key.
-          data: the whole dataset on the device, columns `[N, ...]`.
-          rows: int32[A, B], rows of the A micro-batches.
+          data: the rows on the device.
+          rows: int32[A, B], their places in `data`, of the A micro-batches.
           mask: bool[A, B], live slots; a micro-batch without any does not count.
           step: int32 scalar, updates done before.
 
         Returns:
-          The new state, equal to the old one bit for bit where the head is frozen; and what was logged, by name.
+          The new state, equal to the old one bit for bit where the head is frozen or has no live slot; and the step's
+          values: "logged" by name, and "stepped", whether it had one, where a head may have none.
         """
         key = jax.random.fold_in(jax.random.fold_in(base_key, inputs.ids), step)
         if len(rows) == 1:
@@ -119,10 +130,11 @@ class HeadProgram:
             epoch={name: head.epoch[name].merge(_accumulator(logs[name], mask)) for name in head.epoch},
             live=head.live,
         )
-        values = {
-            name: value.compute() if is_metric(value) else value for name, value in logs.items() if flags[name].on_step
-        }
-        return select(head.live, new, head), values
+        on_step = {name: value for name, value in logs.items() if flags[name].on_step}
+        values = {"logged": {n: value.compute() if is_metric(value) else value for n, value in on_step.items()}}
+        if self.may_idle:
+            values["stepped"] = mask.any()
+        return select(head.live & mask.any(), new, head), values
 
     def evaluate(
         self,
@@ -146,7 +158,8 @@ class HeadProgram:
           train: the mode the model is in.
           Others as in `train`.
         """
-        batch, ctx = self._batch(data, rows), Context(key, mask, rows, step, inputs.ids, train)
+        batch, rows = self._batch(data, rows)
+        ctx = Context(key, mask, rows, step, inputs.ids, train)
         _, (logs, _) = self._run_step(stage, head[0], head[1], inputs, batch, ctx)
         return {name: _accumulator(value, mask) for name, value in logs.items()}
 
@@ -154,9 +167,8 @@ class HeadProgram:
         """One head's prediction for one batch: what `predict_step` returns."""
         model = self._model(head[0], head[1], train=False)
         bound, _ = bind(self.module, inputs.per_head, "predict")
-        return bound.predict_step(
-            model, self._batch(data, rows), Context(key, mask, rows, step, inputs.ids, train=False)
-        )
+        batch, rows = self._batch(data, rows)
+        return bound.predict_step(model, batch, Context(key, mask, rows, step, inputs.ids, train=False))
 
     def eval_key(self, inputs: HeadInputs, base_key: jax.Array, batch: Any) -> jax.Array:
         """The head's key for an evaluation batch."""
@@ -165,8 +177,9 @@ class HeadProgram:
     def _gradient(
         self, trainable: Any, state: Any, inputs: Any, key: Any, data: Any, rows: Any, mask: Any, step: Any
     ) -> Any:
+        batch, rows = self._batch(data, rows)
         ctx = Context(key, mask, rows, step, inputs.ids, train=True)
-        run = lambda t: self._run_step("training", t, state, inputs, self._batch(data, rows), ctx)  # noqa: E731
+        run = lambda t: self._run_step("training", t, state, inputs, batch, ctx)  # noqa: E731
         (loss, (logs, new_state)), gradients = jax.value_and_grad(run, has_aux=True)(trainable)
         return loss, logs, new_state, gradients
 
@@ -223,10 +236,12 @@ class HeadProgram:
         self._structure.set_mode(model, train)
         return model
 
-    def _batch(self, data: Any, rows: jax.Array) -> Any:
+    def _batch(self, data: DeviceRows, places: jax.Array) -> tuple[Any, jax.Array]:
+        """What stands at these places, and its base rows."""
         # Rows are checked on the host, so the gather need not clip them.
-        batch = jax.tree.map(lambda column: column.at[rows].get(mode="promise_in_bounds"), data)
-        return _cast(batch, _FLOATS.get(self.precision))
+        gather = lambda column: column.at[places].get(mode="promise_in_bounds")  # noqa: E731
+        batch = _cast(jax.tree.map(gather, data.columns), _FLOATS.get(self.precision))
+        return batch, places if data.numbers is None else gather(data.numbers)
 
     def _clip(self, gradients: Any) -> Any:
         if self.clip_val is None:

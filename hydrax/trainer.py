@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from hydrax import resume
 from hydrax.assembly import Training, assemble_training
-from hydrax.callback import Callback, Event
+from hydrax.callback import Callback
 from hydrax.data import DataModule
 from hydrax.dispatch import Dispatcher, check_callbacks, keys
 from hydrax.errors import ArgumentError, CheckpointError
 from hydrax.evaluation import assemble_evaluation, table
 from hydrax.heads import Heads
 from hydrax.loop import FitLoop
-from hydrax.module import HydraModule, set_frozen
+from hydrax.module import HydraModule
+from hydrax.predictions import HeldOut, held_out, stacked
 from hydrax.result import FitResult
 from hydrax.run_folder import check_root, find_newest
-from hydrax.run_view import RunView
 from hydrax.settings import Settings, check_switches, refuse_unknown
+from hydrax.stages import Stages
 
-_log = logging.getLogger("hydrax")
 
-
-class Trainer(RunView):
+class Trainer(Stages):
     """Trains, validates, tests and predicts with all heads of a module at once. Keyword arguments only.
 
     Args:
@@ -46,6 +43,9 @@ class Trainer(RunView):
       gradient_clip_algorithm: "norm" or "value".
       precision: "32-true", "bf16-mixed", "bf16-true" or "64-true".
       seed: of everything random: a head's key is fold_in(fold_in(key(seed), head id), step).
+      sampling: "own", each head its own rows in a step; or "shared", all heads the same rows, of which each learns from
+        those in its slice. What a head learns differs; shared rows are faster where slices hold most rows.
+      budget: "steps", all heads as many steps; or "passes", each head stops after max_epochs passes over its slice.
       chunk: heads that run together, or "auto"; a head's bits depend on it, and on nothing else beside it.
       steps_per_call: most steps of one dispatch, or "auto".
       callbacks: one or a list, added to the defaults.
@@ -77,6 +77,8 @@ class Trainer(RunView):
         gradient_clip_algorithm: str = "norm",
         precision: str = "32-true",
         seed: int = 0,
+        sampling: str = "own",
+        budget: str = "steps",
         chunk: int | str = "auto",
         steps_per_call: int | str = "auto",
         callbacks: Callback | Sequence[Callback] | None = None,
@@ -90,7 +92,7 @@ class Trainer(RunView):
         given = {name: value for name, value in locals().items() if name not in ("self", "unknown", "__class__")}
         refuse_unknown(unknown, list(given))
         own = ("callbacks", "logger", "enable_checkpointing", "enable_progress_bar", "default_root_dir")
-        self._settings = Settings(**{name: value for name, value in given.items() if name not in own})
+        settings = Settings(**{name: value for name, value in given.items() if name not in own})
         check_switches(
             logger=logger, enable_checkpointing=enable_checkpointing, enable_progress_bar=enable_progress_bar
         )
@@ -101,7 +103,7 @@ class Trainer(RunView):
             "ModelCheckpoint": enable_checkpointing and not quiet,
         }
         self._root = check_root(default_root_dir)
-        super().__init__(check_callbacks(callbacks), log_every_n_steps, None if quiet else self._root)
+        super().__init__(settings, check_callbacks(callbacks), None if quiet else self._root)
 
     # What a user calls.
 
@@ -199,37 +201,35 @@ class Trainer(RunView):
         module, datamodule, heads = self._subject(module, datamodule, heads, ckpt_path)
         with self._stage(module, datamodule, "predict"):
             engine, evaluation, head = self._assemble(module, datamodule, "predict", heads)
-            live = np.ones(len(heads), bool)
-            with contextlib.closing(evaluation), self._hooks("predict", live=live) as emit:
+            with contextlib.closing(evaluation), self._hooks("predict", live=np.ones(len(heads), bool)) as emit:
                 emit("on_predict_start")
-                found = evaluation.predict(engine, head, self.global_step, reduce)
+                found = stacked(evaluation.predict(engine, head, self.global_step), reduce)
                 emit("on_predict_end")
         return found
 
-    def save_checkpoint(self, path: str | Path, keep: int | None = None) -> Path:
-        """Writes the run as it now is to `<path>/<step>/`.
+    def predict_held_out(
+        self,
+        module: HydraModule | None = None,
+        datamodule: DataModule | None = None,
+        heads: Heads | None = None,
+        ckpt_path: str | Path | None = None,
+    ) -> HeldOut:
+        """Runs `predict_step` over the training rows that each head did not learn from; arguments as `test`.
 
-        In a fit, call it from a hook that hears the heads as they are: `next_due`, validation, an epoch's end.
+        Of heads picked out of a fit pass the data module with their slices.
 
-        Args:
-          path: folder of the checkpoints.
-          keep: how many of the newest to keep; None keeps all.
+        Returns:
+          The predictions out of fold or out of bag, with their heads and rows: `per_head()`, `per_row()`, `mask`.
         """
-        loop, training = self._running()
-        emit = self._dispatcher("fit")
-        emit("on_save_checkpoint")
-        return resume.save(
-            Path(path),
-            step=loop.step,
-            engine=training.engine,
-            state=loop.state,
-            snapshots=loop.snapshots,
-            metrics=loop.metrics,
-            callbacks=keys(self._heard()),
-            fingerprint=training.fingerprint(),
-            meta={"ids": training.slices.ids.tolist(), "heard": loop.heard},
-            keep=keep,
-        )
+        module, datamodule, heads = self._subject(module, datamodule, heads, ckpt_path)
+        with self._stage(module, datamodule, "predict"):
+            engine, evaluation, head = self._assemble(module, datamodule, "held_out", heads)
+            with contextlib.closing(evaluation), self._hooks("predict", live=np.ones(len(heads), bool)) as emit:
+                emit("on_predict_start")
+                batches = evaluation.predict(engine, head, self.global_step)
+                found = held_out(batches, len(heads), evaluation.data.num_rows)
+                emit("on_predict_end")
+        return found
 
     # How a run is laid out.
 
@@ -246,7 +246,6 @@ class Trainer(RunView):
             schedule=training.schedule,
             steps_per_call=training.plan.steps_per_call,
             feed=training.feed,
-            data=training.data,
             state=start.state,
             step=start.step,
             emit=emit,
@@ -257,6 +256,7 @@ class Trainer(RunView):
             snapshots=start.snapshots,
             metrics=start.metrics,
             heard=start.heard,
+            own_batches=training.own_batches,
         )
         return loop
 
@@ -330,58 +330,6 @@ class Trainer(RunView):
         for kind in (ProgressBar, TensorBoardLogger, ModelCheckpoint):
             if self._wants[kind.__name__] and not any(isinstance(callback, kind) for callback in self.callbacks):
                 self.callbacks.append(kind())
-
-    @contextlib.contextmanager
-    def _stage(self, module: HydraModule, datamodule: DataModule, stage: str) -> Iterator[None]:
-        """Calls the users' own setup and teardown around a stage, and freezes the module inside it."""
-        with contextlib.ExitStack() as stack:
-            if self._settings.precision == "64-true":
-                stack.enter_context(jax.enable_x64(True))
-            datamodule.prepare_data()
-            stack.callback(datamodule.teardown, stage)
-            datamodule.setup(stage)
-            stack.callback(module.teardown, stage)
-            module.setup(stage)
-            set_frozen(module, True)
-            stack.callback(set_frozen, module, False)
-            self._fitting = stage == "fit"
-            stack.callback(setattr, self, "_fitting", False)
-            yield
-
-    @contextlib.contextmanager
-    def _hooks(self, stage: str, **fixed: Any) -> Iterator[Dispatcher]:
-        """`setup` first; at the end `teardown`, after an error `on_exception` too, whatever a callback raises."""
-        emit = self._dispatcher(stage, **fixed)
-        try:
-            emit("setup")
-            yield emit
-        except BaseException as error:
-            emit.to_all("on_exception", error=error)
-            emit.to_all("teardown")
-            raise
-        failure = emit.to_all("teardown")
-        if failure is not None:
-            raise failure
-
-    def _heard(self) -> list[Callback]:
-        """The callbacks that take part: a trial run saves nothing."""
-        return [c for c in self.callbacks if not (c.is_checkpoint and self._settings.fast_dev_run)]
-
-    def _dispatcher(self, stage: str, **fixed: Any) -> Dispatcher:
-        return Dispatcher(self._heard(), lambda **fields: self._event(stage, **fixed, **fields))
-
-    def _event(self, stage: str, **fields: Any) -> Event:
-        live = np.ones(self.num_heads, bool) if self._loop is None else self._loop.live
-        return Event(self, stage, **{"step": self.global_step, "epoch": self.current_epoch, "live": live, **fields})
-
-    def _say(self, line: str) -> None:
-        if self._settings.barebones:
-            return
-        if _log.level == logging.NOTSET:  # else the user has decided
-            _log.setLevel(logging.INFO)
-        if not _log.hasHandlers():
-            _log.addHandler(logging.StreamHandler())
-        _log.info(line)
 
 
 def _check_types(module: Any, datamodule: Any) -> None:

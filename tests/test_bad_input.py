@@ -471,7 +471,7 @@ DATASETS = [
     case("large uint64", fit_on(with_row(3, 2**63, np.uint64)), "dataset['label'], row 3", "of uint64"),
     case("small int64", fit_on(with_row(4, -(2**31) - 1, np.int64)), "row 4", "expected -2147483648 to 2147483647"),
     case("an empty dict", fit_on({}), "no columns: train dataset", "Got {}"),
-    case("None", fit_on(None), "no columns: train dataset", "Got None"),
+    case("None", fit_on(None), "A dataset is missing", "train_dataset. Got None"),
     case("None for every column", fit_on({"image": None}), "no columns: train dataset", "Got {'image': None}"),
     case("NaN and Inf", fit_on(with_nan(), check_finite="raise"), "dataset['image']", "Got 2 such rows (first: 2, 7)"),
     case(

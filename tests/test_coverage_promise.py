@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from hydrax.rotation import index_batch
+from hydrax.row_bits import Bits, packed
+from hydrax.row_store import RowStore
 from hydrax.slices import Slices
 
 NUM_HEADS = 6
@@ -53,8 +55,71 @@ def from_mask(rng, num_rows):
 
 
 def from_splits(rng, num_rows):
-    cuts = [np.split(rng.permutation(num_rows + 1) % num_rows, [1 + num_rows // 2]) for _ in range(NUM_HEADS)]
+    cuts = [np.split(rng.permutation(num_rows), [1 + num_rows // 2]) for _ in range(NUM_HEADS)]
     return Slices.from_splits(cuts, num_rows), [train for train, _ in cuts]
+
+
+def from_packed_mask(rng, num_rows):
+    mask = rng.random((NUM_HEADS, num_rows)) < 0.4
+    mask[:, 0] = True
+    ids = np.arange(NUM_HEADS, dtype=np.int32)
+    part = Bits.of(num_rows, packed(mask), numbers=ids)
+    return Slices(ids, RowStore.of(part, "from_mask({number})")), [np.flatnonzero(line) for line in mask]
+
+
+def leave_one_out(rng, num_rows):
+    slices = Slices.leave_one_out(num_rows + 1)
+    return slices, [np.delete(np.arange(num_rows + 1), row) for row in range(num_rows + 1)]
+
+
+def expanding_window(rng, num_rows):
+    return Slices.expanding_window(1, 3, num_rows), [range(end) for end in range(1, num_rows + 1, 3)]
+
+
+def stratified(rng, num_rows):
+    lengths, labels = rng.integers(1, num_rows + 1, NUM_HEADS), rng.integers(0, 3, num_rows)
+    slices = Slices.random_subset(lengths, num_rows, stratify=labels)
+    return slices, [np.flatnonzero(line) for line in slices.mask()]
+
+
+def bootstrap(rng, num_rows):
+    # Fewer draws are the first of more.
+    lengths, seeds = rng.integers(1, 2 * num_rows, NUM_HEADS), rng.integers(0, 2**32, NUM_HEADS)
+    whole = Slices.bootstrap(NUM_HEADS, num_rows, 2 * num_rows, seeds)
+    expected = [whole.rows(head)[:length] for head, length in enumerate(lengths)]
+    return Slices.bootstrap(NUM_HEADS, num_rows, lengths, seeds), expected
+
+
+def from_weights(rng, num_rows):
+    weights = rng.integers(0, 4, (NUM_HEADS, num_rows))
+    weights[:, 0] = 1
+    return Slices.from_weights(weights), [np.repeat(np.arange(num_rows), line) for line in weights]
+
+
+def partition_by(rng, num_rows):
+    groups = rng.integers(0, 4, num_rows)
+    return Slices.partition_by(groups), [np.flatnonzero(groups == group) for group in np.unique(groups)]
+
+
+def leave_group_out(rng, num_rows):
+    groups = np.append(rng.integers(0, 4, num_rows), 4)
+    return Slices.leave_group_out(groups), [np.flatnonzero(groups != group) for group in np.unique(groups)]
+
+
+def dirichlet(rng, num_rows):
+    slices = Slices.dirichlet(rng.integers(0, 3, num_rows), 2.0, num_heads=1 + num_rows // 8)
+    return slices, [np.flatnonzero(line) for line in slices.mask()]
+
+
+def complement(rng, num_rows):
+    slices = Slices.concatenate([stratified(rng, num_rows + 1)[0], bootstrap(rng, num_rows + 1)[0]])
+    slices = slices[slices.mask().sum(axis=1) <= num_rows]
+    return slices.complement(), [np.flatnonzero(~line) for line in slices.mask()]
+
+
+def product(rng, num_rows):
+    base, rows = window(rng, num_rows)
+    return Slices.product(base, seed=2), [own for own in rows for _ in range(2)]
 
 
 def joined(rng, num_rows):
@@ -62,7 +127,11 @@ def joined(rng, num_rows):
     return Slices.concatenate([a, b])[::2], [*rows_of_a, *rows_of_b][::2]
 
 
-RECIPES = [full, prefix, window, keyed_prefix, random_subset, from_indices, from_mask, from_splits, joined]
+RECIPES = [
+    *(full, prefix, window, keyed_prefix, random_subset, from_indices, from_mask, from_splits, joined),
+    *(from_packed_mask, leave_one_out, expanding_window, stratified, bootstrap, from_weights, partition_by),
+    *(leave_group_out, dirichlet, complement, product),
+]
 
 
 def walk(slices, num_batches, **how):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import hydrax as hx
-from hydrax.data import check_dataset, num_rows
+from hydrax.columns import check_dataset, num_rows
 from hydrax.datamodules import ArrayDataModule
 
 # ---- datasets

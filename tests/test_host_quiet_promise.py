@@ -8,8 +8,8 @@ from heads_under_test import NUM_ROWS, QUIET, PlainClassifier, data_of
 from jax._src.array import ArrayImpl
 
 import hydrax as hx
-from hydrax import loop
 from hydrax.engine import Engine
+from hydrax.loop import FitLoop
 
 
 class Ends(hx.Callback):
@@ -42,13 +42,13 @@ def heard(tmp_path_factory):
 
     def dispatch(self, *args):
         result = superstep(self, *args)
-        events.append(f"dispatch {args[4] + args[5]}")
+        events.append(f"dispatch {args[3] + args[4]}")
         return result
 
-    def read(value):
+    def read(self, *args):
         events.append("read")
         reading.append(True)
-        result = late_read(value)
+        result = late_read(self, *args)
         reading.pop()
         return result
 
@@ -59,9 +59,9 @@ def heard(tmp_path_factory):
 
         return watch
 
-    superstep, late_read = Engine.superstep, loop._read
+    superstep, late_read = Engine.superstep, FitLoop._read
     patch.setattr(Engine, "superstep", dispatch)
-    patch.setattr(loop, "_read", read)
+    patch.setattr(FitLoop, "_read", read)
     # NumPy takes jax arrays on a CPU by their buffer, all else (float, bool, item, print) goes through _value.
     patch.setattr(np, "asarray", watched(np.asarray))
     patch.setattr(np, "array", watched(np.array))

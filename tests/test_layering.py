@@ -18,12 +18,17 @@ ROOT = Path(__file__).parents[1]
 # Layer by layer, and inside a layer line by line: a file may import from what stands before it and from nothing else.
 LAYERS = (
     ("errors", "jaxlib_guard"),
-    ("slice_arguments", "rotation", "row_store", "slices", "hparams", "settings"),
-    ("module", "data", "callback"),
-    ("model", "state", "step", "preflight", "lowering", "plan", "schedule", "program"),
     (
-        *("feed", "tune", "engine", "checkpoint", "dispatch", "loop", "heads", "evaluation"),
-        *("ledger", "result", "run_folder", "resume", "assembly", "run_view", "trainer"),
+        *("slice_arguments", "rotation", "row_law", "row_windows", "row_strata", "row_lists", "row_bits", "row_sets"),
+        *("row_draws", "row_weights", "slice_recipes", "row_store", "slice_axes", "slice_description"),
+        *("computed_slices", "listed_slices", "slices", "hparams", "settings"),
+    ),
+    ("columns", "module", "data", "callback"),
+    ("model", "state", "draw", "step", "preflight", "lowering", "plan", "schedule", "program"),
+    (
+        *("checkpoint", "row_access", "row_processes", "row_reader", "feed", "stream", "dataset", "walk", "tune"),
+        *("engine", "dispatch", "loop", "heads", "predictions", "evaluation", "ledger", "result", "run_folder"),
+        *("resume", "assembly", "run_view", "stages", "trainer"),
     ),
     ("loss", "nn", "one_call"),
 )

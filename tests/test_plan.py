@@ -37,4 +37,4 @@ def test_a_superstep_has_at_least_one_step():
 
 
 def test_a_plan_prints_as_one_line():
-    assert str(plan()) == "chunk=1 steps_per_call=50 backend=cpu"
+    assert str(plan()) == "chunk=1 steps_per_call=50 backend=cpu sampling=own residence=device"

@@ -1,0 +1,371 @@
+"""TabularDataModule: tables in CSV or Parquet files."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Collection, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hydrax import ArgumentError, DataError, DataModule, Slices
+
+Dataset = dict[str, NDArray[Any]]
+
+_MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null")
+
+
+class TabularDataModule(DataModule):
+    """A table as features `x` and target `y`: CSV with one header line or, where pyarrow is installed, Parquet.
+
+    A dataset is `{"x": float32[N, D], "y": [N]}`. A column of words becomes their places in sorted order, which
+    `categories` keeps. A target of words or whole numbers is int32, any other float32. A missing feature (an empty
+    cell, NA, N/A, NaN, NULL) is NaN, which `check_finite` reports. The test rows are what `predict` walks, too.
+
+    Args:
+      path: the training file; Parquet where it ends in .parquet, else CSV in UTF-8.
+      target: the column to predict; no cell of it may be missing.
+      slices: which training rows each head learns from, or a function from the training dataset to that, such as
+        `lambda train: Slices.partition_by(data.columns["site"])`. Rows held out for validation are no training rows;
+        the others keep the order of the file.
+      features: the columns of x, in this order; None: all but the target and those aside.
+      aside: columns that are no features, such as groups.
+      categorical: columns whose cells look like numbers and are names, such as post codes.
+      val_rows: training rows held out for validation: an int counts them, a float is a fraction, 0 is none.
+      seed: draws the rows held out, 0 <= seed < 2**32; None holds out the last ones.
+      val_path: a file of validation rows, instead of val_rows.
+      test_path: a file of test rows.
+      standardize: brings each feature that is no category to mean 0 and deviation 1 over the training rows. Off by
+        default: the statistics are of all training rows, so a head would learn something of rows outside its slice,
+        and its score on them (k-fold, leave-one-out) would come out too good.
+      delimiter: what stands between two cells of a CSV line.
+      val_slices: which validation rows each head is validated on, or a function from the validation dataset to that;
+        None: all of them.
+      settings: attributes of `DataModule`: batch_size, eval_batch_size, small_slices, check_finite, residence, ...
+
+    Raises:
+      ArgumentError: an argument has a value it cannot have.
+      DataError: a file is missing or damaged, or a column or cell cannot be used; said in `setup`.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        target: str,
+        slices: Slices | Callable[[Dataset], Slices],
+        features: Sequence[str] | None = None,
+        aside: Sequence[str] = (),
+        categorical: Sequence[str] = (),
+        val_rows: int | float = 0,
+        seed: int | None = 0,
+        val_path: str | Path | None = None,
+        test_path: str | Path | None = None,
+        standardize: bool = False,
+        delimiter: str = ",",
+        val_slices: Slices | Callable[[Dataset], Slices] | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        self._path, self._val_path, self._test_path = path, val_path, test_path
+        self._target, self._features, self._aside, self._categorical = target, features, aside, categorical
+        self._val_rows, self._seed, self._standardize, self._delimiter = val_rows, seed, standardize, delimiter
+        self._slices, self._val_slices = slices, val_slices
+        for name, value, wrong, expected in (
+            ("features", features, features in ((), []) or isinstance(features, str), "a list of names, or None"),
+            ("features", features, target in (features or ()), f"names without the target {target!r}"),
+            ("aside", aside, isinstance(aside, str), "a list of names"),
+            ("categorical", categorical, isinstance(categorical, str), "a list of names"),
+            ("val_path", val_path, val_path is not None and val_rows != 0, f"None beside val_rows={val_rows}"),
+            ("delimiter", delimiter, not isinstance(delimiter, str) or len(delimiter) != 1, "one character"),
+        ):
+            if wrong:
+                raise ArgumentError(
+                    f"A table cannot be read so: TabularDataModule({name}=). Got {value!r}, expected {expected}. Fix: "
+                    f"mend {name}, or leave it out."
+                )
+
+    def setup(self, stage: str) -> None:
+        """Reads the files, where they are not read yet; the test's only for a test or a prediction."""
+        if stage in ("fit", "validate"):
+            self.train_dataset()
+            self.val_dataset()
+        else:
+            self.test_dataset()
+
+    def train_dataset(self) -> Dataset:
+        return self._train
+
+    def slices(self) -> Slices:
+        return self._slices(self.train_dataset()) if callable(self._slices) else self._slices
+
+    def val_dataset(self) -> Dataset | None:
+        return self._val
+
+    def val_slices(self) -> Slices | None:
+        val = self.val_dataset()
+        if val is None:
+            return None
+        return self._val_slices(val) if callable(self._val_slices) else self._val_slices
+
+    def test_dataset(self) -> Dataset | None:
+        return self._test
+
+    def predict_dataset(self) -> Dataset | None:
+        return self._test
+
+    @property
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Every column of the training rows, [N]: int64 where all are whole, else float64; words, "" where missing."""
+        return self._split[0].arrays()
+
+    @property
+    def val_columns(self) -> dict[str, NDArray[Any]]:
+        """Every column of the validation rows, none where there are no such rows."""
+        return {} if self._split[1] is None else self._split[1].arrays()
+
+    @cached_property
+    def feature_names(self) -> tuple[str, ...]:
+        """The columns of x, D names."""
+        known = self._table.columns
+        self._table.expect(self._target, *(self._features or ()), *self._aside, *self._categorical)
+        names = self._features or [name for name in known if name != self._target and name not in self._aside]
+        if not names:
+            raise _error("A table has no features", self._path, ", ".join(known), "a column besides target and aside")
+        return tuple(names)
+
+    @cached_property
+    def categories(self) -> dict[str, tuple[str, ...]]:
+        """The words of each categorical column of x and y, sorted: a word's number is its place."""
+        found = {}
+        for name in (*self.feature_names, self._target):
+            column = self._table.columns[name]
+            if _is_missing(column).all():
+                raise _error("A column is empty", f"{self._table.path}, {name!r}", "no value", "one or more")
+            if column.dtype.kind == "U":
+                words = sorted(set(column.tolist()) - {""})
+                # A column of numbers with one slip must not turn into categories in silence.
+                if name not in self._categorical and {_is_number(word) for word in words} == {True, False}:
+                    raise self._table.not_a_number(name)
+                found[name] = tuple(words)
+        return found
+
+    # ---- from files to datasets
+
+    @cached_property
+    def _table(self) -> _Table:
+        return self._read(self._path, self._categorical)
+
+    @cached_property
+    def _split(self) -> tuple[_Table, _Table | None]:
+        """The rows to train on, and those to validate on."""
+        if self._val_path is not None:
+            return self._table, self._read(self._val_path, [*self._categorical, *self.categories])
+        held = _held_out(len(self._table.lines), self._val_rows, self._seed)
+        return self._table.pick(~held), self._table.pick(held) if held.any() else None
+
+    @cached_property
+    def _train(self) -> Dataset:
+        return self._dataset(self._split[0])
+
+    @cached_property
+    def _val(self) -> Dataset | None:
+        return None if self._split[1] is None else self._dataset(self._split[1])
+
+    @cached_property
+    def _test(self) -> Dataset | None:
+        if self._test_path is None:
+            return None
+        return self._dataset(self._read(self._test_path, [*self._categorical, *self.categories]))
+
+    @cached_property
+    def _scales(self) -> list[tuple[float, float]]:
+        """Mean and deviation of each feature over the training rows; 0 and 1 where it stays as it is."""
+        scales = []
+        for name in self.feature_names:
+            column = self._split[0].columns[name]
+            known = column[:0] if name in self.categories or not self._standardize else column[~np.isnan(column)]
+            scales.append((float(known.mean()), float(known.std()) or 1.0) if known.size else (0.0, 1.0))
+        return scales
+
+    @cached_property
+    def _target_dtype(self) -> Any:
+        return np.int32 if _are_whole(self._table.numbers(self._target, self.categories)).all() else np.float32
+
+    def _read(self, path: str | Path, words: Sequence[str]) -> _Table:
+        path = Path(path)
+        if not path.is_file():
+            raise _error(
+                "A file is missing", path, "no such file", "a CSV file with one header line, or a Parquet file"
+            )
+        return _read_parquet(path, words) if path.suffix == ".parquet" else _read_csv(path, words, self._delimiter)
+
+    def _dataset(self, table: _Table) -> Dataset:
+        table.expect(*self.feature_names, self._target)
+        columns = [table.numbers(name, self.categories) for name in self.feature_names]
+        x = np.stack([(column - mean) / scale for column, (mean, scale) in zip(columns, self._scales, strict=True)], 1)
+        y = table.numbers(self._target, self.categories)
+        for what, wrong, expected in (
+            ("A target is missing", ~np.isfinite(y), "a finite number"),
+            ("A target is not whole", ~_are_whole(y) & (self._target_dtype == np.int32), "an int32, as in training"),
+        ):
+            if wrong.any():
+                at = int(np.argmax(wrong))
+                raise _error(what, table.place(self._target, at), y[at], expected, "mend the cell, or drop the row")
+        with np.errstate(over="ignore"):  # a number beyond float32 becomes Inf, which check_finite reports
+            return {"x": x.astype(np.float32), "y": y.astype(self._target_dtype)}
+
+
+class _Table(NamedTuple):
+    """Columns of one file, float64[N] or words, str[N]; and where each row stands in the file, for messages."""
+
+    path: Path
+    columns: dict[str, NDArray[Any]]
+    lines: NDArray[np.int64]
+    unit: str
+
+    def pick(self, rows: NDArray[np.bool_]) -> _Table:
+        columns = {name: column[rows] for name, column in self.columns.items()}
+        return self._replace(columns=columns, lines=self.lines[rows])
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        return {
+            name: column.astype(np.int64) if column.dtype.kind == "f" and _are_whole(column).all() else column
+            for name, column in self.columns.items()
+        }
+
+    def place(self, name: str, at: int) -> str:
+        return f"{self.path}, {self.unit} {self.lines[at]}, column {name!r}"
+
+    def expect(self, *names: str) -> None:
+        for name in names:
+            if name not in self.columns:
+                known = ", ".join(self.columns)
+                raise _error("There is no such column", self.path, repr(name), f"one of {known}", "name one of them")
+
+    def numbers(self, name: str, categories: dict[str, tuple[str, ...]]) -> NDArray[np.float64]:
+        """A column as float64[N], NaN where missing; of words, their places among its categories."""
+        column = self.columns[name]
+        if name not in categories:
+            if column.dtype.kind == "U":
+                raise self.not_a_number(name)
+            return column
+        words = np.array(categories[name])
+        places = np.searchsorted(words, column).clip(max=len(words) - 1)
+        unknown = (words[places] != column) & ~_is_missing(column)
+        if unknown.any():
+            at = int(np.argmax(unknown))
+            expected = f"one of the {len(words)} words of the training file"
+            raise _error("A word is not known", self.place(name, at), repr(str(column[at])), expected)
+        return np.where(_is_missing(column), np.nan, places)
+
+    def not_a_number(self, name: str) -> DataError:
+        """Of a column of words: names the first that is no number."""
+        column = self.columns[name].tolist()
+        at = next((at for at, word in enumerate(column) if word and not _is_number(word)), 0)
+        fix = f'mend it, or set categorical=("{name}",)'
+        return _error("A cell is not a number", self.place(name, at), repr(column[at]), "a number, as others are", fix)
+
+
+def _error(what: str, where: object, got: object, expected: str, fix: str = "mend the file") -> DataError:
+    return DataError(f"{what}: {where}. Got {got}, expected {expected}. Fix: {fix}.")
+
+
+def _read_csv(path: Path, words: Collection[str], delimiter: str) -> _Table:
+    what, rows, lines = "A CSV file is damaged", [], []
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        got = f"{error.object[error.start]:#04x} ({error.reason})"
+        raise _error(what, f"{path}, byte {error.start}", got, "UTF-8", "save it as UTF-8") from error
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        for row in filter(None, reader):  # an empty line is no row
+            if len(row) != len(header):
+                raise _error(what, f"{path}, line {reader.line_num}", f"{len(row)} cells", f"{len(header)}, as above")
+            rows.append([cell.strip() for cell in row])
+            lines.append(reader.line_num)
+    except csv.Error as error:
+        raise _error(what, f"{path}, line {reader.line_num}", error, "cells with their quotes closed") from error
+    _check_header(path, header, len(rows))
+    columns = {name: _parsed(cells, name in words) for name, *cells in zip(header, *rows, strict=True)}
+    return _Table(path, columns, np.array(lines), "line")
+
+
+def _read_parquet(path: Path, words: Collection[str]) -> _Table:
+    try:
+        import pyarrow
+        from pyarrow import parquet, types
+    except ImportError as error:
+        fix = "pip install pyarrow, or save the table as CSV"
+        raise _error("Parquet cannot be read", path, "no package pyarrow", "pyarrow", fix) from error
+    what, columns = "A Parquet file is damaged", {}
+    try:
+        table = parquet.ParquetFile(path).read()
+        _check_header(path, table.column_names, table.num_rows)
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            what = f"A column holds neither numbers nor words, {name!r} of {column.type}"
+            numeric = (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean)
+            if name not in words and any(is_kind(column.type) for is_kind in numeric):
+                columns[name] = column.cast(pyarrow.float64(), safe=False).to_numpy()
+            else:
+                columns[name] = np.array(column.cast(pyarrow.string()).fill_null("").to_pylist(), str)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _error(what, path, error, "numbers and words in whole pages") from error
+    return _Table(path, columns, np.arange(table.num_rows), "row")
+
+
+def _check_header(path: Path, names: list[str], num_rows: int) -> None:
+    twice = [name for name in names if names.count(name) > 1]
+    for wrong, got, expected in (
+        (not names or num_rows == 0, f"{len(names)} columns and {num_rows} rows", "a header and a row or more"),
+        ("" in names, f"{names}, one without a name", "a name for each (pandas writes none for its index)"),
+        (bool(twice), f"{twice[:1]} twice", "a name of its own for each column"),
+    ):
+        if wrong:
+            raise _error("A table has no usable header", path, got, expected)
+
+
+def _parsed(cells: list[str], as_words: bool) -> NDArray[Any]:
+    """float64[N] where every cell is a number or missing; else the words, str[N], "" where missing."""
+    try:
+        if not as_words:
+            return np.array([np.nan if cell in _MISSING else float(cell) for cell in cells])
+    except ValueError:
+        pass
+    return np.array(["" if cell in _MISSING else cell for cell in cells])
+
+
+def _is_missing(column: NDArray[Any]) -> NDArray[np.bool_]:
+    return column == "" if column.dtype.kind == "U" else np.isnan(column)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _are_whole(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return (values == np.floor(values)) & (np.abs(values) < 2**31)
+
+
+def _held_out(num_rows: int, val_rows: int | float, seed: int | None) -> NDArray[np.bool_]:
+    """Which rows are held out for validation, bool[num_rows]."""
+    whole = isinstance(val_rows, int | np.integer) and not isinstance(val_rows, bool)
+    if not (whole and 0 <= val_rows < num_rows or isinstance(val_rows, float) and 0 < val_rows < 1):
+        raise ArgumentError(
+            f"Rows cannot be held out: TabularDataModule(val_rows=). Got {val_rows!r}, expected an int, 0 to "
+            f"{num_rows - 1}, or a fraction between 0 and 1. Fix: set val_rows=0.1 for a tenth of the rows."
+        )
+    count = int(val_rows) if whole else min(max(1, round(val_rows * num_rows)), num_rows - 1)
+    if count == 0 or seed is None:
+        return np.arange(num_rows) >= num_rows - count
+    return Slices.random_subset(count, num_rows, seed).mask()[0]

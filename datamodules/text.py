@@ -1,0 +1,245 @@
+"""TextDataModule: local text as blocks of bytes or characters, for language models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import ArrayLike, NDArray
+
+from hydrax import ArgumentError, DataError, DataModule, Slices
+
+Dataset = dict[str, NDArray[Any]]
+
+
+class TextDataModule(DataModule):
+    """Text files as blocks of tokens, for models that predict the next token.
+
+    A dataset is `{"tokens": [N, block_length + 1]}`, uint8 for bytes and int32 for characters. Input and target are
+    one column, half the room of two: your step takes `tokens[:, :-1]` and `tokens[:, 1:]`. No block reaches from one
+    file into the next. With stride = block_length each token but a file's first is a target once; the blocks of one
+    file are views of its text, so that a small stride costs no memory on the host (on the device it does).
+
+    Args:
+      paths: a text file, or several.
+      block_length: tokens a model sees of one row, 1 or more.
+      slices: which training rows each head learns from, or a function from the training dataset to that, such as
+        `lambda train: Slices.partition_by(data.documents)` for a head a file.
+      stride: tokens from the start of a block to the start of the next; None: block_length.
+      tokens: "byte" (256 tokens, any file) or "char" (the characters of a UTF-8 file).
+      vocabulary: the characters that have a token; None: those of the training text. Only with tokens="char".
+      val_fraction: the share at the end of each file that is held out for validation, 0 <= val_fraction < 1. The text
+        is cut before it is put into blocks, so no block of training holds a token of validation.
+      test_paths: a text file, or several, to test on and to predict; None: no test.
+      val_slices: which validation rows each head is validated on, or a function from the validation dataset to that;
+        None: all of them.
+      settings: attributes of `DataModule`: batch_size, eval_batch_size, small_slices, check_finite, residence, ...
+
+    Raises:
+      ArgumentError: an argument has a value it cannot have.
+      DataError: a file is missing, too short, not UTF-8, or holds a character without a token; said in `setup`.
+    """
+
+    def __init__(
+        self,
+        paths: str | Path | Sequence[str | Path],
+        *,
+        block_length: int,
+        slices: Slices | Callable[[Dataset], Slices],
+        stride: int | None = None,
+        tokens: Literal["byte", "char"] = "byte",
+        vocabulary: str | None = None,
+        val_fraction: float = 0.1,
+        test_paths: str | Path | Sequence[str | Path] = (),
+        val_slices: Slices | Callable[[Dataset], Slices] | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        self._paths, self._test_paths = _listed(paths), _listed(test_paths)
+        self._block_length, self._stride = block_length, block_length if stride is None else stride
+        self._tokens, self._given_vocabulary, self._val_fraction = tokens, vocabulary, val_fraction
+        self._slices, self._val_slices = slices, val_slices
+        lengths = (self._block_length, self._stride)
+        whole = all(isinstance(length, int | np.integer) and not isinstance(length, bool) for length in lengths)
+        share = isinstance(val_fraction, int | float) and 0 <= val_fraction < 1
+        spelt = vocabulary is None or (tokens == "char" and vocabulary != "")
+        for name, value, right, expected, fix in (
+            ("paths", paths, bool(self._paths), "one file or more", 'paths="book.txt"'),
+            ("block_length, stride", lengths, whole and min(lengths) >= 1, "ints of 1 or more", "block_length=128"),
+            ("tokens", tokens, tokens in ("byte", "char"), '"byte" or "char"', 'tokens="byte"'),
+            ("vocabulary", vocabulary, spelt, "characters, or None with bytes", 'tokens="char"'),
+            ("val_fraction", val_fraction, share, "0 <= val_fraction < 1", "val_fraction=0.1"),
+        ):
+            if not right:
+                raise ArgumentError(
+                    f"Text cannot be cut into tokens so: TextDataModule({name}=). Got {value!r}, expected {expected}. "
+                    f"Fix: set {fix}."
+                )
+
+    def setup(self, stage: str) -> None:
+        """Reads the files, where they are not read yet; the test's only for a test or a prediction."""
+        if stage in ("fit", "validate"):
+            self.train_dataset()
+            self.val_dataset()
+        else:
+            self.test_dataset()
+
+    def train_dataset(self) -> Dataset:
+        return self._train[0]
+
+    def slices(self) -> Slices:
+        return self._slices(self.train_dataset()) if callable(self._slices) else self._slices
+
+    def val_dataset(self) -> Dataset | None:
+        return self._val[0] if self._val_fraction else None
+
+    def val_slices(self) -> Slices | None:
+        val = self.val_dataset()
+        if val is None:
+            return None
+        return self._val_slices(val) if callable(self._val_slices) else self._val_slices
+
+    def test_dataset(self) -> Dataset | None:
+        return self._test[0] if self._test_paths else None
+
+    def predict_dataset(self) -> Dataset | None:
+        return self.test_dataset()
+
+    # ---- tokens
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens there are: what an embedding and the logits need."""
+        return 256 if self._tokens == "byte" else self._characters.size
+
+    @property
+    def vocabulary(self) -> str | None:
+        """The characters in order, each at the place of its token; None with bytes."""
+        return None if self._tokens == "byte" else _to_text(self._characters)
+
+    @property
+    def documents(self) -> NDArray[np.int32]:
+        """Which file each training row is from, int32[N]: its place in `paths`."""
+        return self._train[1]
+
+    @property
+    def val_documents(self) -> NDArray[np.int32]:
+        """Which file each validation row is from, int32[N]."""
+        return self._val[1]
+
+    def encode(self, text: str) -> NDArray[Any]:
+        """The tokens of a text, uint8[T] of its UTF-8 bytes or int32[T] of its characters.
+
+        Raises:
+          DataError: a character has no token.
+        """
+        if self._tokens == "byte":
+            return np.frombuffer(text.encode(), np.uint8)
+        return self._to_tokens(_to_points(text), "TextDataModule.encode")
+
+    def decode(self, tokens: ArrayLike) -> str:
+        """The text of tokens, integers[T]; bytes that are no UTF-8 show as the replacement character.
+
+        Raises:
+          DataError: a number is no token.
+        """
+        given = np.asarray(tokens).ravel()
+        wrong = (given < 0) | (given >= self.num_tokens)
+        if wrong.any() or (given.size and given.dtype.kind not in "iu"):
+            at = int(np.argmax(wrong))
+            raise DataError(
+                f"A number is no token: TextDataModule.decode, place {at}. Got {given[at]!r}, expected an integer, 0 "
+                f"to {self.num_tokens - 1}. Fix: take the argmax of logits over {self.num_tokens} tokens."
+            )
+        if self._tokens == "byte":
+            return given.astype(np.uint8).tobytes().decode(errors="replace")
+        return _to_text(self._characters[given.astype(np.int64)])
+
+    @cached_property
+    def _characters(self) -> NDArray[np.uint32]:
+        """Sorted code points: a character's place is its token."""
+        if self._given_vocabulary is not None:
+            return np.unique(_to_points(self._given_vocabulary))
+        return np.unique(np.concatenate([text[: self._cut(text)] for text in self._texts]))
+
+    def _to_tokens(self, points: NDArray[Any], where: str, start: int = 0) -> NDArray[Any]:
+        places = np.searchsorted(self._characters, points).clip(max=self.num_tokens - 1)
+        unknown = self._characters[places] != points
+        if unknown.any():
+            at = int(np.argmax(unknown))
+            raise DataError(
+                f"A character has no token: {where}, character {start + at}. Got {chr(points[at])!r}, expected one of "
+                f"the {self.num_tokens} characters of the vocabulary. Fix: pass vocabulary= with every character of "
+                'the texts, or set tokens="byte".'
+            )
+        return places.astype(np.int32)
+
+    # ---- files
+
+    @cached_property
+    def _texts(self) -> list[NDArray[Any]]:
+        return [_read(path, self._tokens) for path in self._paths]
+
+    @cached_property
+    def _train(self) -> tuple[Dataset, NDArray[np.int32]]:
+        return self._blocks(self._paths, [(0, text[: self._cut(text)]) for text in self._texts])
+
+    @cached_property
+    def _val(self) -> tuple[Dataset, NDArray[np.int32]]:
+        return self._blocks(self._paths, [(self._cut(text), text[self._cut(text) :]) for text in self._texts])
+
+    @cached_property
+    def _test(self) -> tuple[Dataset, NDArray[np.int32]]:
+        return self._blocks(self._test_paths, [(0, _read(path, self._tokens)) for path in self._test_paths])
+
+    def _cut(self, text: NDArray[Any]) -> int:
+        return text.size - round(text.size * self._val_fraction)
+
+    def _blocks(self, paths: list[Path], parts: list[tuple[int, NDArray[Any]]]) -> tuple[Dataset, NDArray[np.int32]]:
+        """Blocks of tokens and the number of the file each is from; a part is its start in the file and its text."""
+        width, blocks = self._block_length + 1, []
+        for path, (start, text) in zip(paths, parts, strict=True):
+            if text.size < width:
+                raise DataError(
+                    f"A text is too short: {path}, from its {self._tokens} {start} on. Got {text.size}, expected at "
+                    f"least {width}: a block, and the token after it. Fix: give a longer text or a smaller "
+                    "block_length; val_fraction is how much of a file is validation."
+                )
+            tokens = text if self._tokens == "byte" else self._to_tokens(text, str(path), start)
+            blocks.append(sliding_window_view(tokens, width)[:: self._stride])
+        documents = np.repeat(np.arange(len(blocks), dtype=np.int32), [len(block) for block in blocks])
+        return {"tokens": blocks[0] if len(blocks) == 1 else np.concatenate(blocks)}, documents
+
+
+def _listed(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+    return [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+
+
+def _read(path: Path, tokens: str) -> NDArray[Any]:
+    """The bytes of a file, uint8, or its code points, uint32."""
+    if not path.is_file():
+        raise DataError(
+            f"A file is missing: {path}. Got no such file, expected a local text file. Fix: put it there; the module "
+            "reads files and downloads none."
+        )
+    if tokens == "byte":
+        return np.fromfile(path, np.uint8)
+    try:
+        return _to_points(path.read_bytes().decode())
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"A text is not UTF-8: {path}, byte {error.start}. Got 0x{error.object[error.start]:02x} "
+            f'({error.reason}), expected UTF-8. Fix: save it as UTF-8, or set tokens="byte".'
+        ) from error
+
+
+def _to_points(text: str) -> NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+def _to_text(points: NDArray[np.uint32]) -> str:
+    return points.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")

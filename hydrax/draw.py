@@ -1,0 +1,75 @@
+"""How the index batches of a superstep come about in the program: the host drew them, or the rotation runs there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hydrax import rotation
+
+
+class DeviceRows(NamedTuple):
+    """Rows of a dataset on the device.
+
+    Attributes:
+      columns: pytree of arrays, [N, ...] or, of some rows only, [U, ...].
+      numbers: None where row i stands at place i; else int32[U], the base row at each place.
+    """
+
+    columns: Any
+    numbers: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """Index batches that the host drew: `rows` int32[K, ..., H, B] and `mask` bool of that shape.
+
+    Attributes:
+      heads_axis: where H is.
+      shared: whether all heads meet the same rows; `rows` then lacks H.
+    """
+
+    heads_axis: int
+    shared: bool
+
+    @property
+    def axes(self) -> Mapping[str, int | None]:
+        """Where each part has its heads; None: the part is the same for all."""
+        return {"rows": None if self.shared else self.heads_axis, "mask": self.heads_axis}
+
+    def __call__(self, batches: Mapping[str, Any], head_ids: Any) -> tuple[Any, Any]:
+        """Rows and mask of the heads at hand."""
+        return batches["rows"], batches["mask"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotated:
+    """Index batches that the program draws itself, as `rotation.index_batch` does on the host: the same integers.
+
+    The parts it draws from are: `cursor`, `lengths` and `left` as in `rotation.slots`; `seed`; `ahead` uint32[K, A],
+    batches after the cursor; `present` bool[K, A], False for a micro-batch that a window lacks; `columns` and `tables`
+    as in `slices.RowLaw`.
+
+    Attributes:
+      take: from offsets inside the slices to rows, as in `slices.RowLaw`.
+      batch_size: B.
+    """
+
+    take: Callable[..., Any]
+    batch_size: int
+
+    axes = {"cursor": 0, "lengths": 0, "left": 0, "columns": 0} | dict.fromkeys(("seed", "ahead", "present", "tables"))
+
+    def __call__(self, batches: Mapping[str, Any], head_ids: Any) -> tuple[Any, Any]:
+        """Rows int32[K, A, H, B] and mask bool[K, A, H, B] of the heads at hand."""
+
+        def batch(ahead: Any, present: Any) -> tuple[Any, Any]:
+            here = batches["cursor"], batches["lengths"], head_ids, batches["seed"], self.batch_size, jnp
+            offsets, mask = rotation.slots(*here, ahead=ahead, left=batches["left"])
+            return self.take(batches["columns"], batches["tables"], offsets, jnp), mask & present
+
+        return jax.vmap(jax.vmap(batch))(batches["ahead"], batches["present"])

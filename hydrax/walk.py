@@ -1,0 +1,169 @@
+"""How heads walk their slices in a fit: what follows from slices, batch size, sampling and budget, before any plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any
+
+import grain
+import numpy as np
+
+from hydrax import rotation
+from hydrax.data import DataModule
+from hydrax.dataset import Dataset
+from hydrax.errors import DataError, SliceError
+from hydrax.feed import Batches, Feed, IndexBatches, RotationBatches
+from hydrax.row_law import RowLaw
+from hydrax.settings import Settings
+from hydrax.slices import Slices
+
+_MAX_TABLE_BYTES = 2**28  # What the lists of slices may take on the device.
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """The index batches of a fit.
+
+    Attributes:
+      settings: with the seed, sampling and budget.
+      datamodule: with the batch size.
+      data: the training dataset.
+      slices: the heads' slices.
+      law: how the program draws the index batches itself; None where the host does.
+      index: the index batches on the host.
+      batch_size: slots B.
+      padding: why a slot can be padding, or None.
+    """
+
+    settings: Settings
+    datamodule: DataModule
+    data: Dataset
+    slices: Slices
+    law: RowLaw | None
+    index: grain.MapDataset
+    batch_size: int
+    padding: str | None
+
+    @property
+    def shared(self) -> bool:
+        """Whether all heads meet the same rows."""
+        return self.settings.sampling == "shared"
+
+    @property
+    def may_idle(self) -> bool:
+        """Whether a head may have no live slot in a step."""
+        return self.shared or self.settings.passes is not None
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int32[H], rows of a pass of each head."""
+        return np.full_like(self.slices.lengths, self.slices.num_rows) if self.shared else self.slices.lengths
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of the longest pass."""
+        return -(-int(self.lengths.max()) // self.batch_size)
+
+    @property
+    def own_batches(self) -> np.ndarray | None:
+        """int64[H], batches after which each head is through its passes; None without that budget."""
+        passes = self.settings.passes
+        if passes is None:
+            return None
+        return rotation.batches_of(passes, self.lengths, self.batch_size, self.datamodule.small_slices)  # type: ignore[arg-type]
+
+    def feed(self, places: np.ndarray, max_steps: int) -> Feed:
+        """The rows and index batches, laid out for the program.
+
+        Args:
+          places: int[H padded], which head stands at each place of the program.
+          max_steps: most steps of a superstep.
+        """
+        accumulate = self.settings.accumulate_grad_batches
+        slots = max_steps * accumulate * self.batch_size * (1 if self.shared else len(self.slices))
+        batches: Batches
+        if self.law is None:
+            batches = IndexBatches(
+                self.index,
+                num_rows=self.data.num_rows,
+                places=places,
+                max_steps=max_steps,
+                accumulate=accumulate,
+                shared=self.shared,
+            )
+        else:
+            batches = RotationBatches(
+                self.slices,
+                self.law,
+                places=places,
+                max_steps=max_steps,
+                accumulate=accumulate,
+                batch_size=self.batch_size,
+                seed=self.settings.seed,
+                small_slices=self.datamodule.small_slices,
+                passes=self.settings.passes,
+            )
+        return self.data.feed(batches, slots, self.slices.ids)
+
+
+def open_walk(settings: Settings, datamodule: DataModule, data: Dataset, slices: Slices) -> Walk:
+    """Checks sampling, budget and the first index batch."""
+    shared = settings.sampling == "shared"
+    if shared and slices.has_repeats:
+        raise SliceError(
+            f"A row listed twice cannot be met twice: {type(datamodule).__name__}.slices. Got {slices!r} with "
+            'sampling="shared", expected slices that hold each row once. Fix: pass sampling="own", as for a bootstrap.'
+        )
+    index = _index_dataset(settings, datamodule)
+    # Only the data module's own rotation is known to the program; it fetches no rows itself.
+    own = type(datamodule).index_dataset is DataModule.index_dataset
+    law = slices.law() if own and not shared and data.reader is None else None
+    if law is not None and sum(table.nbytes for table in law.tables.values()) > _MAX_TABLE_BYTES:
+        law = None
+    walk = Walk(settings, datamodule, data, slices, law, index, datamodule.batch_size, None)
+    if own:
+        live = rotation.cursor(0, walk.lengths, datamodule.batch_size, datamodule.small_slices).width  # type: ignore[arg-type]
+        slots = datamodule.batch_size
+    else:
+        probe = IndexBatches(index, num_rows=data.num_rows, places=np.arange(len(slices)), max_steps=1, shared=shared)
+        mask = probe.take(0, [1])["mask"][0]
+        probe.close()
+        live, slots = mask.sum(axis=1), mask.shape[1]
+    return dataclasses.replace(walk, batch_size=slots, padding=_padding(settings, slices, live, slots))
+
+
+def _index_dataset(settings: Settings, datamodule: DataModule) -> grain.MapDataset:
+    name = f"{type(datamodule).__name__}.index_dataset"
+    asked: dict[str, Any] = {}
+    if settings.sampling != "own":
+        asked["sampling"] = settings.sampling
+    if settings.passes is not None:
+        asked["passes"] = settings.passes
+    known = inspect.signature(datamodule.index_dataset).parameters
+    missing = [argument for argument in asked if argument not in known]
+    if missing:
+        raise DataError(
+            f"Index batches of one's own know nothing of {missing[0]}: {name}. Got {', '.join(known)}, expected "
+            f"{missing[0]} among its arguments, as it is {asked[missing[0]]!r}. Fix: take it, or leave it out of the "
+            "Trainer."
+        )
+    index = datamodule.index_dataset(settings.seed, **asked)
+    if not isinstance(index, grain.MapDataset):
+        raise DataError(
+            f"Index batches have the wrong type: {name}. Got {type(index).__name__}, expected a grain.MapDataset. Fix: "
+            "build it with grain.MapDataset.source(...)."
+        )
+    return index
+
+
+def _padding(settings: Settings, slices: Slices, live: np.ndarray, slots: int) -> str | None:
+    """Why a slot can be padding, or None; `live` are each head's live slots in the first batch, int[H]."""
+    shortest = int(np.argmin(slices.lengths))
+    if settings.sampling == "shared" and slices.lengths[shortest] < slices.num_rows:
+        owned = f"{slices.lengths[shortest]} of the {slices.num_rows} rows that all heads meet"
+        return f"head {slices.ids[shortest]} owns {owned}"
+    head = int(np.argmin(live))
+    if live[head] < slots:
+        return f"head {slices.ids[head]} has {live[head]} rows for {slots} slots"
+    return "a head's last batch ends with its passes" if settings.passes is not None else None
