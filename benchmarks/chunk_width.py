@@ -108,13 +108,14 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5, help="fits of each width")
     parser.add_argument("--steps", type=int, default=200, help="steps of each fit, the first superstep not timed")
     parser.add_argument("--steps-per-call", type=int, default=50, help="steps of one superstep")
+    parser.add_argument("--chunks", type=int, nargs="+", default=CHUNKS, help="widths")
     args = parser.parse_args()
 
     print(machine())
     for workload in WORKLOADS:
-        secs: dict[int, list[float]] = {chunk: [] for chunk in CHUNKS}
+        secs: dict[int, list[float]] = {chunk: [] for chunk in args.chunks}
         for _ in range(args.turns):
-            for chunk in CHUNKS:
+            for chunk in args.chunks:
                 secs[chunk].append(measure(workload, chunk, args.steps, args.steps_per_call))
         medians = {chunk: statistics.median(found) for chunk, found in secs.items()}
         best = min(medians.values())

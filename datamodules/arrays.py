@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from hydrax import DataModule, Slices
@@ -18,8 +19,8 @@ class ArrayDataModule(DataModule):
       val: rows for validation, same structure, or None.
       test: rows for testing, or None.
       predict: rows to predict, or None.
-      slices: which rows of `train` each head learns from.
-      val_slices: which rows of `val` each head is validated on; None: all of them.
+      slices: which rows of `train` each head learns from, or a function from `train` to that.
+      val_slices: which rows of `val` each head is validated on, or a function from `val` to that; None: all of them.
       settings: attributes of `DataModule`: batch_size, eval_batch_size, small_slices, check_finite, residence, ...
     """
 
@@ -27,28 +28,21 @@ class ArrayDataModule(DataModule):
         self,
         train: Any,
         *,
-        slices: Slices,
+        slices: Slices | Callable[[Any], Slices],
         val: Any | None = None,
         test: Any | None = None,
         predict: Any | None = None,
-        val_slices: Slices | None = None,
+        val_slices: Slices | Callable[[Any], Slices] | None = None,
         **settings: Any,
     ) -> None:
-        super().__init__(**settings)
+        super().__init__(slices=slices, val_slices=val_slices, **settings)
         self._train, self._val, self._test, self._predict = train, val, test, predict
-        self._slices, self._val_slices = slices, val_slices
 
     def train_dataset(self) -> Any:
         return self._train
 
-    def slices(self) -> Slices:
-        return self._slices
-
     def val_dataset(self) -> Any | None:
         return self._val
-
-    def val_slices(self) -> Slices | None:
-        return self._val_slices
 
     def test_dataset(self) -> Any | None:
         return self._test

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrax import ArgumentError, DataError, DataModule, Slices
+from hydrax import DataError, DataModule, Slices
 
 Dataset = dict[str, NDArray[Any]]
 
@@ -57,9 +57,8 @@ class MNISTDataModule(DataModule):
         val_slices: Slices | Callable[[Dataset], Slices] | None = None,
         **settings: Any,
     ) -> None:
-        super().__init__(**settings)
+        super().__init__(slices=slices, val_slices=val_slices, **settings)
         self._folder, self._val_rows, self._seed = Path(folder), val_rows, seed
-        self._slices, self._val_slices = slices, val_slices
 
     def setup(self, stage: str) -> None:
         """Reads the files of the stage, where they are not read yet."""
@@ -71,17 +70,8 @@ class MNISTDataModule(DataModule):
     def train_dataset(self) -> Dataset:
         return self._train_and_val[0]
 
-    def slices(self) -> Slices:
-        return self._slices(self.train_dataset()) if callable(self._slices) else self._slices
-
     def val_dataset(self) -> Dataset | None:
         return self._train_and_val[1]
-
-    def val_slices(self) -> Slices | None:
-        val = self.val_dataset()
-        if val is None:
-            return None
-        return self._val_slices(val) if callable(self._val_slices) else self._val_slices
 
     def test_dataset(self) -> Dataset:
         return self._test
@@ -92,27 +82,13 @@ class MNISTDataModule(DataModule):
     @cached_property
     def _train_and_val(self) -> tuple[Dataset, Dataset | None]:
         dataset = _read(self._folder, "train")
-        held = _held_out(len(dataset["label"]), self._val_rows, self._seed)
+        held = self.hold_out(len(dataset["label"]), self._val_rows, self._seed)
         train = {name: column[~held] for name, column in dataset.items()}
         return train, {name: column[held] for name, column in dataset.items()} if held.any() else None
 
     @cached_property
     def _test(self) -> Dataset:
         return _read(self._folder, "t10k")
-
-
-def _held_out(num_rows: int, val_rows: int | float, seed: int | None) -> NDArray[np.bool_]:
-    """Which rows are held out for validation, bool[num_rows]."""
-    whole = isinstance(val_rows, int | np.integer) and not isinstance(val_rows, bool)
-    if not (whole and 0 <= val_rows < num_rows or isinstance(val_rows, float) and 0 < val_rows < 1):
-        raise ArgumentError(
-            f"Rows cannot be held out: MNISTDataModule(val_rows=). Got {val_rows!r}, expected an int, 0 to "
-            f"{num_rows - 1}, or a fraction between 0 and 1. Fix: set val_rows=0.1 for a tenth of the rows."
-        )
-    count = int(val_rows) if whole else min(max(1, round(val_rows * num_rows)), num_rows - 1)
-    if count == 0 or seed is None:
-        return np.arange(num_rows) >= num_rows - count
-    return Slices.random_subset(count, num_rows, seed).mask()[0]
 
 
 def _read(folder: Path, part: str) -> Dataset:

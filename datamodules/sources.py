@@ -29,8 +29,8 @@ class SourceDataModule(DataModule):
       val: rows for validation, or None.
       test: rows for testing, or None.
       predict: rows to predict, or None.
-      slices: which rows of `train` each head learns from.
-      val_slices: which rows of `val` each head is validated on; None: all of them.
+      slices: which rows of `train` each head learns from, or a function from `train` to that.
+      val_slices: which rows of `val` each head is validated on, or a function from `val` to that; None: all of them.
       decode: makes a row, a pytree of arrays and numbers, of the bytes of a record.
       settings: attributes of `DataModule`: batch_size, check_finite, read_threads, ...; residence is "host" by default.
 
@@ -46,15 +46,15 @@ class SourceDataModule(DataModule):
         self,
         train: Any,
         *,
-        slices: Slices,
+        slices: Slices | Callable[[Any], Slices],
         val: Any | None = None,
         test: Any | None = None,
         predict: Any | None = None,
-        val_slices: Slices | None = None,
+        val_slices: Slices | Callable[[Any], Slices] | None = None,
         decode: Decode | None = None,
         **settings: Any,
     ) -> None:
-        super().__init__(**settings)
+        super().__init__(slices=slices, val_slices=val_slices, **settings)
         _check_slices("slices", slices)
         if val_slices is not None:
             _check_slices("val_slices", val_slices)
@@ -66,19 +66,12 @@ class SourceDataModule(DataModule):
                 "pass what the heads learn from."
             )
         self._datasets, self._decode = given, decode
-        self._slices, self._val_slices = slices, val_slices
 
     def train_dataset(self) -> Any:
         return self._opened("train")
 
-    def slices(self) -> Slices:
-        return self._slices
-
     def val_dataset(self) -> Any | None:
         return self._opened("val")
-
-    def val_slices(self) -> Slices | None:
-        return self._val_slices
 
     def test_dataset(self) -> Any | None:
         return self._opened("test")
@@ -151,7 +144,7 @@ def _is_paths(dataset: Any) -> bool:
 
 
 def _check_slices(name: str, slices: Any) -> None:
-    if not isinstance(slices, Slices):
+    if not (isinstance(slices, Slices) or callable(slices)):
         raise ArgumentError(
             f"Slices have the wrong type: SourceDataModule({name}=). Got {type(slices).__name__}, expected "
             "hydrax.Slices. Fix: build them with a constructor such as Slices.full(num_heads, num_rows)."

@@ -70,11 +70,10 @@ class TabularDataModule(DataModule):
         val_slices: Slices | Callable[[Dataset], Slices] | None = None,
         **settings: Any,
     ) -> None:
-        super().__init__(**settings)
+        super().__init__(slices=slices, val_slices=val_slices, **settings)
         self._path, self._val_path, self._test_path = path, val_path, test_path
         self._target, self._features, self._aside, self._categorical = target, features, aside, categorical
         self._val_rows, self._seed, self._standardize, self._delimiter = val_rows, seed, standardize, delimiter
-        self._slices, self._val_slices = slices, val_slices
         for name, value, wrong, expected in (
             ("features", features, features in ((), []) or isinstance(features, str), "a list of names, or None"),
             ("features", features, target in (features or ()), f"names without the target {target!r}"),
@@ -100,17 +99,8 @@ class TabularDataModule(DataModule):
     def train_dataset(self) -> Dataset:
         return self._train
 
-    def slices(self) -> Slices:
-        return self._slices(self.train_dataset()) if callable(self._slices) else self._slices
-
     def val_dataset(self) -> Dataset | None:
         return self._val
-
-    def val_slices(self) -> Slices | None:
-        val = self.val_dataset()
-        if val is None:
-            return None
-        return self._val_slices(val) if callable(self._val_slices) else self._val_slices
 
     def test_dataset(self) -> Dataset | None:
         return self._test
@@ -165,7 +155,7 @@ class TabularDataModule(DataModule):
         """The rows to train on, and those to validate on."""
         if self._val_path is not None:
             return self._table, self._read(self._val_path, [*self._categorical, *self.categories])
-        held = _held_out(len(self._table.lines), self._val_rows, self._seed)
+        held = self.hold_out(len(self._table.lines), self._val_rows, self._seed)
         return self._table.pick(~held), self._table.pick(held) if held.any() else None
 
     @cached_property
@@ -355,17 +345,3 @@ def _is_number(word: str) -> bool:
 
 def _are_whole(values: NDArray[np.float64]) -> NDArray[np.bool_]:
     return (values == np.floor(values)) & (np.abs(values) < 2**31)
-
-
-def _held_out(num_rows: int, val_rows: int | float, seed: int | None) -> NDArray[np.bool_]:
-    """Which rows are held out for validation, bool[num_rows]."""
-    whole = isinstance(val_rows, int | np.integer) and not isinstance(val_rows, bool)
-    if not (whole and 0 <= val_rows < num_rows or isinstance(val_rows, float) and 0 < val_rows < 1):
-        raise ArgumentError(
-            f"Rows cannot be held out: TabularDataModule(val_rows=). Got {val_rows!r}, expected an int, 0 to "
-            f"{num_rows - 1}, or a fraction between 0 and 1. Fix: set val_rows=0.1 for a tenth of the rows."
-        )
-    count = int(val_rows) if whole else min(max(1, round(val_rows * num_rows)), num_rows - 1)
-    if count == 0 or seed is None:
-        return np.arange(num_rows) >= num_rows - count
-    return Slices.random_subset(count, num_rows, seed).mask()[0]

@@ -58,11 +58,10 @@ class TextDataModule(DataModule):
         val_slices: Slices | Callable[[Dataset], Slices] | None = None,
         **settings: Any,
     ) -> None:
-        super().__init__(**settings)
+        super().__init__(slices=slices, val_slices=val_slices, **settings)
         self._paths, self._test_paths = _listed(paths), _listed(test_paths)
         self._block_length, self._stride = block_length, block_length if stride is None else stride
         self._tokens, self._given_vocabulary, self._val_fraction = tokens, vocabulary, val_fraction
-        self._slices, self._val_slices = slices, val_slices
         lengths = (self._block_length, self._stride)
         whole = all(isinstance(length, int | np.integer) and not isinstance(length, bool) for length in lengths)
         share = isinstance(val_fraction, int | float) and 0 <= val_fraction < 1
@@ -91,17 +90,8 @@ class TextDataModule(DataModule):
     def train_dataset(self) -> Dataset:
         return self._train[0]
 
-    def slices(self) -> Slices:
-        return self._slices(self.train_dataset()) if callable(self._slices) else self._slices
-
     def val_dataset(self) -> Dataset | None:
         return self._val[0] if self._val_fraction else None
-
-    def val_slices(self) -> Slices | None:
-        val = self.val_dataset()
-        if val is None:
-            return None
-        return self._val_slices(val) if callable(self._val_slices) else self._val_slices
 
     def test_dataset(self) -> Dataset | None:
         return self._test[0] if self._test_paths else None

@@ -105,7 +105,7 @@ def assemble_training(
             slots=settings.accumulate_grad_batches * walk.batch_size,
             backend=jax.default_backend(),
             longest=1 if every_step else schedule.longest_superstep,
-            drawn_on_host=walk.law is None,
+            drawn_on_host=walk.drawn_on_host,
             row_bytes=data.fetched_row_bytes,
             live_share=None if slices.has_repeats else float(slices.lengths.mean() / slices.num_rows),
         )

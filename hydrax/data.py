@@ -48,12 +48,27 @@ class DataModule:
     read_threads: int = 4
     read_processes: int = 0
 
-    def __init__(self, **settings: Any) -> None:
-        """Sets some of the attributes above; a subclass that gives them as class attributes need not call it.
+    _given_slices: Slices | Callable[[Any], Slices] | None = None
+    _given_val_slices: Slices | Callable[[Any], Slices] | None = None
+
+    def __init__(
+        self,
+        *,
+        slices: Slices | Callable[[Any], Slices] | None = None,
+        val_slices: Slices | Callable[[Any], Slices] | None = None,
+        **settings: Any,
+    ) -> None:
+        """A subclass that defines the methods and gives the attributes as class attributes need not call it.
+
+        Args:
+          slices: what `slices()` returns, or a function from the training dataset to that.
+          val_slices: what `val_slices()` returns, or a function from the validation dataset to that.
+          **settings: some of the attributes above.
 
         Raises:
           ArgumentError: there is no such attribute.
         """
+        self._given_slices, self._given_val_slices = slices, val_slices
         for name, value in settings.items():
             if name not in _SETTINGS:
                 near = difflib.get_close_matches(name, _SETTINGS, n=1, cutoff=0.0)[0]
@@ -81,10 +96,12 @@ class DataModule:
 
     def slices(self) -> Slices:
         """Which rows of `train_dataset` each head may learn from."""
-        raise DataError(
-            f"The slices are missing: {type(self).__name__}.slices. Got none, expected hydrax.Slices. Fix: define `def "
-            "slices(self)`, for example `return Slices.full(num_heads, num_rows)`."
-        )
+        if self._given_slices is None:
+            raise DataError(
+                f"The slices are missing: {type(self).__name__}.slices. Got none, expected hydrax.Slices. Fix: define "
+                "`def slices(self)`, for example `return Slices.full(num_heads, num_rows)`."
+            )
+        return self._given_slices(self.train_dataset()) if callable(self._given_slices) else self._given_slices
 
     def val_dataset(self) -> Any | None:
         """The rows that heads are validated on, or None."""
@@ -92,7 +109,10 @@ class DataModule:
 
     def val_slices(self) -> Slices | None:
         """Which rows of `val_dataset` each head is validated on; None: all heads see them all."""
-        return None
+        if not callable(self._given_val_slices):
+            return self._given_val_slices
+        rows = self.val_dataset()
+        return None if rows is None else self._given_val_slices(rows)
 
     def test_dataset(self) -> Any | None:
         """The rows that heads are tested on, or None."""
@@ -105,6 +125,28 @@ class DataModule:
     def dataset(self, stage: str) -> Any | None:
         """The dataset of "train", "val", "test" or "predict"."""
         return getattr(self, f"{stage}_dataset")()
+
+    def hold_out(self, num_rows: int, val_rows: int | float, seed: int | None = 0) -> np.ndarray:
+        """Which rows to hold out for validation, bool[num_rows].
+
+        Args:
+          num_rows: rows there are.
+          val_rows: an int counts those to hold out, a float is a fraction, 0 is none.
+          seed: draws them, 0 <= seed < 2**32; None takes the last ones.
+
+        Raises:
+          ArgumentError: no row would be left, or val_rows is no such number.
+        """
+        whole = isinstance(val_rows, int | np.integer) and not isinstance(val_rows, bool)
+        if not (whole and 0 <= val_rows < num_rows or isinstance(val_rows, float) and 0 < val_rows < 1):
+            raise ArgumentError(
+                f"Rows cannot be held out: {type(self).__name__}(val_rows=). Got {val_rows!r}, expected an int, 0 to "
+                f"{num_rows - 1}, or a fraction between 0 and 1. Fix: set val_rows=0.1 for a tenth of the rows."
+            )
+        count = int(val_rows) if whole else min(max(1, round(val_rows * num_rows)), num_rows - 1)
+        if count == 0 or seed is None:
+            return np.arange(num_rows) >= num_rows - count
+        return Slices.random_subset(count, num_rows, seed).mask()[0]
 
     def index_dataset(self, seed: int = 0, *, sampling: str = "own", passes: int | None = None) -> grain.MapDataset:
         """The training batches as row numbers, by batch number.

@@ -62,14 +62,50 @@ class Rotated:
     take: Callable[..., Any]
     batch_size: int
 
+    shared = False
     axes = {"cursor": 0, "lengths": 0, "left": 0, "columns": 0} | dict.fromkeys(("seed", "ahead", "present", "tables"))
 
     def __call__(self, batches: Mapping[str, Any], head_ids: Any) -> tuple[Any, Any]:
         """Rows int32[K, A, H, B] and mask bool[K, A, H, B] of the heads at hand."""
 
         def batch(ahead: Any, present: Any) -> tuple[Any, Any]:
-            here = batches["cursor"], batches["lengths"], head_ids, batches["seed"], self.batch_size, jnp
-            offsets, mask = rotation.slots(*here, ahead=ahead, left=batches["left"])
+            offsets, mask = _slots(batches, head_ids, self.batch_size, ahead)
             return self.take(batches["columns"], batches["tables"], offsets, jnp), mask & present
 
         return jax.vmap(jax.vmap(batch))(batches["ahead"], batches["present"])
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedRotated:
+    """The same for `rotation.shared_index_batch`: all heads walk the dataset together.
+
+    The parts are those of `Rotated`, but `cursor`, `lengths` and `left` of one walk; and `members` uint8[H, N / 8], the
+    rows of each head as bits, the lowest bit first.
+
+    Attributes:
+      batch_size: B.
+    """
+
+    batch_size: int
+
+    shared = True
+    axes = {"members": 0} | dict.fromkeys(("cursor", "lengths", "left", "seed", "ahead", "present"))
+
+    def __call__(self, batches: Mapping[str, Any], head_ids: Any) -> tuple[Any, Any]:
+        """Rows int32[K, A, B] and mask bool[K, A, H, B] of the heads at hand."""
+
+        def batch(ahead: Any, present: Any) -> tuple[Any, Any]:
+            offsets, live = _slots(batches, jnp.asarray(rotation.EVERYBODY), self.batch_size, ahead)
+            rows = offsets[0].astype(jnp.int32)
+            bits = batches["members"][:, rows >> 3] >> (rows & 7).astype(jnp.uint8)[None]
+            return rows, (bits & 1 == 1) & live & present
+
+        return jax.vmap(jax.vmap(batch))(batches["ahead"], batches["present"])
+
+
+Draw = Given | Rotated | SharedRotated
+
+
+def _slots(batches: Mapping[str, Any], head_ids: Any, batch_size: int, ahead: Any) -> tuple[Any, Any]:
+    here = batches["cursor"], batches["lengths"], head_ids, batches["seed"], batch_size, jnp
+    return rotation.slots(*here, ahead=ahead, left=batches["left"])

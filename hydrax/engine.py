@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hydrax.draw import DeviceRows, Given, Rotated
+from hydrax.draw import DeviceRows, Draw, Given
 from hydrax.errors import ArgumentError
 from hydrax.hparams import PerHead
 from hydrax.module import HydraModule, per_head_values
@@ -57,7 +57,7 @@ class Engine:
         seed: int,
         plan: Plan,
         epoch: dict[str, Any],
-        draw: Given | Rotated | None = None,
+        draw: Draw | None = None,
     ) -> None:
         self.num_heads = len(inputs.ids)
         self.structure = program.structure

@@ -11,17 +11,15 @@ import numpy as np
 
 from hydrax import rotation
 from hydrax.checkpoint import tree_digest
-from hydrax.draw import DeviceRows, Given, Rotated
+from hydrax.draw import DeviceRows, Draw, Given, Rotated, SharedRotated
 from hydrax.errors import DataError
-from hydrax.row_law import RowLaw
-from hydrax.slices import Slices
 
 
 class Feed(Protocol):
     """What a loop asks for each superstep: rows on the device, and what the program makes its index batches from."""
 
     @property
-    def draw(self) -> Given | Rotated: ...
+    def draw(self) -> Draw: ...
 
     def take(self, first: int, counts: Sequence[int]) -> tuple[DeviceRows, dict[str, Any]]:
         """For the steps that start at batch `first` and hold `counts` batches each."""
@@ -40,7 +38,7 @@ class Batches(Protocol):
     """The index batches alone."""
 
     @property
-    def draw(self) -> Given | Rotated: ...
+    def draw(self) -> Draw: ...
 
     def take(self, first: int, counts: Sequence[int]) -> dict[str, Any]:
         """As `Feed.take`."""
@@ -76,40 +74,36 @@ class ResidentFeed:
 
 
 class RotationBatches:
-    """Lets the program draw the index batches: the host only says where the heads stand.
+    """Lets the program draw the index batches: the host only says where the walks stand.
 
     Args:
-      slices: the heads' slices.
-      law: how the program finds their rows.
-      places: int[H padded], which head stands at each place of the program.
+      draw: what draws them.
+      fixed: the parts it draws from that never change.
+      lengths: int32[W], rows of a pass of each walk: one for each place of the program, or one that all heads share.
       max_steps: length of the leading axis, so that every superstep has the same shape.
       accumulate: micro-batches A of a step.
-      batch_size, seed, small_slices, passes: as in `rotation.index_batch`.
+      seed, small_slices, passes: as in `rotation.index_batch`.
     """
 
     def __init__(
         self,
-        slices: Slices,
-        law: RowLaw,
+        draw: Rotated | SharedRotated,
+        fixed: dict[str, Any],
+        lengths: np.ndarray,
         *,
-        places: np.ndarray,
         max_steps: int,
         accumulate: int,
-        batch_size: int,
         seed: int,
-        small_slices: str,
+        small_slices: rotation.SmallSlices,
         passes: int | None,
     ) -> None:
-        self.draw = Rotated(law.take, batch_size)
-        self._lengths, self._places, self._passes = slices.lengths, places, passes
+        self.draw = draw
+        self._fixed = jax.device_put({**fixed, "lengths": lengths, "seed": np.uint32(seed)})
+        self._lengths, self._small_slices, self._passes = lengths, small_slices, passes
         self._max_steps, self._accumulate = max_steps, accumulate
-        self._batch_size, self._small_slices = batch_size, small_slices
-        columns = {name: column[places] for name, column in law.columns.items()}
-        fixed = {"lengths": slices.lengths[places], "columns": columns, "tables": law.tables, "seed": np.uint32(seed)}
-        self._fixed = jax.device_put(fixed)
 
     def take(self, first: int, counts: Sequence[int]) -> dict[str, Any]:
-        here = rotation.cursor(first, self._lengths, self._batch_size, self._small_slices)  # type: ignore[arg-type]
+        here = rotation.cursor(first, self._lengths, self.draw.batch_size, self._small_slices)
         left = rotation.slots_left(first, self._lengths, here.width, self._passes)
         ahead = np.zeros((self._max_steps, self._accumulate), np.uint32)
         present = np.zeros(ahead.shape, bool)
@@ -117,8 +111,7 @@ class RotationBatches:
         # A missing micro-batch repeats the last one's rows, with no live slot.
         ahead[: len(counts)] = starts[:, None] + np.minimum(micro, np.asarray(counts)[:, None] - 1)
         present[: len(counts)] = micro < np.asarray(counts)[:, None]
-        cursor = rotation.Cursor(*(part[self._places] for part in here))
-        return {**self._fixed, "cursor": cursor, "left": left[self._places], "ahead": ahead, "present": present}
+        return {**self._fixed, "cursor": here, "left": left, "ahead": ahead, "present": present}
 
     def close(self) -> None:
         """Nothing to end."""

@@ -91,13 +91,11 @@ class _OneCall(HydraModule):
 
 class _Pairs(DataModule):
     def __init__(self, x: np.ndarray, y: np.ndarray, slices: Slices, batch_size: int) -> None:
-        self._data, self._slices, self.batch_size = (x, y), slices, batch_size
+        super().__init__(slices=slices, batch_size=batch_size)
+        self._data = x, y
 
     def train_dataset(self) -> tuple[np.ndarray, np.ndarray]:
         return self._data
-
-    def slices(self) -> Slices:
-        return self._slices
 
 
 def _parse(start_slice: Any) -> tuple[int, int]:

@@ -10,7 +10,8 @@ from hydrax.settings import Settings
 # and convolutions stay ordinary ones. Chunks of 4 are up to 1.4 times as fast for small MLPs: docs/performance.md.
 _CPU_CHUNK = 1
 # Where heads share their rows, a chunk's first layer is one product, which is the gain: docs/performance.md.
-_SHARED_CPU_CHUNK = 128
+_SHARED_CPU_CHUNK = 32
+_SHARED_SHARE = 0.75  # Of live slots; below it padding eats the gain.
 _MAX_STEPS = 50
 _INDEX_BYTES = 64 * 2**20  # What the rows and masks of one superstep may take.
 _SLOT_BYTES = 5  # int32 row and bool mask.
@@ -60,7 +61,7 @@ def make_plan(
     """Chooses what the user left on "auto".
 
     A chunk on a CPU is a constant, so that a head's bits do not depend on H; elsewhere, and where heads share their
-    rows, it is all heads (on a CPU up to 128). A superstep has 50 steps, or as many as its index batches and its
+    rows, it is all heads (on a CPU up to 32). A superstep has 50 steps, or as many as its index batches and its
     fetched rows leave room for.
 
     Args:
@@ -85,7 +86,7 @@ def make_plan(
         steps = min(steps, FETCH_BYTES // (slots * row_bytes * (1 if shared else num_heads)))
     steps = max(1, min(steps, _MAX_SLOTS // slots, steps if longest is None else longest))
     remark = None
-    if not shared and num_heads > 1 and live_share is not None and live_share >= 0.5:
+    if not shared and num_heads > 1 and live_share is not None and live_share >= _SHARED_SHARE:
         remark = (
             f'sampling="shared" would gather {slots} rows a step, not {slots * num_heads}, and make the first layer '
             f"one product, with {live_share:.0%} of slots live"

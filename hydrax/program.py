@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hydrax.draw import DeviceRows, Given, Rotated
+from hydrax.draw import DeviceRows, Draw
 from hydrax.state import HeadInputs, HeadsState, select
 from hydrax.step import HeadProgram
 
@@ -29,7 +29,7 @@ class Programs:
       draw: where the index batches of training come from.
     """
 
-    def __init__(self, head: HeadProgram, chunk: int, epoch: dict[str, Any], draw: Given | Rotated) -> None:
+    def __init__(self, head: HeadProgram, chunk: int, epoch: dict[str, Any], draw: Draw) -> None:
         self._head, self._chunk, self._epoch, self._draw = head, chunk, epoch, draw
         self.init = jax.jit(self._init)
         self.superstep = jax.jit(self._superstep, donate_argnums=0)
@@ -71,7 +71,7 @@ class Programs:
           The new state, and the values of `HeadProgram.train`, each `[K max, H]`, valid in the first K rows.
         """
         axes = self._draw.axes
-        rows_axis = 1 if "rows" not in axes or axes["rows"] is not None else None
+        rows_axis = None if self._draw.shared else 1
         step = jax.vmap(self._head.train, in_axes=(0, 0, None, None, rows_axis, 1, None))
 
         def run_chunk(state: HeadsState, inputs: HeadInputs, *parts: Any) -> Any:

@@ -30,7 +30,7 @@ _STEP_BACK = np.uint32(0xCC2BFE9D)  # _STEP * _STEP_BACK = 1 modulo 2**32.
 
 
 # The walk that all heads make together has the key of a head that cannot be: ids stay below 2**31.
-_EVERYBODY = np.array([2**32 - 1], np.uint32)
+EVERYBODY = np.array([2**32 - 1], np.uint32)
 
 
 class RowSource(Protocol):
@@ -103,7 +103,7 @@ def shared_index_batch(
     length = np.array([slices.num_rows], np.int32)
     here = cursor(batch, length, batch_size, small_slices)
     left = slots_left(batch, length, here.width, passes)
-    rows, live = slots(here, length, _EVERYBODY, seed, batch_size, np, left=left)
+    rows, live = slots(here, length, EVERYBODY, seed, batch_size, np, left=left)
     return rows[0].astype(np.int32), slices.contains(slice(None), rows[0]) & live
 
 

@@ -12,13 +12,14 @@ import numpy as np
 from hydrax import rotation
 from hydrax.data import DataModule
 from hydrax.dataset import Dataset
+from hydrax.draw import Rotated, SharedRotated
 from hydrax.errors import DataError, SliceError
 from hydrax.feed import Batches, Feed, IndexBatches, RotationBatches
 from hydrax.row_law import RowLaw
 from hydrax.settings import Settings
 from hydrax.slices import Slices
 
-_MAX_TABLE_BYTES = 2**28  # What the lists of slices may take on the device.
+_MAX_TABLE_BYTES = 2**28  # What slices may take on the device.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Walk:
       datamodule: with the batch size.
       data: the training dataset.
       slices: the heads' slices.
-      law: how the program draws the index batches itself; None where the host does.
+      law: how the program finds the rows of own index batches; None where the host draws them.
+      members: uint8[H, N / 8], how it finds whose the rows of shared index batches are; None where the host draws them.
       index: the index batches on the host.
       batch_size: slots B.
       padding: why a slot can be padding, or None.
@@ -41,6 +43,7 @@ class Walk:
     data: Dataset
     slices: Slices
     law: RowLaw | None
+    members: np.ndarray | None
     index: grain.MapDataset
     batch_size: int
     padding: str | None
@@ -82,9 +85,16 @@ class Walk:
         """
         accumulate = self.settings.accumulate_grad_batches
         slots = max_steps * accumulate * self.batch_size * (1 if self.shared else len(self.slices))
-        batches: Batches
-        if self.law is None:
-            batches = IndexBatches(
+        return self.data.feed(self._batches(places, max_steps, accumulate), slots, self.slices.ids)
+
+    @property
+    def drawn_on_host(self) -> bool:
+        """Whether the index batches come from the host."""
+        return self.law is None and self.members is None
+
+    def _batches(self, places: np.ndarray, max_steps: int, accumulate: int) -> Batches:
+        if self.drawn_on_host:
+            return IndexBatches(
                 self.index,
                 num_rows=self.data.num_rows,
                 places=places,
@@ -92,19 +102,25 @@ class Walk:
                 accumulate=accumulate,
                 shared=self.shared,
             )
+        draw: Rotated | SharedRotated
+        if self.law is not None:
+            columns = {name: column[places] for name, column in self.law.columns.items()}
+            fixed: dict[str, Any] = {"columns": columns, "tables": self.law.tables}
+            draw, lengths = Rotated(self.law.take, self.batch_size), self.lengths[places]
         else:
-            batches = RotationBatches(
-                self.slices,
-                self.law,
-                places=places,
-                max_steps=max_steps,
-                accumulate=accumulate,
-                batch_size=self.batch_size,
-                seed=self.settings.seed,
-                small_slices=self.datamodule.small_slices,
-                passes=self.settings.passes,
-            )
-        return self.data.feed(batches, slots, self.slices.ids)
+            assert self.members is not None
+            fixed = {"members": self.members[places]}
+            draw, lengths = SharedRotated(self.batch_size), self.lengths[:1]
+        return RotationBatches(
+            draw,
+            fixed,
+            lengths,
+            max_steps=max_steps,
+            accumulate=accumulate,
+            seed=self.settings.seed,
+            small_slices=self.datamodule.small_slices,  # type: ignore[arg-type]
+            passes=self.settings.passes,
+        )
 
 
 def open_walk(settings: Settings, datamodule: DataModule, data: Dataset, slices: Slices) -> Walk:
@@ -118,10 +134,10 @@ def open_walk(settings: Settings, datamodule: DataModule, data: Dataset, slices:
     index = _index_dataset(settings, datamodule)
     # Only the data module's own rotation is known to the program; it fetches no rows itself.
     own = type(datamodule).index_dataset is DataModule.index_dataset
-    law = slices.law() if own and not shared and data.reader is None else None
-    if law is not None and sum(table.nbytes for table in law.tables.values()) > _MAX_TABLE_BYTES:
-        law = None
-    walk = Walk(settings, datamodule, data, slices, law, index, datamodule.batch_size, None)
+    in_program = own and data.reader is None
+    law = _law(slices) if in_program and not shared else None
+    members = _members(slices) if in_program and shared else None
+    walk = Walk(settings, datamodule, data, slices, law, members, index, datamodule.batch_size, None)
     if own:
         live = rotation.cursor(0, walk.lengths, datamodule.batch_size, datamodule.small_slices).width  # type: ignore[arg-type]
         slots = datamodule.batch_size
@@ -131,6 +147,25 @@ def open_walk(settings: Settings, datamodule: DataModule, data: Dataset, slices:
         probe.close()
         live, slots = mask.sum(axis=1), mask.shape[1]
     return dataclasses.replace(walk, batch_size=slots, padding=_padding(settings, slices, live, slots))
+
+
+def _law(slices: Slices) -> RowLaw | None:
+    law = slices.law()
+    small = law is not None and sum(table.nbytes for table in law.tables.values()) <= _MAX_TABLE_BYTES
+    return law if small else None
+
+
+def _members(slices: Slices) -> np.ndarray | None:
+    """uint8[H, N / 8], the rows of each head as bits, the lowest bit first; None where they would take too much."""
+    row_bytes = -(-slices.num_rows // 8)
+    if len(slices) * row_bytes > _MAX_TABLE_BYTES // 4:
+        return None
+    members = np.empty((len(slices), row_bytes), np.uint8)
+    block = max(1, 2**24 // slices.num_rows)
+    for first in range(0, len(slices), block):
+        mask = slices.mask(slice(first, first + block))
+        members[first : first + block] = np.packbits(mask, axis=1, bitorder="little")
+    return members
 
 
 def _index_dataset(settings: Settings, datamodule: DataModule) -> grain.MapDataset:
