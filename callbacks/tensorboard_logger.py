@@ -37,7 +37,7 @@ class TensorBoardLogger(Callback):
     |---|---|
     | `<metric>/mean`, `/min`, `/q10`, `/median`, `/q90`, `/max` | over all heads, live or not, whose value is finite |
     | `<metric>/heads` | histogram over the same heads; validation metrics only |
-    | `heads/live` | heads that are not stopped |
+    | `heads/live` | heads that still learn |
     | `heads/not_finite` | heads with a NaN or an infinity in one of the metrics written together |
     | `heads/steps_per_sec` | head-steps per second since training metrics were last written, evaluation included |
 

@@ -80,7 +80,7 @@ class Event:
         float32[H] by name in `on_train_batch_end`, `on_validation_end`, `on_test_end` and `on_train_epoch_end`; empty
         elsewhere.
       steps: int64[K], the number of updates done after each row of `metrics`; empty elsewhere.
-      live: bool[H], False for heads that were stopped.
+      live: bool[H], heads that still learn: False for those stopped, and for those through their passes.
       error: the exception, in `on_exception` only.
     """
 

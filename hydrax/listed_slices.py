@@ -162,7 +162,7 @@ class ListedSlices:
             )
         rows, lengths = dealt_by_class(classes, float(alpha), num_heads, min_size, np.random.default_rng(seed))
         lists = Lists.of(classes.size, rows, lengths, numbers=np.arange(num_heads), are_sets=True)
-        return cls._of(RowStore.of(lists, "dirichlet({number})"))
+        return cls._of(RowStore.of(lists, f"dirichlet({{number}}, alpha={float(alpha):g}, seed={seed})"))
 
     @classmethod
     def from_weights(cls, weights: ArrayLike, lengths: ArrayLike | None = None, seed: ArrayLike = 0) -> Self:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from hydrax.draw import DeviceRows
 from hydrax.errors import HydraxError, ModuleError
 from hydrax.model import Parts
+from hydrax.module import HydraModule
 from hydrax.state import HeadInputs
 from hydrax.step import HeadProgram, empty_accumulator
 
@@ -138,6 +139,8 @@ def _explained(program: HeadProgram, method: str, view: str) -> Iterator[None]:
         ) from error
     except Exception as error:
         fix = "the cause above names your line"
+        if getattr(type(program.module), method) is getattr(HydraModule, method):
+            fix = f"define {method}: the default calls the model on the whole batch, not on a part of it"
         if "concrete values" in str(error):
             fix = "a PerHead value is traced, so it cannot be a size"
         if type(error).__name__ == "TraceContextError":  # flax has no public name for it

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hydrax.errors import ArgumentError
 from hydrax.heads import Heads
 from hydrax.ledger import shortest, write_csv
 
@@ -33,15 +34,24 @@ class FitResult:
     log_dir: Path | None
     ledger: list[dict[str, Any]]
 
-    def table(self) -> Any:
+    def table(self, metrics: Mapping[str, np.ndarray] | None = None) -> Any:
         """A tidy table with one row a head: the ledger's columns, then everything logged, as it was last.
+
+        Args:
+          metrics: more columns [H] by name, such as what `trainer.test()` gave.
 
         Returns:
           A `pandas.DataFrame` where pandas is installed, else a dict of NumPy arrays [H]; `table["lr"]` works on both.
           What a head does not have is NaN among numbers.
         """
         columns = {name: _column([row[name] for row in self.ledger]) for name in self.ledger[0]}
-        columns |= {name: value for name, value in self.metrics.items() if name not in columns}
+        for name, value in {**self.metrics, **(metrics or {})}.items():
+            if np.shape(value) != (len(self.ledger),):
+                raise ArgumentError(
+                    f"A column does not fit the table: metrics[{name!r}]. Got shape {list(np.shape(value))}, expected "
+                    f"[{len(self.ledger)}], one value for each head. Fix: pass what test() of these heads gave."
+                )
+            columns.setdefault(name, np.asarray(value))
         try:
             import pandas
         except ImportError:

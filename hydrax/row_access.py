@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 
 from hydrax.columns import INT32, check_column, check_dataset
 from hydrax.errors import DataError
@@ -89,6 +90,55 @@ class Column:
             )
 
 
+@dataclass(frozen=True, eq=False)
+class _MappedColumn:
+    """A column in a mapped file.
+
+    Attributes:
+      name: for errors.
+      array: the column, [N, ...].
+      map: what it is a view of.
+    """
+
+    name: str
+    array: np.ndarray
+    map: np.memmap
+
+    def check(self, rows: np.ndarray) -> None:
+        """Looks whether the file was cut short: to read beyond its end would kill the process.
+
+        Raises:
+          BadRow: it was, and one of these rows, int[U], lies beyond the end.
+          DataError: it was, but none of them does.
+        """
+        expected, found = self.map.offset + self.map.nbytes, self.map.base.size()  # type: ignore[union-attr, operator]
+        if found >= expected:
+            return
+        problem, where = "A memory map is longer than its file", f"{self.name}, {self.map.filename}"
+        outcome = (
+            f"Got a file of {found} bytes, expected at least {expected}. Fix: write the file anew; it was cut short "
+            "after it was mapped."
+        )
+        end_of_row_0 = self.map.offset + byte_bounds(self.array[:1])[1] - self.map.ctypes.data
+        lost = rows[end_of_row_0 + rows.astype(np.int64) * self.array.strides[0] > found]
+        if lost.size:
+            raise BadRow(int(lost[0]), problem, where, outcome)
+        raise DataError(f"{problem}: {where}. {outcome}")
+
+    def release(self, rows: np.ndarray) -> None:
+        """Gives back the pages from the first to the last of these rows: the page cache keeps them, not this process.
+
+        Else each row would count as resident memory once it was read, and in the end the whole file.
+        """
+        if self.map.mode == "c":  # its changed pages lie nowhere else
+            return
+        edges = [edge for row in (rows.min(), rows.max()) for edge in byte_bounds(self.array[row : row + 1])]
+        start_of_map = self.map.ctypes.data - self.map.offset % mmap.ALLOCATIONGRANULARITY
+        low, high = min(edges) - start_of_map, max(edges) - start_of_map
+        low -= low % mmap.PAGESIZE
+        self.map.base.madvise(mmap.MADV_DONTNEED, low, high - low)  # type: ignore[union-attr, operator]
+
+
 class ArrayRows:
     """Rows of arrays, memory maps among them; no column is ever copied or checked as a whole."""
 
@@ -98,28 +148,25 @@ class ArrayRows:
         self._arrays = [np.asarray(leaf) for leaf in leaves]
         _check_lengths([len(array) for array in self._arrays], self.structure, stage)
         self.num_rows = len(self._arrays[0])
-        self._maps = [_memory_map(array) for array in self._arrays]
+        maps = [
+            (column.name, array, _memory_map(array)) for column, array in zip(self.columns, self._arrays, strict=True)
+        ]
+        self._maps = [_MappedColumn(name, array, found) for name, array, found in maps if found is not None]
         self.part_rows = max(1, _PART_BYTES // max(1, sum(column.row_bytes for column in self.columns)))
-
-    def check_files(self) -> None:
-        """Raises a DataError where a mapped file was cut short: to read beyond its end would kill the process."""
-        for column, mapped in zip(self.columns, self._maps, strict=True):
-            if mapped is None:
-                continue
-            expected, found = mapped.offset + mapped.nbytes, mapped.base.size()  # type: ignore[union-attr, operator]
-            if found < expected:
-                raise DataError(
-                    f"A memory map is longer than its file: {column.name}, {mapped.filename}. Got a file of {found} "
-                    f"bytes, expected at least {expected}. Fix: write the file anew; it was cut short after it was "
-                    "mapped."
-                )
+        for mapped in self._maps:
+            mapped.check(np.zeros(0, np.int64))
 
     def fill(self, rows: np.ndarray, out: Sequence[np.ndarray], check: Sequence[bool]) -> list[list[int]]:
         """Reads rows int[U] into arrays [U, ...], one for each column; gives back the rows that are not finite."""
-        return [
+        for mapped in self._maps:
+            mapped.check(rows)
+        found = [
             column.store(_take(array, rows, values if array.dtype == column.dtype else None), rows, values, one_check)
             for column, array, values, one_check in zip(self.columns, self._arrays, out, check, strict=True)
         ]
+        for mapped in self._maps:
+            mapped.release(rows)
+        return found
 
 
 class SourceRows:
@@ -136,9 +183,6 @@ class SourceRows:
         empty = [np.empty((0, *leaf.shape), leaf.dtype) for leaf in self._leaves(0, item)]
         self.columns = _columns(jax.tree.unflatten(self.structure, empty), stage, wide)
         _check_lengths([self.num_rows] * len(self.columns), self.structure, stage)
-
-    def check_files(self) -> None:
-        """Nothing is mapped here."""
 
     def fill(
         self,

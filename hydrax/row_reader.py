@@ -73,7 +73,6 @@ class RowReader:
             self._rows = SourceRows(dataset, stage, wide) if from_source else ArrayRows(dataset, stage, wide)
         except BadRow as bad:
             raise DataError(str(bad)) from bad.__cause__
-        self._rows.check_files()
         self._columns = self._rows.columns
         self.num_rows: int = self._rows.num_rows
         self.row_bytes: int = sum(column.row_bytes for column in self._columns)
@@ -102,7 +101,6 @@ class RowReader:
             closed.
         """
         rows = np.asarray(rows)
-        self._rows.check_files()
         out = [_zeros((len(rows) if size is None else size, *c.shape), c.dtype) for c in self._columns]
         bad: list[list[int]] = [[] for _ in self._columns]
         check = [not warned for warned in self._warned]

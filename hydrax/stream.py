@@ -60,12 +60,15 @@ class StreamFeed:
 
     def _fetch(self, first: int, counts: Sequence[int]) -> _Fetched:
         batches = self._batches.take(first, counts)
-        numbers, places = np.unique(batches["rows"], return_inverse=True)
+        drawn = batches["rows"][: len(counts)]  # what lies beyond is padding, of row 0
+        numbers, places = np.unique(drawn, return_inverse=True)
         columns = self._reader.read(numbers, lambda row: self._owners(row, batches), size=self._max_rows)
         padded = np.zeros(self._max_rows, np.int32)
         padded[: numbers.size] = numbers
-        batches["rows"] = places.reshape(batches["rows"].shape).astype(np.int32)
-        return DeviceRows(*jax.device_put((columns, padded))), batches
+        drawn[...] = places.reshape(drawn.shape)
+        # Whether 64 bits stay is a setting of the thread that asks; the reader has decided it already.
+        with jax.enable_x64(True):
+            return DeviceRows(*jax.device_put((columns, padded))), batches
 
     def _owners(self, row: int, batches: Mapping[str, np.ndarray]) -> str:
         """Such as "wanted by heads 3, 7 and 12 more"."""

@@ -44,7 +44,7 @@ class Trainer(Stages):
       precision: "32-true", "bf16-mixed", "bf16-true" or "64-true".
       seed: of everything random: a head's key is fold_in(fold_in(key(seed), head id), step).
       sampling: "own", each head its own rows in a step; or "shared", all heads the same rows, of which each learns from
-        those in its slice. What a head learns differs; shared rows are faster where slices hold most rows.
+        those in its slice. What a head learns differs; for many small heads whose slices hold most rows it is faster.
       budget: "steps", all heads as many steps; or "passes", each head stops after max_epochs passes over its slice.
       chunk: heads that run together, or "auto"; a head's bits depend on it, and on nothing else beside it.
       steps_per_call: most steps of one dispatch, or "auto".

@@ -528,7 +528,7 @@ SLICES = [
         "Got slices of 13",
     ),
     case("a list", lambda: fit(datamodule=data(slices=[[0, 1], [2]])), "DataModule.slices", "Got list"),
-    case("None", lambda: fit(datamodule=data(slices=None)), "DataModule.slices", "Got NoneType"),
+    case("None", lambda: fit(datamodule=data(slices=None)), "The slices are missing: ArrayDataModule.slices", "Got none"),
     case(
         "val_slices of other heads",
         lambda: fit(module(validation_step=loss_of), data(val=arrays(), val_slices=hx.Slices.full(2, ROWS))),

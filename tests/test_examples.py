@@ -1,7 +1,9 @@
 """examples/: they run as a user starts them, and what they write is what they say."""
 
 import ast
+import contextlib
 import csv
+import io
 import re
 import runpy
 import sys
@@ -9,9 +11,14 @@ import time
 import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_diabetes, load_digits
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import LeaveOneOut, StratifiedKFold, cross_val_predict, train_test_split
+from sklearn.preprocessing import StandardScaler
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 ROOT = Path(__file__).parents[1]
@@ -24,13 +31,31 @@ def run(script: Path, *arguments: str) -> None:
         runpy.run_path(str(script), run_name="__main__")
 
 
+def printed(script: str, *arguments: str) -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        run(ROOT / "examples" / script, *arguments)
+    return out.getvalue()
+
+
+def shown(script: str, *arguments: str) -> dict[str, list[str]]:
+    """The tables that an example prints, by what stands at the left of a line; two spaces or more part its cells."""
+    cells = [re.split(r"\s{2,}", line.strip()) for line in printed(script, *arguments).splitlines()]
+    return {name: values for name, *values in cells if values}
+
+
 def table(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
+@pytest.fixture(scope="module")
+def distributions() -> dict[str, list[str]]:
+    """What brings each importable name; a second to find out."""
+    return dict(packages_distributions())
+
+
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.name)
-def test_every_import_of_an_example_is_what_make_demo_installs(script):
+def test_every_import_of_an_example_is_what_make_demo_installs(script, distributions):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     installed = {
@@ -40,18 +65,22 @@ def test_every_import_of_an_example_is_what_make_demo_installs(script):
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     roots = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"hydrax"}
-    assert {packages_distributions()[root][0] for root in roots} <= installed
+    assert {distributions[root][0] for root in roots} <= installed
 
 
 # ---- examples/learning_curve.py ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Path:
-    """Lengths 1, 35 and 1257, two seeds of each, 40 steps."""
+def small_run(tmp_path_factory) -> tuple[Path, str]:
+    """Lengths 1, 35 and 1257, two seeds of each, 40 steps: the folder, and what is printed."""
     out = tmp_path_factory.mktemp("demo") / "new" / "folder"
-    run(ROOT / "examples" / "learning_curve.py", "--lengths=3", "--seeds=2", "--steps=40", f"--out={out}")
-    return out
+    return out, printed("learning_curve.py", "--lengths=3", "--seeds=2", "--steps=40", f"--out={out}")
+
+
+@pytest.fixture(scope="module")
+def small(small_run) -> Path:
+    return small_run[0]
 
 
 def test_the_learning_curve_has_a_line_for_each_length(small):
@@ -92,12 +121,11 @@ def test_the_learning_curve_s_run_can_be_read_by_tensorboard(small):
     assert {"train_loss/mean", "val_loss/mean", "heads/live"} <= set(events.Tags()["scalars"])
 
 
-def test_the_learning_curve_says_where_things_are_and_how_to_look_at_them(tmp_path, capsys):
-    run(ROOT / "examples" / "learning_curve.py", "--lengths=2", "--seeds=1", "--steps=2", f"--out={tmp_path}")
-    shown = capsys.readouterr().out
+def test_the_learning_curve_says_where_things_are_and_how_to_look_at_them(small_run):
+    out, text = small_run
     for name in ("learning_curve.png", "heads.csv", "tensorboard.main --logdir"):
-        assert name in shown
-    assert str(tmp_path / "hydrax_logs" / "version_0") in shown
+        assert name in text
+    assert str(out / "hydrax_logs" / "version_0") in text
 
 
 @pytest.mark.slow
@@ -111,3 +139,125 @@ def test_the_learning_curve_rises_from_chance_to_over_95_percent_in_under_90_sec
     assert accuracy[-1] > 0.95
     assert np.all(np.diff(accuracy) > -0.01)
     assert secs < 90
+
+
+# ---- examples/slices.py -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def slices_example() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "examples" / "slices.py"))
+
+
+def test_the_slices_are_drawn_and_listed_with_heads_and_lengths(tmp_path):
+    listed = shown("slices.py", "--steps=2", f"--out={tmp_path}")
+    # Wine has 178 rows in classes of 59, 71 and 48.
+    assert {name: listed[name] for name in ("random_subset, half", "leave_one_out")} == {
+        "random_subset, half": ["10", "89..89"],
+        "leave_one_out": ["178", "177..177"],
+    }
+    assert {name: listed[name] for name in ("partition_by class", "leave_group_out")} == {
+        "partition_by class": ["3", "48..71"],
+        "leave_group_out": ["3", "107..130"],
+    }
+    assert (tmp_path / "slices.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "rotation.png").read_bytes().startswith(b"\x89PNG")
+
+
+# Batches of 8 slots; rows 2 to 21 are the long slice's, rows 8 to 12 the short one's, of 24.
+@pytest.mark.parametrize(
+    ("small_slices", "sampling", "steps", "long", "short"),
+    [("mask", "own", 5, 2, 5), ("wrap", "own", 5, 2, 8), ("mask", "shared", 6, 2, 2)],
+)
+def test_the_drawn_heads_meet_each_row_of_their_slices_equally_often(
+    slices_example, small_slices, sampling, steps, long, short
+):
+    met = slices_example["meetings"](small_slices, sampling, steps).sum(axis=1)
+    row = np.arange(24)
+    np.testing.assert_array_equal(met[0], np.where((row >= 2) & (row < 22), long, 0))
+    np.testing.assert_array_equal(met[1], np.where((row >= 8) & (row < 13), short, 0))
+
+
+# ---- examples/k_fold.py -----------------------------------------------------------------------------------------
+
+
+def test_k_fold_s_out_of_fold_probabilities_are_scikit_learn_s(tmp_path):
+    scores = shown("k_fold.py", f"--out={tmp_path}")
+    pixels, digits = load_digits(return_X_y=True)
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    expected = cross_val_predict(
+        LogisticRegression(C=0.02, tol=1e-7, max_iter=1000),
+        StandardScaler().fit_transform(pixels),
+        digits,
+        cv=folds,
+        method="predict_proba",
+    )
+    found = np.loadtxt(tmp_path / "k_fold.csv", delimiter=",", skiprows=1)
+    np.testing.assert_allclose(found, expected, atol=1e-4)  # measured: 6e-6
+    assert float(scores["hydrax"][0]) == round((expected.argmax(axis=1) == digits).mean(), 4)
+    assert scores["hydrax"][:2] == scores["scikit-learn"][:2]
+
+
+# ---- examples/bagging.py ----------------------------------------------------------------------------------------
+
+
+def test_bagging_s_out_of_bag_score_foretells_the_test_score_and_the_ensemble_beats_a_head(tmp_path):
+    run(ROOT / "examples" / "bagging.py", "--heads=16", "--steps=150", f"--out={tmp_path}")
+    (single_bag, single_test), (ensemble_bag, ensemble_test) = np.loadtxt(
+        tmp_path / "bagging.csv", delimiter=",", skiprows=1
+    )
+    # One standard error of an accuracy of 0.95 over 719 test rows is 0.008.
+    np.testing.assert_allclose([single_bag, ensemble_bag], [single_test, ensemble_test], atol=0.025)
+    assert ensemble_bag > single_bag > 0.9
+    assert ensemble_test > single_test > 0.9
+
+
+# ---- examples/leave_one_out.py ----------------------------------------------------------------------------------
+
+
+def test_leave_one_out_predicts_what_scikit_learn_s_ridge_does_with_either_sampling(tmp_path):
+    scores = shown("leave_one_out.py", "--rows=80", f"--out={tmp_path}")
+    x, y = load_diabetes(return_X_y=True)
+    expected = cross_val_predict(Ridge(alpha=10.0), StandardScaler().fit_transform(x[:80]), y[:80], cv=LeaveOneOut())
+    columns = np.loadtxt(tmp_path / "leave_one_out.csv", delimiter=",", skiprows=1)
+    np.testing.assert_allclose(columns[:, 1], expected, atol=1e-3)  # of targets from 42 to 341
+    np.testing.assert_allclose(columns[:, 2], expected, atol=1e-5)  # the closed form
+    rmse = f"{np.sqrt(((expected - y[:80]) ** 2).mean()):.3f}"
+    assert [scores[name][-2] for name in ("own", "shared")] == [rmse, rmse]
+    assert max(float(scores[name][-1]) for name in ("own", "shared")) < 1e-3
+
+
+# ---- examples/federated.py --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def federated(tmp_path_factory) -> tuple[dict[str, list[str]], list[dict[str, str]]]:
+    """What is printed, and the clients' ledger: 10 evenly mixed, 10 of one class each, 10 uneven."""
+    out = tmp_path_factory.mktemp("federated")
+    return shown("federated.py", "--passes=8", f"--out={out}"), table(out / "federated.csv")
+
+
+@pytest.fixture(scope="module")
+def federated_digits() -> list[np.ndarray]:
+    """The classes of the rows that are dealt, and of the 500 test rows."""
+    digits = load_digits().target
+    return train_test_split(digits, test_size=500, stratify=digits, random_state=0)
+
+
+def test_every_row_is_dealt_to_one_client_in_each_deal(federated, federated_digits):
+    lengths = np.array([int(client["length"]) for client in federated[1]]).reshape(3, 10)
+    np.testing.assert_array_equal(lengths.sum(axis=1), [1297, 1297, 1297])
+    np.testing.assert_array_equal(lengths[1], np.bincount(federated_digits[0]))
+
+
+def test_a_client_of_one_class_is_right_on_that_class_only(federated, federated_digits):
+    scores = [float(client["score"]) for client in federated[1][10:20]]
+    np.testing.assert_allclose(scores, np.bincount(federated_digits[1]) / 500, atol=1e-6)
+    assert federated[0]["one class a client"][1:] == ["1.000", "0.100"]
+
+
+def test_uneven_clients_are_good_at_home_and_bad_elsewhere(federated):
+    _, mixed_local, mixed_global = map(float, federated[0]["evenly mixed"])
+    _, uneven_local, uneven_global = map(float, federated[0]["uneven, alpha=0.3"])
+    assert abs(mixed_local - mixed_global) < 0.02
+    assert uneven_local > uneven_global + 0.2

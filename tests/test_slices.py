@@ -321,7 +321,7 @@ def test_the_complement_tells_what_it_leaves_out():
         (Slices.leave_one_out(4), "leave_one_out(1)"),
         (Slices.leave_group_out(["x", "y"]), "leave_group_out('y')"),
         (Slices.partition_by([3, 8, 3]), "partition_by(8)"),
-        (Slices.dirichlet([0, 1] * 20, 5.0, 2), "dirichlet(1)"),
+        (Slices.dirichlet([0, 1] * 20, 5.0, 2), "dirichlet(1, alpha=5, seed=0)"),
         (Slices.from_weights([[1, 2], [3, 4]]), "from_weights(7)"),
         (Slices.product(Slices.window(2, 3, 9), seed=2), "window(2, 3)"),
     ],
