@@ -1,5 +1,7 @@
 """What the rotation costs: a training step of 784 linear heads whose index batches come about in different ways.
 
+First the draw alone, as its own program, chunk by chunk for a superstep of 50 steps. Then whole steps:
+
 - program: the program draws them, as it does wherever it can;
 - host: the host draws them with NumPy while the device computes, as for data that is fetched;
 - none: one batch drawn beforehand and used for every step, so that the rotation costs nothing.
@@ -11,13 +13,20 @@ The ways take turns in one process; the median over the turns counts. Results: b
 
 import argparse
 import statistics
+import time
 
 import grain
+import jax
+import jax.numpy as jnp
 import numpy as np
 from chunk_width import Classifier, Clock, machine
 
 import hydrax as hx
 from hydrax.datamodules import ArrayDataModule
+from hydrax.draw import Rotated
+from hydrax.feed import RotationBatches
+
+BATCH_SIZE, NUM_ROWS, STEPS_PER_CALL = 32, 784, 50
 
 
 class DrawnOnHost(ArrayDataModule):
@@ -35,16 +44,48 @@ class DrawnOnce(ArrayDataModule):
 WAYS = {"none": DrawnOnce, "host": DrawnOnHost, "program": ArrayDataModule}
 
 
-def measure(way: str, heads: int, steps: int, prefixes: bool) -> float:
+def make_slices(kind: str, num_heads: int) -> hx.Slices:
+    lengths = np.linspace(1, NUM_ROWS, num_heads).astype(int)
+    return {"prefixes": hx.Slices.prefix, "random subsets": hx.Slices.random_subset}[kind](lengths, NUM_ROWS)
+
+
+def measure(way: str, slices: hx.Slices, steps: int) -> float:
     """Seconds of one step of all heads."""
-    num_rows, rng = 784, np.random.default_rng(0)
-    train = {"x": rng.random((num_rows, 784), np.float32), "y": rng.integers(0, 2, num_rows)}
-    lengths = np.linspace(1, num_rows, heads).astype(int)
-    slices = hx.Slices.prefix(lengths, num_rows) if prefixes else hx.Slices.random_subset(lengths, num_rows)
+    rng = np.random.default_rng(0)
+    train = {"x": rng.random((NUM_ROWS, 784), np.float32), "y": rng.integers(0, 2, NUM_ROWS)}
     clock = Clock()
-    trainer = hx.Trainer(max_steps=steps, callbacks=clock, barebones=True, log_every_n_steps=50)
-    trainer.fit(Classifier((784, 2)), WAYS[way](train, slices=slices, batch_size=32))
+    trainer = hx.Trainer(max_steps=steps, callbacks=clock, barebones=True, log_every_n_steps=STEPS_PER_CALL)
+    trainer.fit(Classifier((784, 2)), WAYS[way](train, slices=slices, batch_size=BATCH_SIZE))
     return clock.step_secs()
+
+
+def draw_alone(slices: hx.Slices, turns: int) -> list[float]:
+    """Seconds that the program takes to draw one step's index batches of all heads, one head after the other."""
+    law = slices.law()
+    fixed = {"columns": law.columns, "tables": law.tables}
+    how = {"max_steps": STEPS_PER_CALL, "accumulate": 1, "seed": 0, "small_slices": "mask", "passes": None}
+    batches = RotationBatches(Rotated(law.take, BATCH_SIZE), fixed, slices.lengths, **how)
+    axes = batches.draw.axes
+
+    @jax.jit
+    def draw(parts, ids):
+        own = {name: part for name, part in parts.items() if axes[name] == 0}
+        whole = {name: part for name, part in parts.items() if axes[name] is None}
+
+        def head(one):
+            own, head_id = jax.tree.map(lambda a: a[None], one)
+            rows, mask = batches.draw(own | whole, head_id)
+            return jnp.where(mask, rows, 0).sum()
+
+        return jax.lax.map(head, (own, ids))
+
+    parts, secs = batches.take(0, [1] * STEPS_PER_CALL), []
+    draw(parts, slices.ids).block_until_ready()
+    for _ in range(turns):
+        start = time.perf_counter()
+        draw(parts, slices.ids).block_until_ready()
+        secs.append((time.perf_counter() - start) / STEPS_PER_CALL)
+    return secs
 
 
 def main() -> None:
@@ -55,17 +96,17 @@ def main() -> None:
     args = parser.parse_args()
 
     print(machine())
-    for prefixes in (True, False):
+    for kind in ("prefixes", "random subsets"):
+        slices = make_slices(kind, args.heads)
+        alone = draw_alone(slices, 4 * args.turns)
         secs: dict[str, list[float]] = {way: [] for way in WAYS}
         for _ in range(args.turns):
             for way in WAYS:
-                secs[way].append(measure(way, args.heads, args.steps, prefixes))
+                secs[way].append(measure(way, slices, args.steps))
         free = statistics.median(secs["none"])
-        print(
-            f"\n{args.heads} linear heads 784-2, {'prefixes' if prefixes else 'random subsets'}; {args.turns} turns\n"
-        )
+        print(f"\n{args.heads} linear heads 784-2, {kind}; {args.turns} turns\n")
         print("| index batches | median, ms a step | to none | fastest and slowest turn, to none |\n|---|---|---|---|")
-        for way, found in secs.items():
+        for way, found in {"the draw alone": alone, **secs}.items():
             median, low, high = statistics.median(found), min(found), max(found)
             print(f"| {way} | {1e3 * median:.2f} | {median / free:.2f} | {low / free:.2f} .. {high / free:.2f} |")
 

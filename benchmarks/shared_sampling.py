@@ -1,7 +1,7 @@
 """What shared sampling gains: a step of heads that meet the same rows, against heads that each meet their own.
 
-Shared sampling runs with several chunk widths, own sampling with its best two of benchmarks/README.md; all take turns in
-one process, and the median over the turns counts. Results: benchmarks/README.md.
+Shared sampling runs with several chunk widths, own sampling with the two that were best for it; all take turns in one
+process, and the median over the turns counts. Results: benchmarks/README.md.
 
     python benchmarks/shared_sampling.py
 """
@@ -44,10 +44,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=5, help="fits of each way")
     parser.add_argument("--steps", type=int, default=200, help="steps of each fit, the first superstep not timed")
+    parser.add_argument("--workloads", type=int, default=len(WORKLOADS), help="how many of the workloads")
     args = parser.parse_args()
 
     print(machine())
-    for workload, (_, slices) in WORKLOADS.items():
+    for workload, (_, slices) in list(WORKLOADS.items())[: args.workloads]:
         num_heads = len(slices())
         ways = [("own", chunk) for chunk in OWN]
         ways += [("shared", chunk) for chunk in dict.fromkeys(min(chunk, num_heads) for chunk in SHARED)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 from hydrax.errors import DataError
 
 INT32 = np.iinfo(np.int32)
+# On a CPU jax takes a buffer that starts at a multiple of this as it is; it copies others, so nearly all of NumPy's.
+_ALIGNMENT = 64
 
 
 def check_dataset(dataset: Any, stage: str, check_finite: str = "off", wide: bool = False) -> Any:
@@ -102,3 +105,11 @@ def _check_finite(name: str, column: np.ndarray, mode: str) -> None:
     if mode == "raise":
         raise DataError(message)
     warnings.warn(message, stacklevel=2)
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Zeros in a buffer that jax on a CPU takes without a copy."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    buffer = np.zeros(num_bytes + _ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % _ALIGNMENT
+    return buffer[start : start + num_bytes].view(dtype).reshape(shape)

@@ -161,6 +161,11 @@ class DataModule:
           rows are int32[B]. It is the law of `hydrax.rotation`: each row of a slice once per pass, whatever else is
           trained beside a head. Under `accumulate_grad_batches` one optimiser step takes several elements.
         """
+        if sampling not in ("own", "shared"):
+            raise ArgumentError(
+                f"No such sampling: {type(self).__name__}.index_dataset(sampling=). Got {sampling!r}, expected 'own' or "
+                "'shared'. Fix: leave it out for 'own'."
+            )
         return grain.MapDataset.source(
             _Rotation(
                 rotation.shared_index_batch if sampling == "shared" else rotation.index_batch,
@@ -169,20 +174,23 @@ class DataModule:
             )
         )
 
-    def eval_index_dataset(self, stage: str, num_rows: int) -> grain.MapDataset:
+    def eval_index_dataset(self, stage: str, num_rows: int, *, heads: np.ndarray | None = None) -> grain.MapDataset:
         """The batches of a stage as row numbers, in order, each row once.
 
         Args:
           stage: "val", "test", "predict", or "held_out": each head the rows of `train_dataset` outside its slice.
           num_rows: length of the dataset.
+          heads: int[H], positions of the heads that are evaluated; None: all.
 
         Returns:
           A MapDataset of `{"step", "rows", "mask"}`; int32[B] and bool[B] where all heads see the same rows, else [H,
           B].
         """
-        slices = self.val_slices() if stage == "val" else None
-        if stage == "held_out":
-            slices = self.slices().complement(allow_empty=True)
+        slices = self.val_slices() if stage == "val" else self.slices() if stage == "held_out" else None
+        if slices is not None and heads is not None:
+            slices = slices[heads]
+        if slices is not None and stage == "held_out":
+            slices = slices.complement(allow_empty=True)
             if not slices.lengths.any():
                 raise DataError(
                     f"No row is held out: {type(self).__name__}.slices. Got slices that hold all {num_rows} rows each, "
@@ -202,8 +210,8 @@ class DataModule:
     def _lines(self, name: str, show: Callable[[], str | None]) -> list[str]:
         try:
             text = show()
-        except Exception as error:  # a data module may be printed before setup() has made what it shows
-            text = f"not there yet ({type(error).__name__}): setup has not run"
+        except Exception as error:  # it may be printed before setup() has made what it shows
+            text = f"not to be shown ({type(error).__name__}: {error!s:.60}); has setup() run?"
         return [] if text is None else [f"  {name:<8}" + text.replace("\n", "\n" + " " * 10)]
 
 

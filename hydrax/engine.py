@@ -16,7 +16,7 @@ from hydrax.module import HydraModule, per_head_values
 from hydrax.plan import Plan
 from hydrax.program import Programs
 from hydrax.state import HeadInputs, HeadsState, padding_index
-from hydrax.step import HeadProgram
+from hydrax.step import HeadProgram, Mean
 
 
 def head_inputs(ids: np.ndarray, per_head: Mapping[str, PerHead]) -> HeadInputs:
@@ -150,6 +150,11 @@ class Engine:
         return {
             name: np.asarray(value)[: self.num_heads] for name, value in self._programs.compute(accumulators).items()
         }
+
+    def has_met_rows(self, accumulators: dict[str, Any]) -> np.ndarray:
+        """bool[H], whether a head had a live slot since its accumulators were empty; True where none can tell."""
+        weights = [np.asarray(a.weight)[: self.num_heads] for a in accumulators.values() if isinstance(a, Mean)]
+        return np.any([weight > 0 for weight in weights], axis=0) if weights else np.ones(self.num_heads, bool)
 
     def predict(self, head: Any, data: DeviceRows, rows: np.ndarray, mask: np.ndarray, step: int, batch: int) -> Any:
         """All heads' predictions for one batch, leaves `[H, B, ...]`, without padding, on the device."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from hydrax.data import DataModule, check_settings, check_slices
 from hydrax.dataset import Dataset, open_dataset
 from hydrax.draw import DeviceRows
 from hydrax.engine import Engine, check_per_head, head_inputs
-from hydrax.errors import ArgumentError, DataError
+from hydrax.errors import ArgumentError, DataError, SliceError
 from hydrax.feed import Feed, IndexBatches
 from hydrax.heads import Heads
 from hydrax.hparams import PerHead
@@ -126,21 +127,55 @@ class Evaluation:
         return most if row_bytes is None else max(1, min(most, FETCH_BYTES // (rows * row_bytes)))
 
 
-def find_evaluation(settings: Settings, datamodule: DataModule, stage: str, num_heads: int) -> Evaluation | None:
-    """The checked dataset of "val", "test", "predict" or "held_out"; None where there is none."""
+def find_evaluation(
+    settings: Settings, datamodule: DataModule, stage: str, num_heads: int | None, ids: np.ndarray | None = None
+) -> Evaluation | None:
+    """The checked dataset of "val", "test", "predict" or "held_out"; None where there is none.
+
+    Args:
+      num_heads: heads that the data module has slices for, if known.
+      ids: int32[H], which of them these are; None: all of them, in order.
+    """
     if stage == "val" and settings.limit_val_batches == 0:
         return None
     data = open_dataset(datamodule, "train" if stage == "held_out" else stage, settings.precision == "64-true")
     if data is None:
         return None
-    if stage == "val" and datamodule.val_slices() is not None:
-        check_slices(datamodule.val_slices, data.num_rows, num_heads)
-    if stage == "held_out":
-        check_slices(datamodule.slices, data.num_rows, num_heads)
-    index = datamodule.eval_index_dataset(stage, data.num_rows)
-    rows = np.asarray(index[0]["rows"])
-    num_batches = len(index) if stage == "held_out" else settings.limit(stage, len(index))
-    return Evaluation(stage, data, index, num_batches, rows.shape[-1], per_head=rows.ndim == 2)
+    with contextlib.ExitStack() as opened:
+        opened.callback(data.close)
+        at = None
+        if stage == "held_out" or (stage == "val" and datamodule.val_slices() is not None):
+            check_slices(datamodule.slices if stage == "held_out" else datamodule.val_slices, data.num_rows, num_heads)
+            at = None if ids is None else _positions(datamodule, ids, required=stage == "held_out")
+        picked = {} if at is None else {"heads": at}
+        index = datamodule.eval_index_dataset(stage, data.num_rows, **picked)
+        rows = np.asarray(index[0]["rows"])
+        num_batches = len(index) if stage == "held_out" else settings.limit(stage, len(index))
+        evaluation = Evaluation(stage, data, index, num_batches, rows.shape[-1], per_head=rows.ndim == 2)
+        opened.pop_all()
+    return evaluation
+
+
+def _positions(datamodule: DataModule, ids: np.ndarray, required: bool) -> np.ndarray | None:
+    """int64[H], where the heads with these ids stand in `slices()`; None where they do not all stand there."""
+    try:
+        known = datamodule.slices().ids
+    except DataError:
+        if required:
+            raise
+        return None
+    order = np.argsort(known)
+    at = order[np.searchsorted(known, ids, sorter=order).clip(max=known.size - 1)]
+    strange = np.flatnonzero(known[at] != ids)
+    if not strange.size:
+        return at
+    if required:
+        raise SliceError(
+            f"A head has no slice: {type(datamodule).__name__}.slices, head {ids[strange[0]]}. Got ids "
+            f"{known.min()} to {known.max()}, expected that of every head. Fix: pass the data module that the heads "
+            "were trained with."
+        )
+    return None
 
 
 def assemble_evaluation(
@@ -161,24 +196,28 @@ def assemble_evaluation(
       The engine, the dataset ready to walk, and the heads' `(trainable, state)`, padded.
     """
     check_settings(datamodule)
-    evaluation = find_evaluation(settings, datamodule, stage, len(heads))
+    evaluation = find_evaluation(settings, datamodule, stage, None if fitted is None else len(fitted), heads.ids)
     if evaluation is None:
         raise DataError(
             f"There is nothing to walk: {type(datamodule).__name__}.{stage}_dataset. Got None, expected a dataset. "
             f"Fix: return one from {stage}_dataset()."
         )
-    inputs = head_inputs(heads.ids, _per_head_of(module, heads.ids, fitted))
-    program = HeadProgram(module, precision=settings.precision, padding={_STEPS[stage]: evaluation.padding})
-    flight = Preflight.of_model(program, inputs)
-    _check_heads(heads, flight.parts)
-    if _STEPS[stage] == "predict":
-        flight.prediction(evaluation.data.shapes, evaluation.batch_size)
-    else:
-        empty = flight.evaluation(_STEPS[stage], evaluation.data.shapes, evaluation.batch_size)
-        evaluation = dataclasses.replace(evaluation, empty=empty)
-    plan = make_plan(settings, num_heads=len(heads), slots=1, backend=jax.default_backend())
-    engine = Engine(flight.program, inputs, settings.seed, plan, {})
-    return engine, evaluation.open(engine.places, heads.ids), engine.pad((heads.trainable, heads.state))
+    with contextlib.ExitStack() as opened:
+        opened.callback(evaluation.close)
+        inputs = head_inputs(heads.ids, _per_head_of(module, heads.ids, fitted))
+        program = HeadProgram(module, precision=settings.precision, padding={_STEPS[stage]: evaluation.padding})
+        flight = Preflight.of_model(program, inputs)
+        _check_heads(heads, flight.parts)
+        if _STEPS[stage] == "predict":
+            flight.prediction(evaluation.data.shapes, evaluation.batch_size)
+        else:
+            empty = flight.evaluation(_STEPS[stage], evaluation.data.shapes, evaluation.batch_size)
+            evaluation = dataclasses.replace(evaluation, empty=empty)
+        plan = make_plan(settings, num_heads=len(heads), slots=1, backend=jax.default_backend())
+        engine = Engine(flight.program, inputs, settings.seed, plan, {})
+        ready = evaluation.open(engine.places, heads.ids)
+        opened.pop_all()
+    return engine, ready, engine.pad((heads.trainable, heads.state))
 
 
 def _per_head_of(module: HydraModule, ids: np.ndarray, fitted: np.ndarray | None) -> dict[str, PerHead]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from hydrax import rotation
 from hydrax.checkpoint import tree_digest
+from hydrax.columns import aligned_zeros
 from hydrax.draw import DeviceRows, Draw, Given, Rotated, SharedRotated
 from hydrax.errors import DataError
 
@@ -56,8 +57,7 @@ class ResidentFeed:
     """
 
     def __init__(self, data: Any, batches: Batches) -> None:
-        # A private copy: the user may go on changing theirs, and jax may alias a NumPy array on a CPU, or copy it late.
-        self.data = DeviceRows(jax.tree.map(lambda column: jax.device_put(np.array(column, order="C")), data))
+        self.data = DeviceRows(jax.tree.map(_uploaded, data))
         self.draw, self._batches = batches.draw, batches
 
     def take(self, first: int, counts: Sequence[int]) -> tuple[DeviceRows, dict[str, Any]]:
@@ -71,6 +71,13 @@ class ResidentFeed:
 
     def close(self) -> None:
         self._batches.close()
+
+
+def _uploaded(column: np.ndarray) -> jax.Array:
+    # A private copy: the user may go on changing theirs, and jax may alias a NumPy array on a CPU, or copy it late.
+    own = aligned_zeros(column.shape, column.dtype)
+    own[...] = column
+    return jax.device_put(own)
 
 
 class RotationBatches:

@@ -170,9 +170,9 @@ class FitLoop:
             if self.state.epoch
             else {}
         )
-        # A head that was through its passes before this epoch keeps what it had.
-        begun = self.training(self._schedule.epoch(self.step - 1) * self._schedule.steps_per_epoch) | ~self.live
-        found = {name: _sealed(np.where(begun, value, self.metrics.get(name, value))) for name, value in found.items()}
+        # A head that met no row in this epoch keeps what it had.
+        met = self._engine.has_met_rows(self.state.epoch)
+        found = {name: _sealed(np.where(met, value, self.metrics.get(name, value))) for name, value in found.items()}
         # As in Lightning, a name logged both by step and by epoch also stands by itself.
         self.metrics |= found | {name.removesuffix("_epoch"): value for name, value in found.items()}
         self._tell("on_train_epoch_end", metrics=found, epoch=self._schedule.epoch(self.step - 1))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from hydrax.draw import DeviceRows
 from hydrax.errors import HydraxError, ModuleError
-from hydrax.model import Parts
+from hydrax.model import Structure
 from hydrax.module import HydraModule
 from hydrax.state import HeadInputs
 from hydrax.step import HeadProgram, empty_accumulator
@@ -44,11 +44,12 @@ class Preflight:
           inputs: arrays or shapes of all heads, `[H, ...]`.
         """
         one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), inputs)
-        found: list[Parts] = []
+        found: list[Structure] = []
 
         def build(inputs: HeadInputs, key: Any) -> Any:
-            found.append(program.build(inputs, key))
-            return found[-1][:2]
+            parts = program.build(inputs, key)
+            found.append(parts.structure)  # not the parts: no traced array may outlive its trace
+            return parts[:2]
 
         with _explained(program, "configure_model", "a PRNG key"):
             parts = jax.eval_shape(build, one, _KEY)
@@ -57,7 +58,7 @@ class Preflight:
                 f"A model has nothing to train: {type(program.module).__name__}.configure_model. Got no floating "
                 "array, expected at least one. Fix: return the model itself, with its parameters made."
             )
-        return cls(dataclasses.replace(program, structure=found[-1].structure), one, parts)
+        return cls(dataclasses.replace(program, structure=found[-1]), one, parts)
 
     def training(self, data: Any, batch_size: int, accumulate: int) -> dict[str, Any]:
         """Traces `training_step`, `configure_optimizers` and the callbacks' second tier.

@@ -77,5 +77,10 @@ class FitResult:
 
 
 def _column(values: list[Any]) -> np.ndarray:
-    """Values of one column; None among numbers is NaN."""
-    return np.array([np.nan if value is None else value for value in values])
+    """Values of one column; None among numbers is NaN, and a `PerHead` of arrays a column of objects."""
+    column = np.array([np.nan if value is None else value for value in values])
+    if column.ndim == 1:
+        return column
+    objects = np.empty(len(values), object)
+    objects[:] = list(column)
+    return objects

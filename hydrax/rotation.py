@@ -148,7 +148,7 @@ def cursor(batch: int, lengths: np.ndarray, batch_size: int, small_slices: Small
 
 def batches_of(passes: int, lengths: np.ndarray, batch_size: int, small_slices: SmallSlices = "mask") -> np.ndarray:
     """int64[H], the batches in which each head makes so many passes over its slice; the last may have padding."""
-    width = cursor(0, lengths, batch_size, small_slices).width
+    passes, width = whole_number("passes", passes, 1, 2**31), cursor(0, lengths, batch_size, small_slices).width
     return -(-passes * lengths.astype(np.int64) // width)
 
 
@@ -156,6 +156,7 @@ def slots_left(batch: int, lengths: np.ndarray, width: np.ndarray, passes: int |
     """uint32[H], live slots each head has left of so many passes when batch number `batch` begins; 2**31 is no end."""
     if passes is None:
         return np.full(lengths.shape, _NO_END)
+    passes = whole_number("passes", passes, 1, 2**31)
     left = passes * lengths.astype(np.int64) - batch * width.astype(np.int64)
     return np.clip(left, 0, _NO_END).astype(np.uint32)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import threading
 import warnings
 from collections import deque
@@ -14,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from hydrax.columns import aligned_zeros
 from hydrax.errors import DataError
 from hydrax.row_access import ArrayRows, BadRow, SourceRows, is_source
 from hydrax.row_processes import Part, RowProcesses
@@ -21,8 +21,6 @@ from hydrax.row_processes import Part, RowProcesses
 __all__ = ["RowReader", "is_source"]
 
 _DIGEST_ROWS = 16
-# On a CPU jax takes a buffer that starts at a multiple of this as it is; it copies others, so nearly all of NumPy's.
-_ALIGNMENT = 64
 
 Owners = Callable[[int], str]
 
@@ -101,7 +99,7 @@ class RowReader:
             closed.
         """
         rows = np.asarray(rows)
-        out = [_zeros((len(rows) if size is None else size, *c.shape), c.dtype) for c in self._columns]
+        out = [aligned_zeros((len(rows) if size is None else size, *c.shape), c.dtype) for c in self._columns]
         bad: list[list[int]] = [[] for _ in self._columns]
         check = [not warned for warned in self._warned]
         jobs: deque[tuple[list[np.ndarray], Future[Part]]] = deque()
@@ -202,10 +200,3 @@ class RowReader:
 def _said(owners: Owners, row: int) -> str:
     said = owners(row)
     return f", {said}" if said else ""
-
-
-def _zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    num_bytes = math.prod(shape) * dtype.itemsize
-    buffer = np.zeros(num_bytes + _ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % _ALIGNMENT
-    return buffer[start : start + num_bytes].view(dtype).reshape(shape)

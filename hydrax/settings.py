@@ -12,6 +12,7 @@ import numpy as np
 from hydrax.errors import ArgumentError
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
+_MAX_PASSES = 2**31
 _LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
 
 # Lightning's arguments that mean nothing here, and what does their job.
@@ -172,6 +173,8 @@ class Settings:
         self._check_choice("budget", ("steps", "passes"))
         if self.budget == "passes" and self.max_epochs is None and not self.fast_dev_run:
             raise _error("budget", "passes", "max_epochs beside it: the passes of each head", "pass max_epochs too")
+        if self.budget == "passes" and (self.max_epochs or 0) > _MAX_PASSES:
+            raise _error("max_epochs", self.max_epochs, f"at most {_MAX_PASSES} passes", "pass fewer")
         if self.budget == "passes" and self.limit_train_batches != 1.0:
             raise _error(
                 "budget",

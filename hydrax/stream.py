@@ -32,6 +32,7 @@ class StreamFeed:
     def __init__(self, reader: RowReader, batches: IndexBatches, max_rows: int, ids: np.ndarray) -> None:
         self.draw = batches.draw
         self._reader, self._batches, self._max_rows, self._ids = reader, batches, max_rows, ids
+        self._device = getattr(jax.config, "jax_default_device", None)  # a setting of the thread that asks
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "hydrax-fetch")
         self._ahead: tuple[tuple[int, tuple[int, ...]], concurrent.futures.Future[_Fetched]] | None = None
 
@@ -67,7 +68,7 @@ class StreamFeed:
         padded[: numbers.size] = numbers
         drawn[...] = places.reshape(drawn.shape)
         # Whether 64 bits stay is a setting of the thread that asks; the reader has decided it already.
-        with jax.enable_x64(True):
+        with jax.enable_x64(True), jax.default_device(self._device):
             return DeviceRows(*jax.device_put((columns, padded))), batches
 
     def _owners(self, row: int, batches: Mapping[str, np.ndarray]) -> str:

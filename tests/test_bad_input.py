@@ -493,6 +493,12 @@ DATASETS = [
         "Mine.slices",
         "Slices.full",
     ),
+    case(
+        "None for slices",
+        lambda: fit(datamodule=data(slices=None)),
+        "The slices are missing: ArrayDataModule.slices",
+        "Got none",
+    ),
     case("ragged rows to predict", lambda: some_heads().predict((np.ones((3, 4)), np.ones(2))), "predict dataset[1]"),
     case("no rows to predict", lambda: some_heads().predict(np.ones((0, 4))), "predict dataset", "Got 0"),
 ]
@@ -528,7 +534,6 @@ SLICES = [
         "Got slices of 13",
     ),
     case("a list", lambda: fit(datamodule=data(slices=[[0, 1], [2]])), "DataModule.slices", "Got list"),
-    case("None", lambda: fit(datamodule=data(slices=None)), "The slices are missing: ArrayDataModule.slices", "Got none"),
     case(
         "val_slices of other heads",
         lambda: fit(module(validation_step=loss_of), data(val=arrays(), val_slices=hx.Slices.full(2, ROWS))),
@@ -769,6 +774,8 @@ def values(name, *wrong_values):
         *values("enable_progress_bar", "on", 0),
         *values("default_root_dir", None, 3),
         *values("barebones", 1, None),
+        *values("sampling", "both", "Shared", None, True, ["own"]),
+        *values("budget", "epochs", "pass", None, 3, False),
     ],
 )
 def test_a_trainer_argument_out_of_range_is_refused_with_its_name_and_value(name, value):
@@ -959,3 +966,196 @@ USES = [
 @pytest.mark.parametrize(("run", "parts"), USES)
 def test_asking_heads_for_what_they_cannot_do_is_refused(run, parts):
     assert missing_from(message_of(hx.ArgumentError, run), parts) == []
+
+
+# ---- sampling, budget, held-out rows
+
+
+@pytest.mark.parametrize(
+    ("how", "parts"),
+    [
+        pytest.param(
+            {}, ["budget. Got 'passes', expected max_epochs beside it", "pass max_epochs too"], id="no epochs"
+        ),
+        pytest.param({"max_steps": 9}, ["expected max_epochs beside it"], id="steps alone"),
+        pytest.param(
+            {"max_epochs": 2, "limit_train_batches": 0.5}, ["whole passes, not limit_train_batches=0.5"], id="half"
+        ),
+        pytest.param(
+            {"max_epochs": 2, "limit_train_batches": 3}, ["leave limit_train_batches out"], id="three batches"
+        ),
+    ],
+)
+def test_a_budget_of_passes_needs_their_number_and_whole_passes(how, parts):
+    message = message_of(hx.ArgumentError, lambda: hx.Trainer(budget="passes", **how))
+    assert missing_from(message, ["A Trainer argument has no meaning: budget", *parts]) == []
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("budgets", "budget"), ("sample", "sampling"), ("max_passes", "max_")])
+def test_an_unknown_argument_of_sampling_or_budget_names_the_nearest_one(name, nearest):
+    message = message_of(hx.ArgumentError, lambda: hx.Trainer(**{name: 1}))
+    assert missing_from(message, [f": {name}.", f"the nearest name is {nearest}"]) == []
+
+
+def fit_on_slices(slices, **how):
+    return lambda: fit(datamodule=data(slices=slices), **how)
+
+
+REPEATS = [
+    case("a bootstrap", fit_on_slices(hx.Slices.bootstrap(3, ROWS, seed=0), sampling="shared"), "bootstrap"),
+    case(
+        "a row listed twice",
+        fit_on_slices(hx.Slices.from_indices([[1, 1], [2]], ROWS), sampling="shared"),
+        "Got Slices(",
+    ),
+    case(
+        "weights above one",
+        fit_on_slices(hx.Slices.from_weights(np.eye(ROWS, dtype=int) * 2), sampling="shared"),
+        "from_weights",
+    ),
+]
+
+
+@before_any_program
+@pytest.mark.parametrize(("run", "parts"), REPEATS)
+def test_rows_that_repeat_cannot_be_shared(run, parts):
+    expected = ["A row listed twice cannot be met twice: ArrayDataModule.slices", 'pass sampling="own"', *parts]
+    assert missing_from(message_of(hx.SliceError, run), expected) == []
+
+
+def scalar(slices, **how):
+    return lambda: fit(module(training_step=lambda *a: loss_of(*a).mean()), data(slices=slices), **how)
+
+
+SCALARS = [
+    case(
+        "rows of others",
+        scalar(hx.Slices.prefix([9, 5, 12], ROWS), sampling="shared"),
+        "head 1 owns 5 of the 12 rows that all heads meet",
+    ),
+    case(
+        "passes that end inside a batch",
+        scalar(hx.Slices.prefix([9, 5, 12], ROWS), budget="passes", max_epochs=2),
+        "a head's last batch ends with its passes",
+    ),
+    case(
+        "a dataset shorter than a batch",
+        lambda: fit(module(training_step=lambda *a: loss_of(*a).mean()), data(batch_size=16), sampling="shared"),
+        "head 0 has 12 rows for 16 slots",
+    ),
+]
+
+
+@before_any_program
+@pytest.mark.parametrize(("run", "parts"), SCALARS)
+def test_a_scalar_loss_is_refused_with_the_reason_why_a_slot_can_be_padding(run, parts):
+    expected = ["A scalar loss would count padding: training_step. Got a scalar", "ctx.mask", *parts]
+    assert missing_from(message_of(hx.ModuleError, run), expected) == []
+
+
+def own_index(index_dataset, **how):
+    mine = type("Mine", (ArrayDataModule,), {"index_dataset": index_dataset})
+    return lambda: fit(datamodule=mine(arrays(), slices=hx.Slices.full(HEADS, ROWS), batch_size=SLOTS), **how)
+
+
+def shared_elements(**parts):
+    found = {"rows": np.zeros(SLOTS, np.int32), "mask": np.ones((HEADS, SLOTS), bool)} | parts
+    index = grain.MapDataset.source(Elements(lambda t: found))
+    return own_index(lambda self, seed=0, sampling="own": index, sampling="shared")
+
+
+PASSES = {"budget": "passes", "max_epochs": 2}
+OWN_INDEX = [
+    case(
+        "no passes",
+        own_index(lambda self, seed=0: None, **PASSES),
+        "know nothing of passes: Mine.index_dataset. Got seed, expected passes among its arguments, as it is 2",
+    ),
+    case(
+        "no sampling",
+        own_index(lambda self, seed=0, passes=None: None, sampling="shared"),
+        "know nothing of sampling: Mine.index_dataset. Got seed, passes, expected sampling",
+        "'shared'",
+    ),
+    case("neither", own_index(lambda self, seed: None, sampling="shared", **PASSES), "know nothing of sampling"),
+    case(
+        "rows for each head",
+        shared_elements(rows=np.zeros((HEADS, SLOTS), int)),
+        "Got rows [3, 4]",
+        "rows [B] and mask [3, B]",
+    ),
+    case("one mask for all", shared_elements(mask=np.ones(SLOTS, bool)), "Got rows [4] and mask [4]", "mask [3, B]"),
+    case("a mask of other heads", shared_elements(mask=np.ones((2, SLOTS), bool)), "mask [2, 4]", "mask [3, B]"),
+    case("a shared row N", shared_elements(rows=np.full(SLOTS, ROWS)), "place (0,)", "Got 12, expected 0 <= row < 12"),
+]
+
+
+@before_any_program
+@pytest.mark.parametrize(("run", "parts"), OWN_INDEX)
+def test_index_batches_of_the_users_own_must_know_sampling_and_budget(run, parts):
+    assert missing_from(message_of(hx.DataError, run), parts) == []
+
+
+def held_out(slices=None, broken=None, **how):
+    folds = hx.Slices.window([0, 4, 8], 4, ROWS)
+    return lambda: walk("predict_held_out", broken, data(slices=folds if slices is None else slices), **how)
+
+
+def refusal(what, error, run, *parts):
+    return pytest.param(error, run, parts, id=what)
+
+
+HELD_OUT = [
+    refusal(
+        "all rows",
+        hx.DataError,
+        held_out(hx.Slices.full(HEADS, ROWS)),
+        "No row is held out",
+        "all 12 rows",
+        "predict()",
+    ),
+    refusal("other heads", hx.SliceError, held_out(hx.Slices.prefix([3, 5], ROWS)), "Got 2 heads, expected 3"),
+    refusal(
+        "other rows", hx.SliceError, held_out(hx.Slices.prefix([3, 5, 6], 11)), "Got slices of 11 rows, expected 12"
+    ),
+    refusal("no slices", hx.SliceError, held_out([[0], [1], [2]]), "Slices have the wrong type", "Got list"),
+    refusal("a path for heads", hx.ArgumentError, held_out(heads="runs/heads"), "wrong type: heads", "Got str"),
+    refusal(
+        "no predictions",
+        hx.ModuleError,
+        held_out(broken=module(predict_step=lambda *a: None)),
+        "Broken.predict_step. Got nothing",
+    ),
+    refusal(
+        "predictions without slots",
+        hx.ModuleError,
+        held_out(broken=module(predict_step=lambda s, m, b, c: m(b["image"]).mean(axis=0))),
+        "A prediction has the wrong shape: Broken.predict_step",
+        "expected [4, ...]",
+    ),
+    refusal(
+        "heads of another module",
+        hx.ArgumentError,
+        held_out(broken=module(configure_model=lambda self, key: nnx.Linear(4, 5, rngs=nnx.Rngs(key)))),
+        "Heads and module do not fit",
+    ),
+    refusal(
+        "no training rows",
+        hx.DataError,
+        lambda: walk("predict_held_out", datamodule=data(train=None)),
+        "There is nothing to walk",
+        "Got None",
+    ),
+]
+
+
+@before_any_program
+@pytest.mark.parametrize(("error", "run", "parts"), HELD_OUT)
+def test_rows_that_cannot_be_predicted_out_of_the_slices_are_refused(error, run, parts):
+    assert missing_from(message_of(error, run), parts) == []
+
+
+def test_a_head_that_holds_all_rows_has_no_complement_to_be_validated_on():
+    slices = hx.Slices.prefix([5, ROWS, 3], ROWS)
+    message = message_of(hx.SliceError, lambda: data(slices=slices, val=arrays(), val_slices=slices.complement()))
+    assert missing_from(message, ["Complement of head 1 is empty", "allow_empty=True"]) == []

@@ -198,3 +198,128 @@ def test_validation_slices_do_not_touch_the_test_set():
     val_slices = hx.Slices.from_indices([[4, 2, 0], [1]], 5)
     module = ArrayDataModule(np.zeros(9), slices=hx.Slices.full(2, 9), val_slices=val_slices, batch_size=8)
     assert walked(module.eval_index_dataset("test", 5)) == [[0, 1, 2, 3, 4]]
+
+
+# ---- index batches of the Trainer's budget and sampling
+
+
+def test_index_batches_end_with_the_passes_asked_for():
+    module = ArrayDataModule(np.zeros(12), slices=hx.Slices.prefix(LENGTHS, 12), batch_size=4)
+    masks = np.stack([module.index_dataset(3, passes=2)[t]["mask"].sum(axis=1) for t in range(7)])
+    assert masks.sum(axis=0).tolist() == [2, 10, 16, 24]
+    assert not masks[6].any()
+
+
+def test_shared_index_batches_have_one_line_of_rows_and_a_mask_for_each_head():
+    module = ArrayDataModule(np.zeros(12), slices=hx.Slices.prefix(LENGTHS, 12), batch_size=4)
+    elements = [module.index_dataset(3, sampling="shared")[t] for t in range(3)]
+    assert [element["step"] for element in elements] == [0, 1, 2]
+    rows = np.stack([element["rows"] for element in elements])
+    assert (rows.shape, rows.dtype) == ((3, 4), np.int32)
+    assert sorted(rows.ravel().tolist()) == list(range(12))
+    np.testing.assert_array_equal(
+        [element["mask"] for element in elements], rows[:, None] < np.array(LENGTHS)[None, :, None]
+    )
+
+
+# ---- index batches of what is held out
+
+
+def lines_walked(index):
+    """Live rows of each head, batch by batch."""
+    elements = [index[t] for t in range(len(index))]
+    heads = range(len(elements[0]["mask"]))
+    return [[element["rows"][head][element["mask"][head]].tolist() for element in elements] for head in heads]
+
+
+def test_held_out_rows_are_those_of_the_training_set_outside_each_slice():
+    module = ArrayDataModule(np.zeros(9), slices=hx.Slices.window([0, 2, 0], [4, 6, 9], 9), batch_size=2)
+    assert lines_walked(module.eval_index_dataset("held_out", 9)) == [
+        [[4, 5], [6, 7], [8]],
+        [[8, 0], [1], []],  # the other side of a window begins where it ends
+        [[], [], []],
+    ]
+
+
+def test_held_out_batches_have_one_shape_and_padding_of_rows_that_are_there():
+    module = ArrayDataModule(np.zeros(9), slices=hx.Slices.prefix([4, 9], 9), batch_size=2, eval_batch_size=3)
+    index = module.eval_index_dataset("held_out", 9)
+    assert [(index[t]["rows"].shape, index[t]["rows"].dtype) for t in range(2)] == [((2, 3), np.int32)] * 2
+    assert [index[t]["rows"][0].tolist() for t in range(2)] == [[4, 5, 6], [7, 8, 8]]
+    assert [index[t]["rows"][1].tolist() for t in range(2)] == [[0, 0, 0]] * 2
+
+
+def test_a_batch_is_no_wider_than_the_most_rows_held_out():
+    module = ArrayDataModule(np.zeros(9), slices=hx.Slices.prefix([6, 7], 9), batch_size=32)
+    assert module.eval_index_dataset("held_out", 9)[0]["mask"].tolist() == [[True, True, True], [True, True, False]]
+
+
+def test_index_batches_of_rows_that_nobody_holds_out_are_refused():
+    module = ArrayDataModule(np.zeros(9), slices=hx.Slices.full(2, 9))
+    with pytest.raises(hx.DataError, match="No row is held out: ArrayDataModule.slices. Got slices that hold all 9"):
+        module.eval_index_dataset("held_out", 9)
+
+
+# ---- printed
+
+
+class MadeInSetup(hx.DataModule):
+    batch_size = 4
+
+    def setup(self, stage):
+        self.rows = {"image": np.zeros((10, 3, 2), np.float32), "digit": np.arange(10)}
+
+    def train_dataset(self):
+        return self.rows
+
+    def val_dataset(self):
+        return self.rows["image"][:4]
+
+    def slices(self):
+        return hx.Slices.prefix([2, 5, 9], len(self.rows["digit"]))
+
+
+def test_a_data_module_printed_before_setup_says_what_is_not_there_yet():
+    not_yet = "not there yet (AttributeError): setup has not run"
+    assert str(MadeInSetup()).splitlines() == [
+        "MadeInSetup",
+        f"  train   {not_yet}",
+        f"  val     {not_yet}",
+        f"  heads   {not_yet}",
+        f"  epoch   {not_yet}",
+    ]
+
+
+def test_a_data_module_printed_after_setup_says_what_it_holds():
+    module = MadeInSetup()
+    module.setup("fit")
+    lines = str(module).splitlines()
+    assert lines[:4] == [
+        "MadeInSetup",
+        "  train   N=10: digit int64, image float32[3, 2]",
+        "  val     N=4: rows float32[3, 2]",
+        "  heads   Slices of 3 heads on 10 rows",
+    ]
+    assert "            lengths: min 2, median 5, max 9, total 16" in lines
+    assert lines[-1] == "  epoch   3 batches"
+
+
+@pytest.mark.parametrize(
+    ("train", "line"),
+    [
+        (np.zeros((5, 2)), "N=5: rows float64[2]"),
+        ((np.zeros(5, bool), np.zeros((5, 1), np.uint8)), "N=5: 0 bool, 1 uint8[1]"),
+        ({"a": {"b": np.zeros(5, np.int16)}}, "N=5: a.b int16"),
+        (jnp.zeros((5, 4)), "N=5: rows float32[4]"),
+    ],
+    ids=["one array", "a tuple", "nested", "jax"],
+)
+def test_columns_are_printed_by_name_dtype_and_shape(train, line):
+    printed = str(ArrayDataModule(train, slices=hx.Slices.full(1, 5))).splitlines()
+    assert printed[1] == f"  train   {line}"
+
+
+def test_a_source_is_printed_by_its_length_and_its_type():
+    source = grain.MapDataset.range(7).map(lambda row: {"x": np.float32(row)})
+    printed = str(ArrayDataModule(source, slices=hx.Slices.full(1, 7))).splitlines()
+    assert printed[1].startswith("  train   N=7: ")

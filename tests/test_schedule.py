@@ -93,3 +93,26 @@ def test_supersteps_end_at_the_next_thing_due(fields, limit, dues, ends):
 def test_boundaries_are_where_the_host_must_see_the_heads():
     calendar = schedule(max_steps=8, val_every_batches=3)
     assert [step for step in range(1, 9) if calendar.is_boundary(step)] == [3, 5, 8]
+
+
+@pytest.mark.parametrize(
+    ("batches", "accumulate", "steps"),
+    [
+        (5, 1, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]),
+        (5, 2, [0, 1, 1, 2, 2, 3, 4, 4, 5, 5, 6, 7]),
+        (5, 3, [0, 1, 1, 1, 2, 2, 3, 3, 3, 4, 4, 5]),
+        (2, 4, [0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6]),
+    ],
+)
+def test_steps_that_so_many_batches_take(batches, accumulate, steps):
+    calendar = schedule(batches_per_epoch=batches, accumulate=accumulate)
+    assert [calendar.steps_of(count) for count in range(12)] == steps
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3, 7])
+@pytest.mark.parametrize("batches_per_epoch", [1, 5, 6])
+def test_the_steps_of_a_number_of_batches_are_the_fewest_that_consume_them(batches_per_epoch, accumulate):
+    calendar = schedule(batches_per_epoch=batches_per_epoch, accumulate=accumulate)
+    steps = [calendar.steps_of(count) for count in range(1, 40)]
+    assert all(calendar.batches(step) >= count for count, step in enumerate(steps, 1))
+    assert all(calendar.batches(step - 1) < count for count, step in enumerate(steps, 1))

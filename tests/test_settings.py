@@ -30,6 +30,10 @@ def test_the_trainer_has_the_same_arguments_and_defaults():
         {"precision": "bf16-mixed"},
         {"precision": "bf16-true"},
         {"precision": "64-true"},
+        {"sampling": "shared"},
+        {"budget": "passes", "max_epochs": 1},
+        {"budget": "passes", "fast_dev_run": True},
+        {"budget": "passes", "max_epochs": 1, "max_steps": 1, "sampling": "shared", "limit_train_batches": 1.0},
     ],
     ids=str,
 )
@@ -74,6 +78,38 @@ def test_fast_dev_run_limits_every_loop(fast_dev_run, expected):
 )
 def test_a_fit_ends_at_the_nearer_of_its_ends(how, expected):
     assert Settings(**how).total_steps(steps_per_epoch=10) == expected
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ({"max_epochs": 3}, None),
+        ({"max_steps": 3}, None),
+        ({"max_epochs": 3, "budget": "passes"}, 3),
+        ({"max_epochs": 3, "max_steps": 1, "budget": "passes"}, 3),
+        ({"fast_dev_run": True, "budget": "passes"}, None),
+    ],
+    ids=str,
+)
+def test_passes_are_epochs_of_each_head_where_that_is_the_budget(how, expected):
+    assert Settings(**how).passes == expected
+
+
+@pytest.mark.parametrize(
+    ("how", "steps", "expected"),
+    [
+        ({"max_steps": 25}, 25, "`max_steps=25`"),
+        ({"max_epochs": 3}, 30, "`max_epochs=3`"),
+        # The last head may be through its passes before the last epoch is.
+        ({"max_epochs": 3, "budget": "passes"}, 28, "`max_epochs=3`"),
+        ({"max_epochs": 3, "max_steps": 25, "budget": "passes"}, 25, "`max_steps=25`"),
+        ({"max_epochs": 3, "max_steps": 40, "budget": "passes"}, 28, "`max_epochs=3`"),
+        ({"fast_dev_run": True, "budget": "passes"}, 1, "`fast_dev_run=True`"),
+    ],
+    ids=str,
+)
+def test_the_argument_that_ends_a_fit_is_named(how, steps, expected):
+    assert Settings(**how).end(steps) == expected
 
 
 def test_a_fit_without_an_end_is_refused():
