@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hydrax import DataModule, Slices
+from hydrax import ArgumentError, DataModule, Slices
 
 
 class ArrayDataModule(DataModule):
@@ -22,6 +22,9 @@ class ArrayDataModule(DataModule):
       slices: which rows of `train` each head learns from, or a function from `train` to that.
       val_slices: which rows of `val` each head is validated on, or a function from `val` to that; None: all of them.
       settings: attributes of `DataModule`: batch_size, eval_batch_size, small_slices, check_finite, residence, ...
+
+    Raises:
+      ArgumentError: there is no such setting, or val_slices come without val.
     """
 
     def __init__(
@@ -36,6 +39,11 @@ class ArrayDataModule(DataModule):
         **settings: Any,
     ) -> None:
         super().__init__(slices=slices, val_slices=val_slices, **settings)
+        if val is None and val_slices is not None:
+            raise ArgumentError(
+                "Validation slices have no dataset: ArrayDataModule(val_slices=). Got val_slices without val, expected "
+                "both or neither. Fix: pass val=, the rows that they count, or drop val_slices."
+            )
         self._train, self._val, self._test, self._predict = train, val, test, predict
 
     def train_dataset(self) -> Any:

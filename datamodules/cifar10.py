@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrax import DataError, DataModule, Slices
+from hydrax import ArgumentError, DataError, DataModule, Slices
 
 Dataset = dict[str, NDArray[Any]]
 
@@ -24,8 +25,10 @@ class CIFAR10DataModule(DataModule):
     """CIFAR-10 from the six files of its binary version.
 
     A dataset is `{"image": uint8[N, 32, 32, 3], "label": int32[N]}`. Images stay bytes, a quarter of the room of
-    floats: your step makes floats of the rows it is given, `batch["image"] / 255`. The test images are what `predict`
-    walks, too. Files are read once, and only those of the stage need to be there.
+    floats: your step makes floats of the rows it is given, `batch["image"] / 255`. With precision "bf16-mixed" or
+    "bf16-true" write `batch["image"].astype(jnp.bfloat16) / 255`: bytes / 255 are float32, and take the model there.
+
+    The test images are what `predict` walks, too. Files are read once, and only those of the stage need to be there.
 
     Args:
       folder: holds data_batch_1.bin to data_batch_5.bin and test_batch.bin. Fewer records than the official 10,000 a
@@ -43,7 +46,7 @@ class CIFAR10DataModule(DataModule):
 
     Raises:
       DataError: a file is missing or damaged; said in `setup`.
-      ArgumentError: val_rows leaves no training row; said in `setup`.
+      ArgumentError: folder is no path; or val_rows leaves no training row, said in `setup`.
 
     Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
     """
@@ -61,6 +64,11 @@ class CIFAR10DataModule(DataModule):
         **settings: Any,
     ) -> None:
         super().__init__(slices=slices, val_slices=val_slices, **settings)
+        if not isinstance(folder, str | os.PathLike):
+            raise ArgumentError(
+                f"A folder has the wrong type: CIFAR10DataModule(folder=). Got {folder!r:.60}, expected a str or a "
+                "Path. Fix: pass the folder that holds the six files."
+            )
         self._folder, self._val_rows, self._seed = Path(folder), val_rows, seed
 
     def setup(self, stage: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrax import DataError, DataModule, Slices
+from hydrax import ArgumentError, DataError, DataModule, Slices
 
 Dataset = dict[str, NDArray[Any]]
 
@@ -26,8 +27,10 @@ class MNISTDataModule(DataModule):
     """MNIST from its IDX files; Fashion-MNIST and Kuzushiji-MNIST come in the same four files.
 
     A dataset is `{"image": uint8[N, 28, 28], "label": int32[N]}`. Images stay bytes, a quarter of the room of floats:
-    your step makes floats of the rows it is given, `batch["image"] / 255`. The test images are what `predict` walks,
-    too. Files are read once, and only those of the stage need to be there.
+    your step makes floats of the rows it is given, `batch["image"] / 255`. With precision "bf16-mixed" or "bf16-true"
+    write `batch["image"].astype(jnp.bfloat16) / 255`: bytes / 255 are float32, and take the model there.
+
+    The test images are what `predict` walks, too. Files are read once, and only those of the stage need to be there.
 
     Args:
       folder: holds train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte,
@@ -42,7 +45,7 @@ class MNISTDataModule(DataModule):
 
     Raises:
       DataError: a file is missing, damaged, or does not fit the others; said in `setup`.
-      ArgumentError: val_rows leaves no training row; said in `setup`.
+      ArgumentError: folder is no path; or val_rows leaves no training row, said in `setup`.
 
     Source: LeCun, Cortes, Burges, "The MNIST database of handwritten digits", which defines the IDX format.
     """
@@ -58,6 +61,11 @@ class MNISTDataModule(DataModule):
         **settings: Any,
     ) -> None:
         super().__init__(slices=slices, val_slices=val_slices, **settings)
+        if not isinstance(folder, str | os.PathLike):
+            raise ArgumentError(
+                f"A folder has the wrong type: MNISTDataModule(folder=). Got {folder!r:.60}, expected a str or a "
+                "Path. Fix: pass the folder that holds the four files."
+            )
         self._folder, self._val_rows, self._seed = Path(folder), val_rows, seed
 
     def setup(self, stage: str) -> None:

@@ -35,7 +35,8 @@ class SourceDataModule(DataModule):
       settings: attributes of `DataModule`: batch_size, check_finite, read_threads, ...; residence is "host" by default.
 
     Raises:
-      ArgumentError: an argument has the wrong type, or paths come without `decode`, or `decode` without paths.
+      ArgumentError: an argument has the wrong type, val_slices come without val, paths without `decode`, or `decode`
+        without paths.
       DataError: a file is missing or is no ArrayRecord file, or the package array_record is missing; said when the
         dataset is first asked for.
     """
@@ -58,6 +59,11 @@ class SourceDataModule(DataModule):
         _check_slices("slices", slices)
         if val_slices is not None:
             _check_slices("val_slices", val_slices)
+        if val is None and val_slices is not None:
+            raise ArgumentError(
+                "Validation slices have no dataset: SourceDataModule(val_slices=). Got val_slices without val, "
+                "expected both or neither. Fix: pass val=, the rows that they count, or drop val_slices."
+            )
         given = {"train": train, "val": val, "test": test, "predict": predict}
         _check_decode(decode, any(_is_paths(dataset) for dataset in given.values()))
         if train is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +33,7 @@ class TabularDataModule(DataModule):
       slices: which training rows each head learns from, or a function from the training dataset to that, such as
         `lambda train: Slices.partition_by(data.columns["site"])`. Rows held out for validation are no training rows;
         the others keep the order of the file.
-      features: the columns of x, in this order; None: all but the target and those aside.
+      features: the columns of x, in this order, each once; None: all but the target and those aside.
       aside: columns that are no features, such as groups.
       categorical: columns whose cells look like numbers and are names, such as post codes.
       val_rows: training rows held out for validation: an int counts them, a float is a fraction, 0 is none.
@@ -74,18 +75,25 @@ class TabularDataModule(DataModule):
         self._path, self._val_path, self._test_path = path, val_path, test_path
         self._target, self._features, self._aside, self._categorical = target, features, aside, categorical
         self._val_rows, self._seed, self._standardize, self._delimiter = val_rows, seed, standardize, delimiter
+        # Sets and dicts have no order, or none that was meant.
+        names = list(features) if isinstance(features, Sequence) and _are_names(features) else []
         for name, value, wrong, expected in (
-            ("features", features, features in ((), []) or isinstance(features, str), "a list of names, or None"),
-            ("features", features, target in (features or ()), f"names without the target {target!r}"),
-            ("aside", aside, isinstance(aside, str), "a list of names"),
-            ("categorical", categorical, isinstance(categorical, str), "a list of names"),
+            ("path", path, not isinstance(path, str | os.PathLike), "a str or a Path"),
+            ("target", target, not isinstance(target, str), "the name of a column"),
+            ("features", features, features is not None and not names, "a list of names, or None"),
+            ("features", features, len(set(names)) < len(names), "each name once"),
+            ("features", features, target in names, f"names without the target {target!r}"),
+            ("aside", aside, not _are_names(aside), "a list of names"),
+            ("categorical", categorical, not _are_names(categorical), "a list of names"),
+            ("val_path", val_path, not isinstance(val_path, str | os.PathLike | None), "a str, a Path or None"),
+            ("test_path", test_path, not isinstance(test_path, str | os.PathLike | None), "a str, a Path or None"),
             ("val_path", val_path, val_path is not None and val_rows != 0, f"None beside val_rows={val_rows}"),
             ("delimiter", delimiter, not isinstance(delimiter, str) or len(delimiter) != 1, "one character"),
         ):
             if wrong:
                 raise ArgumentError(
-                    f"A table cannot be read so: TabularDataModule({name}=). Got {value!r}, expected {expected}. Fix: "
-                    f"mend {name}, or leave it out."
+                    f"A table cannot be read so: TabularDataModule({name}=). Got {value!r:.100}, expected {expected}. "
+                    f"Fix: mend {name}."
                 )
 
     def setup(self, stage: str) -> None:
@@ -139,7 +147,8 @@ class TabularDataModule(DataModule):
             if column.dtype.kind == "U":
                 words = sorted(set(column.tolist()) - {""})
                 # A column of numbers with one slip must not turn into categories in silence.
-                if name not in self._categorical and {_is_number(word) for word in words} == {True, False}:
+                numeric = [_is_number(word.replace("_", "")) for word in words]
+                if name not in self._categorical and any(numeric) and not all(map(_is_number, words)):
                     raise self._table.not_a_number(name)
                 found[name] = tuple(words)
         return found
@@ -261,6 +270,11 @@ class _Table(NamedTuple):
         return _error("A cell is not a number", self.place(name, at), repr(column[at]), "a number, as others are", fix)
 
 
+def _are_names(value: Any) -> bool:
+    is_list = isinstance(value, Collection) and not isinstance(value, str | bytes)
+    return is_list and all(isinstance(name, str) for name in value)
+
+
 def _error(what: str, where: object, got: object, expected: str, fix: str = "mend the file") -> DataError:
     return DataError(f"{what}: {where}. Got {got}, expected {expected}. Fix: {fix}.")
 
@@ -325,7 +339,7 @@ def _parsed(cells: list[str], as_words: bool) -> NDArray[Any]:
     """float64[N] where every cell is a number or missing; else the words, str[N], "" where missing."""
     try:
         if not as_words:
-            return np.array([np.nan if cell in _MISSING else float(cell) for cell in cells])
+            return np.array([np.nan if cell in _MISSING else _number(cell) for cell in cells])
     except ValueError:
         pass
     return np.array(["" if cell in _MISSING else cell for cell in cells])
@@ -335,9 +349,15 @@ def _is_missing(column: NDArray[Any]) -> NDArray[np.bool_]:
     return column == "" if column.dtype.kind == "U" else np.isnan(column)
 
 
+def _number(word: str) -> float:
+    if "_" in word:  # which Python takes in a number, and no other program that reads tables
+        raise ValueError
+    return float(word)
+
+
 def _is_number(word: str) -> bool:
     try:
-        float(word)
+        _number(word)
     except ValueError:
         return False
     return True

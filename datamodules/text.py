@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -54,23 +55,24 @@ class TextDataModule(DataModule):
         tokens: Literal["byte", "char"] = "byte",
         vocabulary: str | None = None,
         val_fraction: float = 0.1,
-        test_paths: str | Path | Sequence[str | Path] = (),
+        test_paths: str | Path | Sequence[str | Path] | None = None,
         val_slices: Slices | Callable[[Dataset], Slices] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(slices=slices, val_slices=val_slices, **settings)
-        self._paths, self._test_paths = _listed(paths), _listed(test_paths)
         self._block_length, self._stride = block_length, block_length if stride is None else stride
         self._tokens, self._given_vocabulary, self._val_fraction = tokens, vocabulary, val_fraction
         lengths = (self._block_length, self._stride)
         whole = all(isinstance(length, int | np.integer) and not isinstance(length, bool) for length in lengths)
         share = isinstance(val_fraction, int | float) and 0 <= val_fraction < 1
-        spelt = vocabulary is None or (tokens == "char" and vocabulary != "")
+        spelt = vocabulary is None or (tokens == "char" and isinstance(vocabulary, str) and vocabulary != "")
+        listed, test_listed = _listed(paths), _listed(() if test_paths is None else test_paths)
         for name, value, right, expected, fix in (
-            ("paths", paths, bool(self._paths), "one file or more", 'paths="book.txt"'),
+            ("paths", paths, bool(listed) and _are_paths(listed), "a path, or a list of some", 'paths="book.txt"'),
+            ("test_paths", test_paths, _are_paths(test_listed), "a path, a list of some, or None", "test_paths=None"),
             ("block_length, stride", lengths, whole and min(lengths) >= 1, "ints of 1 or more", "block_length=128"),
             ("tokens", tokens, tokens in ("byte", "char"), '"byte" or "char"', 'tokens="byte"'),
-            ("vocabulary", vocabulary, spelt, "characters, or None with bytes", 'tokens="char"'),
+            ("vocabulary", vocabulary, spelt, "a str, or None with bytes", 'vocabulary="ab", tokens="char"'),
             ("val_fraction", val_fraction, share, "0 <= val_fraction < 1", "val_fraction=0.1"),
         ):
             if not right:
@@ -78,6 +80,7 @@ class TextDataModule(DataModule):
                     f"Text cannot be cut into tokens so: TextDataModule({name}=). Got {value!r}, expected {expected}. "
                     f"Fix: set {fix}."
                 )
+        self._paths, self._test_paths = [Path(path) for path in listed], [Path(path) for path in test_listed]
 
     def setup(self, stage: str) -> None:
         """Reads the files, where they are not read yet; the test's only for a test or a prediction."""
@@ -125,8 +128,14 @@ class TextDataModule(DataModule):
         """The tokens of a text, uint8[T] of its UTF-8 bytes or int32[T] of its characters.
 
         Raises:
+          ArgumentError: it is no text.
           DataError: a character has no token.
         """
+        if not isinstance(text, str):
+            raise ArgumentError(
+                f"There is no text to encode: TextDataModule.encode(text=). Got {text!r:.60}, expected a str. Fix: "
+                "decode() is for tokens."
+            )
         if self._tokens == "byte":
             return np.frombuffer(text.encode(), np.uint8)
         return self._to_tokens(_to_points(text), "TextDataModule.encode")
@@ -135,9 +144,15 @@ class TextDataModule(DataModule):
         """The text of tokens, integers[T]; bytes that are no UTF-8 show as the replacement character.
 
         Raises:
+          ArgumentError: they are no numbers.
           DataError: a number is no token.
         """
-        given = np.asarray(tokens).ravel()
+        try:
+            given = np.asarray(tokens).ravel()
+        except ValueError as error:  # lists of unequal length
+            raise _not_tokens(tokens) from error
+        if given.dtype.kind not in "biuf":
+            raise _not_tokens(tokens)
         wrong = (given < 0) | (given >= self.num_tokens)
         if wrong.any() or (given.size and given.dtype.kind not in "iu"):
             at = int(np.argmax(wrong))
@@ -205,8 +220,21 @@ class TextDataModule(DataModule):
         return {"tokens": blocks[0] if len(blocks) == 1 else np.concatenate(blocks)}, documents
 
 
-def _listed(paths: str | Path | Sequence[str | Path]) -> list[Path]:
-    return [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+def _listed(paths: Any) -> list[Any]:
+    """Of a list its entries; anything else, sets among it, which have no order, is one entry."""
+    is_one = isinstance(paths, str | os.PathLike | Set | Mapping) or not isinstance(paths, Iterable)
+    return [paths] if is_one else list(paths)
+
+
+def _are_paths(paths: list[Any]) -> bool:
+    return all(isinstance(path, str | os.PathLike) for path in paths)
+
+
+def _not_tokens(tokens: Any) -> ArgumentError:
+    return ArgumentError(
+        f"There are no tokens to decode: TextDataModule.decode(tokens=). Got {tokens!r:.60}, expected integers of one "
+        "row. Fix: encode() is for text."
+    )
 
 
 def _read(path: Path, tokens: str) -> NDArray[Any]:

@@ -16,7 +16,7 @@ from hydrax.checkpoint import tree_digest
 from hydrax.data import DataModule, check_settings, check_slices
 from hydrax.dataset import Dataset, open_dataset
 from hydrax.engine import Engine, check_per_head, head_inputs
-from hydrax.errors import DataError
+from hydrax.errors import DataError, ModuleError
 from hydrax.evaluation import Evaluation, find_evaluation
 from hydrax.feed import Feed
 from hydrax.hparams import PerHead
@@ -92,6 +92,8 @@ def assemble_training(
             may_idle=walk.may_idle,
         )
         flight = Preflight.of_model(program, inputs)
+        if walk.shared:
+            _refuse_batch_statistics(flight)
         epoch = flight.training(data.shapes, walk.batch_size, settings.accumulate_grad_batches)
         if validation is not None:
             empty = flight.evaluation("validation", validation.data.shapes, validation.batch_size)
@@ -127,6 +129,16 @@ def assemble_training(
         )
         opened.pop_all()
         return training
+
+
+def _refuse_batch_statistics(flight: Preflight) -> None:
+    structure = flight.program.structure
+    if structure is not None and structure.has_batch_statistics:
+        raise ModuleError(
+            f"Batch statistics would tell a head of rows that are not its own: {type(flight.program.module).__name__} "
+            'with sampling="shared". Got a model with batch statistics, expected one that takes each row by itself, as '
+            'all heads meet the same rows. Fix: use a layer norm, or sampling="own".'
+        )
 
 
 def _open_training(datamodule: DataModule, wide: bool) -> Dataset:

@@ -163,8 +163,8 @@ class DataModule:
         """
         if sampling not in ("own", "shared"):
             raise ArgumentError(
-                f"No such sampling: {type(self).__name__}.index_dataset(sampling=). Got {sampling!r}, expected 'own' or "
-                "'shared'. Fix: leave it out for 'own'."
+                f"No such sampling: {type(self).__name__}.index_dataset(sampling=). Got {sampling!r}, expected 'own' "
+                "or 'shared'. Fix: leave it out for 'own'."
             )
         return grain.MapDataset.source(
             _Rotation(
@@ -211,7 +211,7 @@ class DataModule:
         try:
             text = show()
         except Exception as error:  # it may be printed before setup() has made what it shows
-            text = f"not to be shown ({type(error).__name__}: {error!s:.60}); has setup() run?"
+            text = f"not there yet ({type(error).__name__}: {error!s:.60}); has setup run?"
         return [] if text is None else [f"  {name:<8}" + text.replace("\n", "\n" + " " * 10)]
 
 
@@ -256,15 +256,19 @@ class _InOrder:
 
 
 def _shown(dataset: Any) -> str | None:
-    """Such as "N=1437: image float32[64], digit int64"; of a source its type and length."""
+    """Such as "N=1437: image float32[64], digit int64"; of a source the form of its first row."""
     if dataset is None:
         return None
-    leaves = jax.tree_util.tree_flatten_with_path(dataset)[0]
-    if not all(hasattr(leaf, "dtype") and np.ndim(leaf) for _, leaf in leaves):
-        return f"N={len(dataset)}: {type(dataset).__name__}"
+    rows, of_one = dataset, False
+    if not hasattr(dataset, "__array__") and jax.tree_util.all_leaves([dataset]):  # a source
+        rows, of_one = dataset[0], True
+    named = jax.tree_util.tree_flatten_with_path(rows)[0]
+    leaves = [(path, leaf if hasattr(leaf, "dtype") else np.asarray(leaf)) for path, leaf in named]
     names = [jax.tree_util.keystr(path, simple=True, separator=".") or "rows" for path, _ in leaves]
-    forms = [f"{leaf.dtype}{list(leaf.shape[1:]) or ''}" for _, leaf in leaves]
-    return f"N={len(leaves[0][1])}: " + ", ".join(map(" ".join, zip(names, forms, strict=True)))
+    forms = [f"{leaf.dtype}{list(leaf.shape[1 - of_one :]) or ''}" for _, leaf in leaves]
+    columns = ", ".join(map(" ".join, zip(names, forms, strict=True)))
+    length = len(dataset) if of_one else len(leaves[0][1])
+    return f"N={length}: {columns}" + (f" ({type(dataset).__name__})" if of_one else "")
 
 
 def check_settings(datamodule: DataModule) -> None:
@@ -320,6 +324,12 @@ def check_slices(make: Callable[[], Any], num_rows: int, num_heads: int | None =
         raise SliceError(
             f"Slices differ in heads: DataModule.{name}. Got {slices.num_heads} heads, expected {num_heads}, as "
             "slices() has. Fix: give one slice for each head."
+        )
+    empty = np.flatnonzero(slices.lengths == 0)
+    if empty.size:
+        raise SliceError(
+            f"A slice is empty: DataModule.{name}, head {slices.ids[empty[0]]}. Got 0 rows for {empty.size} heads, "
+            "expected 1 or more for each. Fix: leave such heads out: slices[slices.lengths > 0]."
         )
     again = make()
     if again is not slices and again != slices:

@@ -20,10 +20,11 @@ from hydrax.errors import ArgumentError, DataError, SliceError
 from hydrax.feed import Feed, IndexBatches
 from hydrax.heads import Heads
 from hydrax.hparams import PerHead
-from hydrax.module import HydraModule
+from hydrax.module import HydraModule, per_head_values
 from hydrax.plan import FETCH_BYTES, make_plan
 from hydrax.preflight import Preflight
 from hydrax.settings import Settings
+from hydrax.slices import Slices
 from hydrax.step import HeadProgram
 
 _STEPS = {"val": "validation", "test": "test", "predict": "predict", "held_out": "predict"}
@@ -128,13 +129,19 @@ class Evaluation:
 
 
 def find_evaluation(
-    settings: Settings, datamodule: DataModule, stage: str, num_heads: int | None, ids: np.ndarray | None = None
+    settings: Settings,
+    datamodule: DataModule,
+    stage: str,
+    num_heads: int,
+    ids: np.ndarray | None = None,
+    fitted: np.ndarray | None = None,
 ) -> Evaluation | None:
     """The checked dataset of "val", "test", "predict" or "held_out"; None where there is none.
 
     Args:
-      num_heads: heads that the data module has slices for, if known.
-      ids: int32[H], which of them these are; None: all of them, in order.
+      num_heads: H.
+      ids: int32[H], which of the data module's heads these are; None: all of them, in order.
+      fitted: int32[], ids of the heads that were fitted together, if known.
     """
     if stage == "val" and settings.limit_val_batches == 0:
         return None
@@ -145,8 +152,17 @@ def find_evaluation(
         opened.callback(data.close)
         at = None
         if stage == "held_out" or (stage == "val" and datamodule.val_slices() is not None):
-            check_slices(datamodule.slices if stage == "held_out" else datamodule.val_slices, data.num_rows, num_heads)
-            at = None if ids is None else _positions(datamodule, ids, required=stage == "held_out")
+            own = datamodule.slices if stage == "held_out" else datamodule.val_slices
+            at = None if ids is None else _positions(ids, _known_ids(datamodule))
+            # Heads picked out of many come with the slices of all of them, or with their own.
+            made = own()
+            whole = made.num_heads if at is not None and isinstance(made, Slices) else num_heads
+            check_slices(own, data.num_rows, whole if fitted is None or whole == len(fitted) else num_heads)
+        if stage == "held_out" and at is None:
+            raise SliceError(
+                f"A head has no slice: {type(datamodule).__name__}.slices. Got heads of ids {ids}, expected ids among "
+                f"{_known_ids(datamodule)}. Fix: pass the data module that the heads were trained with."
+            )
         picked = {} if at is None else {"heads": at}
         index = datamodule.eval_index_dataset(stage, data.num_rows, **picked)
         rows = np.asarray(index[0]["rows"])
@@ -156,26 +172,22 @@ def find_evaluation(
     return evaluation
 
 
-def _positions(datamodule: DataModule, ids: np.ndarray, required: bool) -> np.ndarray | None:
-    """int64[H], where the heads with these ids stand in `slices()`; None where they do not all stand there."""
+def _known_ids(datamodule: DataModule) -> np.ndarray | None:
+    """int32[H], the ids of the heads that a data module has slices for; None where it has none."""
     try:
-        known = datamodule.slices().ids
+        slices = datamodule.slices()
     except DataError:
-        if required:
-            raise
+        return None
+    return slices.ids if isinstance(slices, Slices) else None
+
+
+def _positions(ids: np.ndarray, known: np.ndarray | None) -> np.ndarray | None:
+    """int64[H], where these ids stand among the known ones; None where they do not all stand there."""
+    if known is None:
         return None
     order = np.argsort(known)
-    at = order[np.searchsorted(known, ids, sorter=order).clip(max=known.size - 1)]
-    strange = np.flatnonzero(known[at] != ids)
-    if not strange.size:
-        return at
-    if required:
-        raise SliceError(
-            f"A head has no slice: {type(datamodule).__name__}.slices, head {ids[strange[0]]}. Got ids "
-            f"{known.min()} to {known.max()}, expected that of every head. Fix: pass the data module that the heads "
-            "were trained with."
-        )
-    return None
+    at: np.ndarray = order[np.searchsorted(known, ids, sorter=order).clip(max=known.size - 1)]
+    return at if np.array_equal(known[at], ids) else None
 
 
 def assemble_evaluation(
@@ -196,7 +208,7 @@ def assemble_evaluation(
       The engine, the dataset ready to walk, and the heads' `(trainable, state)`, padded.
     """
     check_settings(datamodule)
-    evaluation = find_evaluation(settings, datamodule, stage, None if fitted is None else len(fitted), heads.ids)
+    evaluation = find_evaluation(settings, datamodule, stage, len(heads), heads.ids, fitted)
     if evaluation is None:
         raise DataError(
             f"There is nothing to walk: {type(datamodule).__name__}.{stage}_dataset. Got None, expected a dataset. "
@@ -204,7 +216,9 @@ def assemble_evaluation(
         )
     with contextlib.ExitStack() as opened:
         opened.callback(evaluation.close)
-        inputs = head_inputs(heads.ids, _per_head_of(module, heads.ids, fitted))
+        inputs = head_inputs(
+            heads.ids, _per_head_of(module, heads.ids, _known_ids(datamodule) if fitted is None else fitted)
+        )
         program = HeadProgram(module, precision=settings.precision, padding={_STEPS[stage]: evaluation.padding})
         flight = Preflight.of_model(program, inputs)
         _check_heads(heads, flight.parts)
@@ -220,13 +234,12 @@ def assemble_evaluation(
     return engine, ready, engine.pad((heads.trainable, heads.state))
 
 
-def _per_head_of(module: HydraModule, ids: np.ndarray, fitted: np.ndarray | None) -> dict[str, PerHead]:
-    """The `PerHead` values of the heads with these ids."""
-    if fitted is None or len(ids) == len(fitted) or not np.isin(ids, fitted).all():
+def _per_head_of(module: HydraModule, ids: np.ndarray, known: np.ndarray | None) -> dict[str, PerHead]:
+    """The `PerHead` values of the heads with these ids: one for each known head, or in the order of the ids."""
+    values, at = per_head_values(module), _positions(ids, known)
+    if at is None or known is None or any(len(value) != len(known) for value in values.values()):
         return check_per_head(module, len(ids))
-    order = np.argsort(fitted)
-    at = order[np.searchsorted(fitted, ids, sorter=order)]
-    return {name: value[at] for name, value in check_per_head(module, len(fitted)).items()}
+    return {name: value[at] for name, value in values.items()}
 
 
 def _check_heads(heads: Heads, parts: Any) -> None:

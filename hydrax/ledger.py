@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from hydrax.module import HydraModule, per_head_values
+from hydrax.slice_axes import LEDGER_COLUMNS
 from hydrax.slices import Slices
-
-_COLUMNS = ("head", "recipe", "seed", "length", "score", "status")
 
 
 def ledger(
@@ -21,8 +20,9 @@ def ledger(
 ) -> list[dict[str, Any]]:
     """One dict a head: head, recipe, seed, length, score, status, the axes of its slices, and the `PerHead` values.
 
-    An axis or hyper-parameter of one of the first names has `axis.` or `hparams.` before it; but an axis `seed` is the
-    head's seed, and that of its slice is then `slice_seed`.
+    An axis `seed` is the head's seed, and that of its slice is then `slice_seed`. An axis and a `PerHead` of one name
+    and equal values are one column; else each has its origin before its name: `axis.lr` and `hparams.lr`. So has a
+    `PerHead` with the name of one of the first columns.
 
     Args:
       slices: the heads' slices.
@@ -35,31 +35,38 @@ def ledger(
       `seed` is that of the slice, None where its rows depend on none, unless it is an axis; `status` is "ok", "stopped"
       or "not finite".
     """
-    per_head = {
-        name if short in _COLUMNS else short: value
-        for name, value in per_head_values(module).items()
-        for short in [name.removeprefix("hparams.")]
+    axes = dict(slices.axes)
+    of_slices = [None if seed < 0 else seed for seed in slices.seeds.tolist()]
+    of_heads = axes.pop("seed").tolist() if "seed" in axes else None
+    values = {f"axis.{name}": column for name, column in axes.items()} | {
+        name if "." in name else f"module.{name}": per_head.values for name, per_head in per_head_values(module).items()
     }
-    axes = {f"axis.{name}" if name in _COLUMNS else name: values.tolist() for name, values in slices.axes.items()}
-    seeds = axes.pop("axis.seed", None)
-    return [
-        {
-            "head": int(slices.ids[h]),
-            "recipe": slices.recipe(h),
-            "seed": _seed(slices, h) if seeds is None else seeds[h],
-            "length": int(slices.lengths[h]),
-            "score": None if score is None else shortest(score[h]),
-            "status": "not finite" if not finite[h] else "ok" if live[h] else "stopped",
-            **({} if seeds is None else {"slice_seed": _seed(slices, h)}),
-            **{name: values[h] for name, values in axes.items()},
-            **{name: value[h] for name, value in per_head.items()},
-        }
-        for h in range(len(slices))
-    ]
+    columns: dict[str, Sequence[Any]] = {
+        "head": slices.ids.tolist(),
+        "recipe": slices.recipes(),
+        "seed": of_slices if of_heads is None else of_heads,
+        "length": slices.lengths.tolist(),
+        "score": [None] * len(slices) if score is None else [shortest(own) for own in score],
+        "status": ["not finite" if not f else "ok" if on else "stopped" for f, on in zip(finite, live, strict=True)],
+        **({} if of_heads is None else {"slice_seed": of_slices}),
+        **{name: _plain(column) for name, column in _named(values).items()},
+    }
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _seed(slices: Slices, head: int) -> int | None:
-    return None if slices.seeds[head] < 0 else int(slices.seeds[head])
+def _named(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Columns with their origin before the name, under the bare name where all of that name are equal."""
+    bare = {name: name.partition(".")[2] for name in values}
+    named = {}
+    for name, column in values.items():
+        others = [values[other] for other in values if bare[other] == bare[name] and other != name]
+        equal = all(np.array_equal(column, other) for other in others)
+        named[bare[name] if equal and bare[name] not in (*LEDGER_COLUMNS, "seed") else name] = column
+    return named
+
+
+def _plain(column: np.ndarray) -> Sequence[Any]:
+    return column.tolist() if column.ndim == 1 else list(column)
 
 
 def shortest(score: np.floating) -> float:

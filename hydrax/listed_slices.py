@@ -18,6 +18,7 @@ from hydrax.slice_arguments import (
     in_range,
     joined_lists,
     labels_of_rows,
+    lengths_of_copies,
     mask_table,
     one_per_head,
     seed_per_head,
@@ -49,15 +50,15 @@ class ListedSlices:
           ArgumentError: num_rows is not a whole number in range.
         """
         num_rows = whole_number("num_rows", num_rows, 1, MAX_ROWS)
-        rows, lengths = joined_lists(entries("indices", indices), num_rows)
+        rows, lengths = joined_lists(entries("indices", indices, "pass the rows of each head as a list"), num_rows)
         return cls._of(RowStore.of(Lists.of(num_rows, rows, lengths, numbers=lengths), "from_indices({number})"))
 
     @classmethod
     def from_mask(cls, mask: ArrayLike) -> Self:
         """The rows where the mask of each head is True, in base order.
 
-        They are kept as lists or as bits, whichever is smaller; as lists up to 64 MiB in any case. The same holds for
-        `from_splits` and for the complement of `bootstrap`.
+        They are kept as lists, as lists of the rows left out, or as bits, whichever is smallest; as lists up to 64 MiB
+        in any case. The same holds for `from_splits` and for the complement of `bootstrap`.
 
         Args:
           mask: bool[H, N].
@@ -93,7 +94,8 @@ class ListedSlices:
                 f"Unknown part of a split: argument part. Got {part!r}, expected 'train' or 'test'. "
                 "Fix: 'train' for the rows a head learns from, 'test' for those held out."
             )
-        kept = kept_sets(_parts_of_splits(entries("splits", splits), num_rows, part == "test"), num_rows)
+        pairs = entries("splits", splits, "of a scikit-learn splitter pass what `splitter.split(X, y)` yields")
+        kept = kept_sets(_parts_of_splits(pairs, num_rows, part == "test"), num_rows)
         return cls._of(RowStore.of(kept, f"from_splits({{number}}, {part})"))
 
     @classmethod
@@ -104,7 +106,7 @@ class ListedSlices:
           groups: the group of each row, [N]: ints, strings or bools. Heads stand in the sorted order of the groups.
 
         Raises:
-          ArgumentError: groups are not one label per row.
+          ArgumentError: groups are not one label per row, all of one type.
         """
         return cls._of(RowStore.of(*_by_group("partition_by({group})", groups)))
 
@@ -177,7 +179,8 @@ class ListedSlices:
           seed: of the rounding: an int gives head h the seed `seed + h`; int[H] is used as it is. 0 <= seed < 2**32.
 
         Raises:
-          SliceError: a weight is negative or not finite, or all weights of a head are 0; the message names the head.
+          SliceError: a weight is negative or not finite, all weights of a head are 0, or its copies are more than
+            2**31 - 1; the message names the head.
           ArgumentError: weights are no numbers[H, N], floats come without lengths, or another argument is out of range.
 
         Source: Madow, "On the Theory of Systematic Sampling, II", Annals of Mathematical Statistics, 1949.
@@ -190,13 +193,14 @@ class ListedSlices:
                 "Fix: pass the length of each slice, or whole weights as ints."
             )
         seeds = seed_per_head(seed, len(table))
-        totals = table.sum(axis=1) if lengths is None else sizes_in_rows(lengths, num_rows)
+        totals = lengths_of_copies(table) if lengths is None else sizes_in_rows(lengths, num_rows)
         hint = "a slice has fewer than 2**31 rows, copies counted"
-        totals = checked_lengths(in_range("lengths", totals.astype(np.int64), 0, MAX_ROWS + 1, hint))
+        totals = checked_lengths(in_range("lengths", totals, 0, MAX_ROWS + 1, hint))
         _, totals, seeds = one_per_head(weights=np.zeros(len(table), np.int64), lengths=totals, seed=seeds)
         in_range("seed", seeds, 0, 2**32, "take a whole number that fits into 32 bits")
         copies = table if lengths is None else copies_by_weight(table, totals, seeds.astype(np.uint32))
-        rows = np.concatenate([np.repeat(np.arange(num_rows, dtype=np.int32), line) for line in copies])
+        every = np.arange(num_rows, dtype=np.int32)
+        rows = np.concatenate([np.repeat(every, line.astype(np.int64, copy=False)) for line in copies])
         return cls._of(RowStore.of(Lists.of(num_rows, rows, totals, numbers=totals), "from_weights({number})"))
 
 

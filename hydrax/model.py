@@ -16,7 +16,14 @@ from flax import nnx
 
 
 class Structure(Protocol):
-    """What all heads' models have in common: everything but the arrays."""
+    """What all heads' models have in common: everything but the arrays.
+
+    Attributes:
+      has_batch_statistics: whether the model is known to look across the rows of a batch.
+    """
+
+    @property
+    def has_batch_statistics(self) -> bool: ...
 
     def merge(self, trainable: Any, state: Any) -> Any:
         """The ordinary model made of these arrays."""
@@ -52,10 +59,11 @@ def split(model: Any) -> Parts:
     if isinstance(model, nnx.Module):
         # Intermediates are what one call sowed, not state that the next one needs.
         graphdef, params, _, rest = nnx.split(model, nnx.Param, nnx.Intermediate, ...)  # type: ignore[misc]
-        return Parts(nnx.to_pure_dict(params), nnx.to_pure_dict(rest), NnxStructure(graphdef))
+        statistics = bool(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+        return Parts(nnx.to_pure_dict(params), nnx.to_pure_dict(rest), NnxStructure(graphdef, statistics))
     if isinstance(model, Mapping) and "params" in model:
         state = {name: value for name, value in model.items() if name != "params"}
-        return Parts(model["params"], state, LinenStructure())
+        return Parts(model["params"], state, LinenStructure("batch_stats" in state))
     leaves, treedef = jax.tree.flatten(model)
     kinds = tuple(_kind(leaf) for leaf in leaves)
     static = tuple(leaf if kind == "static" else None for leaf, kind in zip(leaves, kinds, strict=True))
@@ -68,6 +76,7 @@ class NnxStructure:
     """An `nnx.Module` without its variables."""
 
     graphdef: Any
+    has_batch_statistics: bool
 
     def merge(self, trainable: Any, state: Any) -> nnx.Module:
         return nnx.merge(self.graphdef, trainable, state)
@@ -82,6 +91,8 @@ class NnxStructure:
 @dataclasses.dataclass(frozen=True)
 class LinenStructure:
     """Linen variables: "params" are trained, every other collection is state."""
+
+    has_batch_statistics: bool
 
     def merge(self, trainable: Any, state: Any) -> dict[str, Any]:
         return {"params": trainable, **state}
@@ -100,6 +111,7 @@ class PytreeStructure:
     treedef: Any
     kinds: tuple[str, ...]
     static: tuple[_Static, ...]
+    has_batch_statistics = False  # A plain pytree does not say.
 
     def pick(self, leaves: list[Any], kind: str) -> Any:
         """The tree with the leaves of one kind, None elsewhere: optimiser masks then see the model's own paths."""

@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.lib.array_utils import byte_bounds
 
+from hydrax.bad_row import BadRow
 from hydrax.columns import INT32, check_column, check_dataset
 from hydrax.errors import DataError
+from hydrax.row_maps import MappedColumn, memory_map
 
 _PART_BYTES = 2**20  # Of arrays read at once: what it takes to narrow and check them stays in a core's cache.
 _PART_ITEMS = 32  # Of a source read at once: many times what a task costs, and small enough to share out evenly.
-
-
-class BadRow(Exception):
-    """A row that cannot be used. Crosses processes, which know no heads, so the reader makes the DataError of it."""
-
-    def __init__(self, row: int, problem: str, where: str, outcome: str) -> None:
-        super().__init__(row, problem, where, outcome)
-        self.row, self._problem, self._where, self._outcome = row, problem, where, outcome
-
-    def message(self, wanted: str) -> str:
-        """The whole text; `wanted` says whose row it is, and is empty or starts with a comma."""
-        return f"{self._problem}: {self._where}, row {self.row}{wanted}. {self._outcome}"
-
-    def __str__(self) -> str:
-        return self.message("")
 
 
 @dataclass(frozen=True)
@@ -90,55 +75,6 @@ class Column:
             )
 
 
-@dataclass(frozen=True, eq=False)
-class _MappedColumn:
-    """A column in a mapped file.
-
-    Attributes:
-      name: for errors.
-      array: the column, [N, ...].
-      map: what it is a view of.
-    """
-
-    name: str
-    array: np.ndarray
-    map: np.memmap
-
-    def check(self, rows: np.ndarray) -> None:
-        """Looks whether the file was cut short: to read beyond its end would kill the process.
-
-        Raises:
-          BadRow: it was, and one of these rows, int[U], lies beyond the end.
-          DataError: it was, but none of them does.
-        """
-        expected, found = self.map.offset + self.map.nbytes, self.map.base.size()  # type: ignore[union-attr, operator]
-        if found >= expected:
-            return
-        problem, where = "A memory map is longer than its file", f"{self.name}, {self.map.filename}"
-        outcome = (
-            f"Got a file of {found} bytes, expected at least {expected}. Fix: write the file anew; it was cut short "
-            "after it was mapped."
-        )
-        end_of_row_0 = self.map.offset + byte_bounds(self.array[:1])[1] - self.map.ctypes.data
-        lost = rows[end_of_row_0 + rows.astype(np.int64) * self.array.strides[0] > found]
-        if lost.size:
-            raise BadRow(int(lost[0]), problem, where, outcome)
-        raise DataError(f"{problem}: {where}. {outcome}")
-
-    def release(self, rows: np.ndarray) -> None:
-        """Gives back the pages from the first to the last of these rows: the page cache keeps them, not this process.
-
-        Else each row would count as resident memory once it was read, and in the end the whole file.
-        """
-        if self.map.mode == "c":  # its changed pages lie nowhere else
-            return
-        edges = [edge for row in (rows.min(), rows.max()) for edge in byte_bounds(self.array[row : row + 1])]
-        start_of_map = self.map.ctypes.data - self.map.offset % mmap.ALLOCATIONGRANULARITY
-        low, high = min(edges) - start_of_map, max(edges) - start_of_map
-        low -= low % mmap.PAGESIZE
-        self.map.base.madvise(mmap.MADV_DONTNEED, low, high - low)  # type: ignore[union-attr, operator]
-
-
 class ArrayRows:
     """Rows of arrays, memory maps among them; no column is ever copied or checked as a whole."""
 
@@ -148,10 +84,12 @@ class ArrayRows:
         self._arrays = [np.asarray(leaf) for leaf in leaves]
         _check_lengths([len(array) for array in self._arrays], self.structure, stage)
         self.num_rows = len(self._arrays[0])
-        maps = [
-            (column.name, array, _memory_map(array)) for column, array in zip(self.columns, self._arrays, strict=True)
-        ]
-        self._maps = [_MappedColumn(name, array, found) for name, array, found in maps if found is not None]
+        self._maps, self._in_memory = [], []
+        for column, array in zip(self.columns, self._arrays, strict=True):
+            if (found := memory_map(array)) is None:
+                self._in_memory.append((column, array))
+            else:
+                self._maps.append(MappedColumn(column.name, array, found))
         self.part_rows = max(1, _PART_BYTES // max(1, sum(column.row_bytes for column in self.columns)))
         for mapped in self._maps:
             mapped.check(np.zeros(0, np.int64))
@@ -167,6 +105,13 @@ class ArrayRows:
         for mapped in self._maps:
             mapped.release(rows)
         return found
+
+    def in_memory(self) -> Iterator[np.ndarray]:
+        """The columns that are no maps, one after the other, in parts [U, ...] of the dtype the device will hold."""
+        for column, array in self._in_memory:
+            for start in range(0, self.num_rows, self.part_rows):
+                with np.errstate(over="ignore"):
+                    yield array[start : start + self.part_rows].astype(column.dtype, copy=False)
 
 
 class SourceRows:
@@ -216,6 +161,10 @@ class SourceRows:
             column.store(one_values, rows, one_out, one_check)
             for column, one_values, one_out, one_check in zip(self.columns, values, out, check, strict=True)
         ]
+
+    def in_memory(self) -> Iterator[np.ndarray]:
+        """Nothing: where a source keeps its rows, only it knows."""
+        return iter(())
 
     def _length(self) -> int:
         try:
@@ -331,16 +280,6 @@ def _no_rows(leaf: Any) -> Any:
 def _check_lengths(lengths: Sequence[int], structure: Any, stage: str) -> None:
     # Stand-ins of one byte have the checks of resident columns made, and their words, without a look at the data.
     check_dataset(jax.tree.unflatten(structure, [np.broadcast_to(np.False_, (length,)) for length in lengths]), stage)
-
-
-def _memory_map(array: np.ndarray) -> np.memmap | None:
-    """The map of a file that an array is a view of; a copy of a map has its type, but no file."""
-    base: Any = array
-    while isinstance(base, np.ndarray):
-        if isinstance(base, np.memmap) and isinstance(base.base, mmap.mmap):
-            return base
-        base = base.base
-    return None
 
 
 def _short(error: Exception) -> str:

@@ -8,11 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrax.rotation import mix
-from hydrax.rotation import multiply_high as multiply_high
+from hydrax.rotation import mix, multiply_high
 from hydrax.row_bits import Bits
 from hydrax.row_law import Array, Part, RowLaw, beside
-from hydrax.row_lists import Lists
+from hydrax.row_lists import Lists, Unlisted
 from hydrax.row_sets import kept_sets, mask_blocks, mask_lines
 
 _SALT, _GOLDEN = np.uint32(0xB007), np.uint32(0x9E3779B1)
@@ -37,7 +36,7 @@ class Draws(Part):
     def law(self) -> RowLaw:
         return RowLaw({"keys": self.keys}, {"num_rows": np.asarray(self.num_rows, np.uint32)}, _take_drawn)
 
-    def complement(self) -> Lists | Bits:
+    def complement(self) -> Lists | Unlisted | Bits:
         return kept_sets(self._left_over(), self.num_rows, numbers=self.lengths)
 
     def _left_over(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:

@@ -67,6 +67,8 @@ class Part(ABC):
         """Which of the rows [B] the lines at `at` [K] hold: bool[K, B]."""
         asked, place = np.unique(rows, return_inverse=True)
         held = np.zeros((at.size, asked.size), np.bool_)
+        if not asked.size:
+            return held
         for line, found in self.pick(at).walk():
             spot = np.minimum(np.searchsorted(asked, found), asked.size - 1)
             hit = asked[spot] == found

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 from typing import Any, ClassVar, Self
 
@@ -99,7 +100,7 @@ class Lists(_Kept):
         lengths = np.int32(self.num_rows) - sets.lengths
         return Unlisted(self.num_rows, lengths, sets.rows, sets.firsts, sets.numbers, are_sets=True)
 
-    @property
+    @cached_property
     def has_repeats(self) -> bool:
         return int(self._as_sets().lengths.sum(dtype=np.int64)) < int(self.lengths.sum(dtype=np.int64))
 

@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from hydrax.bad_row import BadRow
 from hydrax.columns import aligned_zeros
 from hydrax.errors import DataError
-from hydrax.row_access import ArrayRows, BadRow, SourceRows, is_source
+from hydrax.row_access import ArrayRows, SourceRows, is_source
 from hydrax.row_processes import Part, RowProcesses
 
 __all__ = ["RowReader", "is_source"]
@@ -124,12 +125,18 @@ class RowReader:
         return self._tree(out)
 
     def digest(self) -> str:
-        """A digest of N, structure, dtypes and at most 16 rows spread evenly: to read them all could take minutes."""
+        """A digest of N, structure, dtypes and rows.
+
+        Of columns in memory it takes every row. Of memory maps and sources it takes at most 16, spread evenly, since to
+        read them all could take minutes: a change of other rows is not seen.
+        """
         columns = [(column.name, column.shape, str(column.dtype)) for column in self._columns]
         content = hashlib.sha256(repr((self.num_rows, str(self._rows.structure), columns)).encode())
         spread = np.linspace(0, self.num_rows - 1, min(_DIGEST_ROWS, self.num_rows)).astype(np.int64)
         for column in jax.tree.leaves(self.read(spread)):
             content.update(column.tobytes())
+        for part in self._rows.in_memory():
+            content.update(part.tobytes())
         return content.hexdigest()
 
     def close(self) -> None:

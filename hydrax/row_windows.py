@@ -38,16 +38,13 @@ class Windows(Part):
         offsets = since(places, self.starts[at].astype(np.uint32)[:, None], np.uint32(self.num_rows), np)
         return offsets < self.lengths[at].astype(np.uint32)[:, None]
 
-    @property
-    def ends(self) -> NDArray[np.int64]:
-        """int64[L], the place after the last one; the first of what the window leaves out."""
-        return (self.starts.astype(np.int64) + self.lengths) % self.num_rows
-
     def complement(self) -> Self:
-        return replace(self, starts=self.ends.astype(np.int32), lengths=np.int32(self.num_rows) - self.lengths)
+        ends = (self.starts.astype(np.int64) + self.lengths) % self.num_rows
+        return replace(self, starts=ends.astype(np.int32), lengths=np.int32(self.num_rows) - self.lengths)
 
     def figures(self, at: int) -> dict[str, int]:
-        return super().figures(at) | {"start": int(self.starts[at]), "end": int(self.ends[at])}
+        start = int(self.starts[at])
+        return super().figures(at) | {"start": start, "end": (start + int(self.lengths[at])) % self.num_rows}
 
     @property
     def marks(self) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:

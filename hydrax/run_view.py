@@ -138,7 +138,7 @@ class RunView:
         return jax.tree.map(np.asarray, training.engine.unpad(loop.state.callbacks[key]))
 
     def ledger(self, monitor: str | None = None, scores: np.ndarray | None = None) -> list[dict[str, Any]]:
-        """One dict a head: head, recipe, seed, length, score, status, `PerHead` values.
+        """One dict a head: head, recipe, seed, length, score, status, axes of its slices, `PerHead` values.
 
         Args:
           monitor: the metric whose latest value is the score where no scores are given; None: `val_loss`.

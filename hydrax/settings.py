@@ -175,11 +175,12 @@ class Settings:
             raise _error("budget", "passes", "max_epochs beside it: the passes of each head", "pass max_epochs too")
         if self.budget == "passes" and (self.max_epochs or 0) > _MAX_PASSES:
             raise _error("max_epochs", self.max_epochs, f"at most {_MAX_PASSES} passes", "pass fewer")
-        if self.budget == "passes" and self.limit_train_batches != 1.0:
+        limit = self.limit_train_batches
+        if self.budget == "passes" and (isinstance(limit, int) or limit != 1.0):
             raise _error(
                 "budget",
                 "passes",
-                f"whole passes, not limit_train_batches={self.limit_train_batches}",
+                f"whole passes, not limit_train_batches={limit}",
                 "leave limit_train_batches out",
             )
 

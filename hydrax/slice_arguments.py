@@ -33,14 +33,19 @@ def array_of(name: str, values: Any) -> NDArray[Any]:
         ) from error
 
 
-def entries(name: str, values: Any) -> Iterable[Any]:
+def entries(name: str, values: Any, fix: str) -> Iterable[Any]:
     """The values, if they can be gone through; a generator is not emptied."""
     if not isinstance(values, Iterable):
         raise ArgumentError(
-            f"Nothing to go through: argument {name}. Got {values!r:.60}, expected one entry per head. "
-            f"Fix: pass a list or a generator; of a scikit-learn splitter what `splitter.split(X, y)` yields."
+            f"Nothing to go through: argument {name}. Got {values!r:.60}, expected a list or a generator. Fix: {fix}."
         )
     return values
+
+
+def is_mixed(values: Any, array: NDArray[Any]) -> bool:
+    """Whether NumPy made text of numbers that stand beside text: of `values` that it made `array` of."""
+    kind = {"U": str, "S": bytes}.get(array.dtype.kind)
+    return kind is not None and isinstance(values, list | tuple) and not all(isinstance(v, kind) for v in values)
 
 
 def _fault(array: NDArray[Any]) -> str | None:
@@ -183,9 +188,11 @@ def labels_of_rows(name: str, labels: Any, num_rows: int | None = None) -> NDArr
     array = array_of(name, labels)
     if array.dtype == object and array.ndim == 1 and all(isinstance(label, str) for label in array):
         array = array.astype(str)
-    if array.ndim != 1 or not array.size or array.dtype.kind not in "iubUS":
+    mixed = is_mixed(labels, array)
+    if array.ndim != 1 or not array.size or array.dtype.kind not in "iubUS" or mixed:
+        got = f"{labels!r:.60}" if mixed else f"{array.dtype}{list(array.shape)}"
         raise ArgumentError(
-            f"Not one label per row: argument {name}. Got {array.dtype}{list(array.shape)}, expected ints, strings or "
+            f"Not one label per row, all of one type: argument {name}. Got {got}, expected ints, strings or "
             f"bools[rows]. Fix: pass {name} as one flat array; of whole floats `{name}.astype(int)`."
         )
     if num_rows not in (None, array.size):
@@ -209,8 +216,8 @@ def weight_table(weights: Any) -> NDArray[Any]:
         wrong = np.flatnonzero(~((line >= 0) & (line < np.inf)))
         if wrong.size:
             raise SliceError(
-                f"Weight that is none: head {head}, row {wrong[0]}. Got {line[wrong[0]]}, expected 0 <= weight < inf. "
-                "Fix: 0 leaves a row out."
+                f"A weight is negative or not finite: head {head}, row {wrong[0]}. Got {line[wrong[0]]}, expected "
+                "0 <= weight < inf. Fix: 0 leaves a row out."
             )
         if not line.any():
             raise SliceError(
@@ -220,17 +227,31 @@ def weight_table(weights: Any) -> NDArray[Any]:
     return table
 
 
+def lengths_of_copies(weights: NDArray[np.integer]) -> NDArray[np.int64]:
+    """The length of each slice, int64[H], of the copies of every row, [H, N]; none is above MAX_ROWS."""
+    # Floats cannot wrap around, and as far as a slice may go they are exact.
+    totals = weights.sum(axis=1, dtype=np.float64)
+    long = np.flatnonzero(totals > MAX_ROWS)
+    if long.size:
+        raise SliceError(
+            f"Slice of head {long[0]} has too many rows: argument weights, which are copies. Got "
+            f"{totals[long[0]]:.0f} in all, expected a sum <= {MAX_ROWS}. "
+            "Fix: pass the length of each slice, and the weights are proportions."
+        )
+    return totals.astype(np.int64)
+
+
 def mask_table(mask: Any) -> NDArray[np.bool_]:
     """bool[heads, rows]."""
     if isinstance(mask, list | tuple):
-        lengths = [np.size(line) for line in mask]
+        lengths = [array_of("mask", line).size for line in mask]
         other = [head for head, size in enumerate(lengths) if size != lengths[0]]
         if other:
             raise SliceError(
                 f"Mask of head {other[0]} has another length than that of head 0. Got {lengths[other[0]]}, "
                 f"expected {lengths[0]}. Fix: give each head one boolean per row of the dataset."
             )
-    table = np.asarray(mask)
+    table = array_of("mask", mask)
     if table.dtype != np.bool_ or table.ndim != 2:
         raise ArgumentError(
             f"Not a mask: argument mask. Got {table.dtype}{list(table.shape)}, expected bool[heads, rows]. "

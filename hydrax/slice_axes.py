@@ -7,11 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrax.errors import ArgumentError
-from hydrax.slice_arguments import MAX_ROWS, array_of
+from hydrax.slice_arguments import MAX_ROWS, array_of, is_mixed
 
 Axes = dict[str, NDArray[Any]]
 
 SLICE = "slice"  # The axis that every product has.
+# Columns of the ledger that no axis may fill; one called "seed" may.
+LEDGER_COLUMNS = ("head", "recipe", "length", "score", "status", "slice_seed")
+_LEDGER_PREFIXES = ("axis.", "hparams.", "module.")  # What tells columns of equal name apart there.
 
 
 def crossed(num_slices: int, kept: Axes, axes: Mapping[str, Any]) -> tuple[NDArray[np.int64], Axes]:
@@ -26,13 +29,15 @@ def crossed(num_slices: int, kept: Axes, axes: Mapping[str, Any]) -> tuple[NDArr
       `(position of its slice of each head, int64[H], axes of the product)`.
 
     Raises:
-      ArgumentError: a name is taken, or an axis is neither a count nor values of one type.
+      ArgumentError: a name is empty or taken, by an axis or the ledger, or an axis is neither a count nor values of one
+        type.
     """
-    taken = [name for name in axes if name in kept or name == SLICE]
+    others, prefixes = {SLICE, *kept, *LEDGER_COLUMNS}, " or ".join(map(repr, _LEDGER_PREFIXES))
+    taken = [name for name in axes if not name or name in others or name.startswith(_LEDGER_PREFIXES)]
     if taken:
         raise ArgumentError(
-            f"Name of an axis is taken: argument {taken[0]}. Got {taken[0]!r}, expected none of "
-            f"{sorted({SLICE, *kept})}. Fix: choose another name."
+            f"Name of an axis is empty or taken: argument {taken[0]}. Got {taken[0]!r}, expected none of "
+            f"{sorted(others)}, nor one that begins with {prefixes}. Fix: choose another name."
         )
     values = {name: _values(name, given) for name, given in axes.items()}
     sizes = (num_slices, *(column.size for column in values.values()))
@@ -80,9 +85,7 @@ def _values(name: str, given: Any) -> NDArray[Any]:
             )
         return np.arange(given)
     values = array_of(name, list(given) if isinstance(given, range | tuple) else given)
-    # NumPy would make text of numbers that stand beside text.
-    mixed = values.dtype.kind == "U" and isinstance(given, list | tuple) and not all(isinstance(v, str) for v in given)
-    if values.ndim != 1 or not values.size or values.dtype.kind not in "iufbU" or mixed:
+    if values.ndim != 1 or not values.size or values.dtype.kind not in "iufbU" or is_mixed(given, values):
         raise ArgumentError(
             f"Not the values of an axis: argument {name}. Got {given!r:.60}, expected a count, or a list of numbers, "
             f"strings or bools. Fix: `{name}=5`, or `{name}=[0.1, 0.2]`."

@@ -22,10 +22,15 @@ def description(store: RowStore, axes: Axes) -> str:
         "axes": ", ".join(f"{name} ({np.unique(values).size})" for name, values in axes.items()),
         "memory": f"{store.size_bytes + sum(values.nbytes for values in axes.values()):,} bytes",
     }
-    title = f"Slices of {lengths.size:,} heads on {num_rows:,} rows"
+    title = f"Slices of {_counted(lengths.size, 'head')} on {_counted(num_rows, 'row')}"
     return "\n".join([title, *(f"  {name}: {text}" for name, text in lines.items() if text)])
 
 
 def _rows_in_no_slice(store: RowStore) -> str:
+    nothing = np.empty(0, np.int32)  # All slices of a complement may be empty.
     rows = [np.unique(rows) for _, rows in store.walk()]
-    return f"{store.num_rows - np.unique(np.concatenate(rows)).size:,}"
+    return f"{store.num_rows - np.unique(np.concatenate([nothing, *rows])).size:,}"
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"

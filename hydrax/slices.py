@@ -18,7 +18,7 @@ from hydrax.errors import ArgumentError, SliceError
 from hydrax.listed_slices import ListedSlices
 from hydrax.row_law import RowLaw
 from hydrax.row_store import RowStore
-from hydrax.slice_arguments import MAX_ROWS, array_of, column, in_range
+from hydrax.slice_arguments import MAX_ROWS, array_of, column, entries, in_range
 from hydrax.slice_axes import Axes, crossed, joined
 from hydrax.slice_description import description
 
@@ -54,7 +54,7 @@ class Slices(ComputedSlices, ListedSlices):
         Raises:
           ArgumentError: there is no part, the parts are on datasets of different length, or have other axes.
         """
-        parts = [_checked(part) for part in parts]
+        parts = [_checked(part) for part in entries("parts", parts, "pass a list of Slices")]
         if not parts or len({part.num_rows for part in parts}) > 1:
             raise ArgumentError(
                 f"Slices cannot be joined: argument parts. Got num_rows {[part.num_rows for part in parts]}, "
@@ -80,7 +80,8 @@ class Slices(ComputedSlices, ListedSlices):
           slice in `slices` (of a product of a product, in the first).
 
         Raises:
-          ArgumentError: a name is taken, or an axis has no values, or values of mixed types.
+          ArgumentError: a name is taken, by an axis or a column of the ledger, or an axis has no values, or values of
+            mixed types.
         """
         at, labels = crossed(len(_checked(slices)), slices._axes, axes)
         return cls._of(slices._store.pick(at), labels)
@@ -121,6 +122,10 @@ class Slices(ComputedSlices, ListedSlices):
         """How the slice of the head at position `head` was made, such as "window(100, 37)"."""
         return self._store.recipe(int(self._positions([head])[0]))
 
+    def recipes(self) -> list[str]:
+        """The recipe of every head, [H]."""
+        return [self._store.recipe(at) for at in range(len(self))]
+
     def rows(self, head: int) -> NDArray[np.int32]:
         """int32[n], the base rows of the head at position `head`, in the slice's own order."""
         at = self._positions([head])
@@ -153,7 +158,7 @@ class Slices(ComputedSlices, ListedSlices):
         """The rows that each head does not see, under the same ids: out of fold, out of bag, held out.
 
         Each row once, whatever the copies in the slice. It costs what the slices cost, or less: the complement of a
-        window is a window, that of lists shares one sorted copy of them.
+        window is a window, that of lists shares one sorted copy of them. The complement of an empty one is all N rows.
 
         Args:
           allow_empty: whether a head may be left with no row; such slices can be asked, not trained on.
@@ -170,7 +175,7 @@ class Slices(ComputedSlices, ListedSlices):
             )
         return outside
 
-    def lookup(self, offsets: NDArray[Any]) -> NDArray[np.int32]:
+    def lookup(self, offsets: ArrayLike) -> NDArray[np.int32]:
         """Base rows at the given offsets inside the slices: what a batch gathers.
 
         Args:
@@ -182,6 +187,7 @@ class Slices(ComputedSlices, ListedSlices):
         Raises:
           ArgumentError: the offsets have another first axis than H, or lie outside their slice.
         """
+        offsets = array_of("offsets", offsets)
         if offsets.ndim != 2 or len(offsets) != len(self) or offsets.dtype.kind not in "iu":
             raise ArgumentError(
                 f"Offsets of the wrong shape: argument offsets. Got {offsets.dtype}{list(offsets.shape)}, "

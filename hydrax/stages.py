@@ -55,14 +55,20 @@ class Stages(RunView):
         )
 
     @contextlib.contextmanager
-    def _stage(self, module: HydraModule, datamodule: DataModule, stage: str) -> Iterator[None]:
-        """Calls the users' own setup and teardown around a stage, and freezes the module inside it."""
+    def _stage(
+        self, module: HydraModule, datamodule: DataModule, stage: str, data_stage: str | None = None
+    ) -> Iterator[None]:
+        """Calls the users' own setup and teardown around a stage, and freezes the module inside it.
+
+        Args:
+          data_stage: the stage whose data is walked, where it is another.
+        """
         with contextlib.ExitStack() as stack:
             if self._settings.precision == "64-true":
                 stack.enter_context(jax.enable_x64(True))
             datamodule.prepare_data()
-            stack.callback(datamodule.teardown, stage)
-            datamodule.setup(stage)
+            stack.callback(datamodule.teardown, data_stage or stage)
+            datamodule.setup(data_stage or stage)
             stack.callback(module.teardown, stage)
             module.setup(stage)
             set_frozen(module, True)

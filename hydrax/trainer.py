@@ -45,6 +45,7 @@ class Trainer(Stages):
       seed: of everything random: a head's key is fold_in(fold_in(key(seed), head id), step).
       sampling: "own", each head its own rows in a step; or "shared", all heads the same rows, of which each learns from
         those in its slice. What a head learns differs; for many small heads whose slices hold most rows it is faster.
+        The batch then holds rows of other heads, which `ctx.mask` marks: a model that mixes rows sees them.
       budget: "steps", all heads as many steps; or "passes", each head stops after max_epochs passes over its slice.
       chunk: heads that run together, or "auto"; a head's bits depend on it, and on nothing else beside it.
       steps_per_call: most steps of one dispatch, or "auto".
@@ -216,13 +217,13 @@ class Trainer(Stages):
     ) -> HeldOut:
         """Runs `predict_step` over the training rows that each head did not learn from; arguments as `test`.
 
-        Of heads picked out of a fit pass the data module with their slices.
+        Heads find their slices by id, so heads picked out of a fit do too.
 
         Returns:
           The predictions out of fold or out of bag, with their heads and rows: `per_head()`, `per_row()`, `mask`.
         """
         module, datamodule, heads = self._subject(module, datamodule, heads, ckpt_path)
-        with self._stage(module, datamodule, "predict"):
+        with self._stage(module, datamodule, "predict", data_stage="fit"):
             engine, evaluation, head = self._assemble(module, datamodule, "held_out", heads)
             with contextlib.closing(evaluation), self._hooks("predict", live=np.ones(len(heads), bool)) as emit:
                 emit("on_predict_start")

@@ -188,7 +188,9 @@ def test_all_batches_of_an_evaluation_have_one_shape_and_padding_repeats_the_las
 
 def test_each_head_walks_its_own_validation_slice():
     val_slices = hx.Slices.from_indices([[4, 2, 0], [1]], 5)
-    module = ArrayDataModule(np.zeros(9), slices=hx.Slices.full(2, 9), val_slices=val_slices, batch_size=2)
+    module = ArrayDataModule(
+        np.zeros(9), val=np.zeros(5), slices=hx.Slices.full(2, 9), val_slices=val_slices, batch_size=2
+    )
     index = module.eval_index_dataset("val", 5)
     live = [[index[t]["rows"][head][index[t]["mask"][head]].tolist() for t in range(len(index))] for head in range(2)]
     assert live == [[[4, 2], [0]], [[1], []]]
@@ -196,7 +198,9 @@ def test_each_head_walks_its_own_validation_slice():
 
 def test_validation_slices_do_not_touch_the_test_set():
     val_slices = hx.Slices.from_indices([[4, 2, 0], [1]], 5)
-    module = ArrayDataModule(np.zeros(9), slices=hx.Slices.full(2, 9), val_slices=val_slices, batch_size=8)
+    module = ArrayDataModule(
+        np.zeros(9), val=np.zeros(5), slices=hx.Slices.full(2, 9), val_slices=val_slices, batch_size=8
+    )
     assert walked(module.eval_index_dataset("test", 5)) == [[0, 1, 2, 3, 4]]
 
 
@@ -280,7 +284,7 @@ class MadeInSetup(hx.DataModule):
 
 
 def test_a_data_module_printed_before_setup_says_what_is_not_there_yet():
-    not_yet = "not there yet (AttributeError): setup has not run"
+    not_yet = "not there yet (AttributeError: 'MadeInSetup' object has no attribute 'rows'); has setup run?"
     assert str(MadeInSetup()).splitlines() == [
         "MadeInSetup",
         f"  train   {not_yet}",
@@ -319,7 +323,7 @@ def test_columns_are_printed_by_name_dtype_and_shape(train, line):
     assert printed[1] == f"  train   {line}"
 
 
-def test_a_source_is_printed_by_its_length_and_its_type():
-    source = grain.MapDataset.range(7).map(lambda row: {"x": np.float32(row)})
+def test_a_source_is_printed_by_its_length_its_first_row_and_its_type():
+    source = grain.MapDataset.range(7).map(lambda row: {"x": np.float32(row), "z": np.zeros(3, np.int8)})
     printed = str(ArrayDataModule(source, slices=hx.Slices.full(1, 7))).splitlines()
-    assert printed[1].startswith("  train   N=7: ")
+    assert printed[1].startswith("  train   N=7: x float32, z int8[3] (")

@@ -225,6 +225,22 @@ def test_it_can_be_printed(data):
     assert type(data).__name__ in str(data)
 
 
+@pytest.mark.parametrize("kind", [ArrayDataModule, SourceDataModule])
+@pytest.mark.parametrize("val_slices", [hx.Slices.full(2, ROWS), slices], ids=["slices", "function"])
+def test_validation_slices_without_rows_to_validate_on_are_refused(kind, val_slices):
+    with pytest.raises(hx.ArgumentError, match=FORM) as raised:
+        kind(np.zeros(ROWS), slices=slices, val_slices=val_slices)
+    assert f"{kind.__name__}(val_slices=)" in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", [CIFAR10DataModule, MNISTDataModule])
+@pytest.mark.parametrize("folder", [None, 5, b"data", ["data"]])
+def test_a_folder_that_is_no_path_is_refused_at_once(kind, folder):
+    with pytest.raises(hx.ArgumentError, match=FORM) as raised:
+        kind(folder, slices=slices)
+    assert f"{kind.__name__}(folder=)" in str(raised.value)
+
+
 class LinearHead(hx.HydraModule):
     """Two numbers of all columns of a row, whatever they are."""
 
@@ -245,6 +261,33 @@ class LinearHead(hx.HydraModule):
         return (self.predict_step(model, batch, ctx) ** 2).mean(-1)
 
     validation_step = test_step = training_step
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("make", [cifar10, mnist])
+def test_the_line_that_the_docstring_gives_keeps_images_in_bfloat16_through_the_model(make, precision, tmp_path):
+    data, seen = make(tmp_path), []
+    (line,) = re.findall(r'`(batch\["image"\]\.astype.*?)`', type(data).__doc__)
+
+    class Watched(LinearHead):
+        def predict_step(self, model, batch, ctx):
+            image = eval(line, {"jnp": jnp}, {"batch": batch})
+            logits = model(image.reshape(len(image), -1))
+            seen.extend([image.dtype, logits.dtype])
+            return logits
+
+    hx.Trainer(max_steps=1, barebones=True, precision=precision).fit(
+        Watched(data.train_dataset()["image"][0].size), data
+    )
+    assert set(seen) == {jnp.dtype(jnp.bfloat16)}
+
+
+@pytest.mark.parametrize("make", [cifar10, mnist])
+def test_the_line_that_the_docstring_gives_is_exact_to_one_rounding(make, tmp_path):
+    (line,) = re.findall(r'`(batch\["image"\]\.astype.*?)`', type(make(tmp_path)).__doc__)
+    image = np.arange(256, dtype=np.uint8)
+    expected = (image / 255).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(eval(line, {"jnp": jnp}, {"batch": {"image": jnp.asarray(image)}}), expected)
 
 
 def test_it_is_trained_on_validated_tested_and_predicted(data):

@@ -108,6 +108,10 @@ def records(decode=decode):
     [
         ({"slices": [[0, 1]]}, ["Slices have the wrong type: SourceDataModule(slices=)", "Got list"]),
         ({"val_slices": 3}, ["Slices have the wrong type: SourceDataModule(val_slices=)", "Got int"]),
+        (
+            {"val_slices": SLICES},
+            ["Validation slices have no dataset: SourceDataModule(val_slices=)", "Got val_slices without val"],
+        ),
         ({"train": None}, ["A dataset is missing: SourceDataModule(train=)"]),
         ({"decode": "jpeg", "val": "file"}, ["Records cannot be decoded: SourceDataModule(decode=)", "Got str"]),
         ({"val": "file"}, ["Records cannot be decoded: SourceDataModule(decode=)", "Got None"]),
@@ -115,7 +119,7 @@ def records(decode=decode):
         ({"decode": decode}, ["There is nothing to decode: SourceDataModule(decode=)"]),
         ({"threads": 3}, ["No such setting: SourceDataModule(threads=)", "the nearest name is read_threads"]),
     ],
-    ids=["slices", "val_slices", "train", "decode", "path", "paths", "no path", "setting"],
+    ids=["slices", "val_slices", "val_slices alone", "train", "decode", "path", "paths", "no path", "setting"],
 )
 def test_an_argument_that_cannot_be_meant_is_refused(arguments, words):
     given = {"train": np.zeros(ROWS), "slices": SLICES, **arguments}

@@ -91,6 +91,11 @@ def test_names_that_look_like_numbers_are_categories_on_request(write):
     np.testing.assert_array_equal(data.train_dataset()["x"], [[0], [1], [0]])
 
 
+def test_words_and_names_may_hold_underscores(write):
+    data = module(write("site,code,price\nnorth_1,1_2,1\nsouth_1,3_4,2\n"), categorical=["code"])
+    assert data.categories == {"site": ("north_1", "south_1"), "code": ("1_2", "3_4")}
+
+
 @pytest.mark.parametrize("word", ["", " ", "NA", "N/A", "NaN", "nan", "NULL", "null"])
 def test_a_missing_feature_is_nan(write, word):
     x = module(write(f"a,b,price\n1,red,1\n{word},{word},2\n")).train_dataset()["x"]
@@ -274,6 +279,9 @@ BAD_TABLES = {
     "empty column": ("a,b,price\n1,,2\n1,NA,2\n", {}, "A column is empty"),
     "word among numbers": ("a,price\n1,2\n\n3x,4\n", {}, "line 4, column 'a'. Got '3x', expected a number"),
     "word after a quoted line end": ('b,a,price\n"u\nv",1,2\nw,x,4\n', {}, "line 4, column 'a'. Got 'x'"),
+    "underscore among numbers": ("a,price\n1,2\n1_000,4\n", {}, "line 3, column 'a'. Got '1_000', expected a number"),
+    "underscores in all numbers": ("a,price\n1_000,2\n2_000,4\n", {}, "line 2, column 'a'. Got '1_000', expected"),
+    "underscore in a target": ("a,price\n1,2\n3,4_0\n", {}, "line 3, column 'price'. Got '4_0', expected a number"),
     "word among targets": ("a,price\n1,2\n3,free\n", {}, "line 3, column 'price'. Got 'free', expected a number"),
     "missing target": ("a,price\n1,2\n3,\n", {}, "A target is missing"),
     "missing word for a target": ("a,price\n1,yes\n3,no\n4,NA\n", {}, "line 4, column 'price'. Got nan"),
@@ -294,6 +302,7 @@ def test_a_table_that_cannot_be_learnt_from_is_refused_by_name(write, content, h
 BAD_OTHERS = {
     "unknown word": ("a,b,price\n1,odd,2\n1,none,2\n", "line 3, column 'b'. Got 'none', expected one of the 2 words"),
     "word for a number": ("a,b,price\nx,odd,2\n", "line 2, column 'a'. Got 'x', expected a number"),
+    "underscore in a number": ("a,b,price\n1_0,odd,2\n", "line 2, column 'a'. Got '1_0', expected a number"),
     "column missing": ("b,price\nodd,2\n", "Got 'a', expected one of b, price"),
     "target missing": ("a,b\n1,odd\n", "Got 'price', expected one of a, b"),
     "target not whole": ("a,b,price\n1,odd,1\n1,odd,2.5\n", "line 3, column 'price'. Got 2.5, expected an int32"),
@@ -326,6 +335,19 @@ BAD_ARGUMENTS = {
     "target among features": ({"features": ["age", "price"]}, "features="),
     "one name aside": ({"aside": "site"}, "aside="),
     "one name of a category": ({"categorical": "site"}, "categorical="),
+    "no path": ({"path": None}, "path="),
+    "number for a path": ({"path": 5}, "path="),
+    "no target": ({"target": None}, "target="),
+    "several targets": ({"target": ["age", "site"]}, "target="),
+    "a feature twice": ({"features": ["age", "age"]}, "Got ['age', 'age'], expected each name once"),
+    "features without an order": ({"features": {"age", "site"}}, "features="),
+    "features with their kinds": ({"features": {"age": float}}, "features="),
+    "number for features": ({"features": 5}, "features="),
+    "numbers for features": ({"features": [0, 1]}, "features="),
+    "none aside": ({"aside": None}, "aside="),
+    "numbers of categories": ({"categorical": [1]}, "categorical="),
+    "number for validation": ({"val_path": 5}, "val_path="),
+    "number for a test": ({"test_path": 5}, "test_path="),
     "two kinds of validation": ({"val_path": "val.csv", "val_rows": 0.1}, "val_path="),
     "long delimiter": ({"delimiter": "::"}, "delimiter="),
     "no delimiter": ({"delimiter": None}, "delimiter="),
@@ -335,7 +357,7 @@ BAD_ARGUMENTS = {
 @pytest.mark.parametrize(("how", "got"), BAD_ARGUMENTS.values(), ids=BAD_ARGUMENTS)
 def test_an_argument_out_of_range_is_refused_at_once(how, got):
     with pytest.raises(hx.ArgumentError, match=FORM) as raised:
-        module("train.csv", **how)
+        module(**{"path": "train.csv", **how})
     assert got in str(raised.value)
 
 

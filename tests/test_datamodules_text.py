@@ -134,8 +134,9 @@ def test_test_files_are_tested_and_predicted_with_the_tokens_of_training(write):
     assert data.predict_dataset() is data.test_dataset()
 
 
-def test_without_test_files_there_is_no_test(write):
-    assert module(write("abcd")).test_dataset() is None
+@pytest.mark.parametrize("none", [{}, {"test_paths": None}, {"test_paths": []}], ids=["default", "None", "empty"])
+def test_without_test_files_there_is_no_test(write, none):
+    assert module(write("abcd"), **none).test_dataset() is None
 
 
 # ---- refused
@@ -170,6 +171,11 @@ def test_the_short_one_of_several_files_is_named(write):
 
 BAD_ARGUMENTS = {
     "no files": ({"paths": []}, "paths="),
+    "None for files": ({"paths": None}, "paths="),
+    "number for files": ({"paths": 5}, "paths="),
+    "numbers for files": ({"paths": [5]}, "paths="),
+    "files without an order": ({"paths": {"one", "two"}}, "paths="),
+    "number for test files": ({"test_paths": 5}, "test_paths="),
     "no length": ({"block_length": 0}, "block_length, stride="),
     "length of another type": ({"block_length": 8.0}, "block_length, stride="),
     "no stride": ({"stride": 0}, "block_length, stride="),
@@ -177,6 +183,7 @@ BAD_ARGUMENTS = {
     "other tokens": ({"tokens": "word"}, "tokens="),
     "vocabulary of bytes": ({"vocabulary": "ab"}, "vocabulary="),
     "no vocabulary": ({"vocabulary": "", "tokens": "char"}, "vocabulary="),
+    "list for a vocabulary": ({"vocabulary": ["a", "b"], "tokens": "char"}, "vocabulary="),
     "all held out": ({"val_fraction": 1}, "val_fraction="),
     "less than nothing held out": ({"val_fraction": -0.1}, "val_fraction="),
     "NaN held out": ({"val_fraction": float("nan")}, "val_fraction="),
@@ -200,3 +207,19 @@ def test_a_character_without_a_token_cannot_be_encoded(write):
 def test_a_number_that_is_no_token_cannot_be_decoded(write, tokens):
     with pytest.raises(hx.DataError, match="A number is no token"):
         module(write("abcd"), tokens="char").decode(tokens)
+
+
+@pytest.mark.parametrize("tokens", ["byte", "char"])
+@pytest.mark.parametrize("text", [5, None, b"abc", ["a"]])
+def test_what_is_no_text_cannot_be_encoded(write, text, tokens):
+    with pytest.raises(hx.ArgumentError, match=FORM) as raised:
+        module(write("abcd"), tokens=tokens).encode(text)
+    assert "TextDataModule.encode(text=)" in str(raised.value)
+
+
+@pytest.mark.parametrize("tokens", ["byte", "char"])
+@pytest.mark.parametrize("given", ["abc", None, ["a"], [[1, 2], [3]], {0: 1}])
+def test_what_is_no_array_of_numbers_cannot_be_decoded(write, given, tokens):
+    with pytest.raises(hx.ArgumentError, match=FORM) as raised:
+        module(write("abcd"), tokens=tokens).decode(given)
+    assert "TextDataModule.decode(tokens=)" in str(raised.value)

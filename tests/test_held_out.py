@@ -273,3 +273,54 @@ def test_what_holds_nothing_out_is_refused(slices, parts):
 def test_without_heads_it_says_how_to_get_some():
     with pytest.raises(hx.ArgumentError, match="There are no heads to evaluate"):
         hx.Trainer().predict_held_out()
+
+
+def test_heads_in_another_order_find_their_own_slices_and_values():
+    slices = hx.Slices.window([0, 8, 16], 8, NUM_ROWS).complement()
+    data = data_of(slices)
+    module = Scaled("mlp", hx.PerHead([1.0, 2.0, 3.0]))
+    trainer = hx.Trainer(max_steps=2, **QUIET)
+    result = trainer.fit(module, data)
+    everything = trainer.predict()
+    for one in (trainer, hx.Trainer(max_steps=2, **QUIET)):
+        found = one.predict_held_out(module, data, heads=result.heads[[2, 0]])
+        np.testing.assert_array_equal(found.mask, ~slices.mask([2, 0]))
+        np.testing.assert_array_equal(one.predict(module, data, heads=result.heads[[2, 0]]), everything[[2, 0]])
+        np.testing.assert_array_equal(one.predict(module, data, heads=result.heads[::-1]), everything[::-1])
+
+
+class Scaled(PlainClassifier):
+    """Predictions that show which value of a PerHead a head was given."""
+
+    def predict_step(self, model, batch, ctx):
+        return self.logits(model, batch["x"]) * self.hparams.lr
+
+
+def test_a_head_without_a_slice_is_refused_by_its_id():
+    slices = hx.Slices.prefix([5, 6, 7], NUM_ROWS)
+    result = hx.Trainer(max_steps=1, **QUIET).fit(PlainClassifier("mlp"), data_of(slices))
+    with pytest.raises(hx.SliceError, match="A head has no slice: .* Got heads of ids .2., expected ids among .0."):
+        hx.Trainer(max_steps=1, **QUIET).predict_held_out(
+            PlainClassifier("mlp"), data_of(slices[:1]), heads=result.heads[[2]]
+        )
+
+
+class RowsAtFit(hx.DataModule):
+    """Reads its training rows when a fit is set up, and no others, as a user's own module may."""
+
+    def setup(self, stage):
+        if stage == "fit":
+            self.rows = rows_of()
+
+    def train_dataset(self):
+        return self.rows
+
+    def slices(self):
+        return hx.Slices.prefix([5, 20], NUM_ROWS)
+
+
+def test_the_data_module_is_set_up_for_its_training_rows():
+    module = Scaled("mlp", 1.0)
+    result = hx.Trainer(max_steps=1, **QUIET).fit(module, RowsAtFit())
+    found = hx.Trainer(max_steps=1, **QUIET).predict_held_out(module, RowsAtFit(), heads=result.heads)
+    assert found.rows.size == 35 + 20

@@ -26,7 +26,8 @@ LAYERS = (
     ("columns", "module", "data", "callback"),
     ("model", "state", "draw", "step", "preflight", "lowering", "plan", "schedule", "program"),
     (
-        *("checkpoint", "row_access", "row_processes", "row_reader", "feed", "stream", "dataset", "walk", "tune"),
+        *("checkpoint", "bad_row", "row_maps", "row_access", "row_processes", "row_reader"),
+        *("feed", "stream", "dataset", "walk", "tune"),
         *("engine", "dispatch", "loop", "heads", "predictions", "evaluation", "ledger", "result", "run_folder"),
         *("resume", "assembly", "run_view", "stages", "trainer"),
     ),

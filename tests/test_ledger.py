@@ -2,6 +2,7 @@
 
 import csv
 import sys
+import time
 
 import numpy as np
 import pandas
@@ -99,20 +100,51 @@ def test_without_an_axis_of_seeds_the_seed_is_that_of_the_slice():
     assert "slice_seed" not in crossed(slices)[0]
 
 
-@pytest.mark.parametrize("name", ["head", "recipe", "length", "score", "status"])
-def test_an_axis_of_the_name_of_a_column_says_that_it_is_an_axis(name):
-    row = crossed(hx.Slices.product(hx.Slices.full(1, 9), **{name: ["a", "b"]}))[1]
-    assert row[f"axis.{name}"] == "b"
-    assert row[name] == {"head": 1, "recipe": "full", "length": 9, "score": None, "status": "ok"}[name]
-
-
 def test_values_of_an_axis_are_plain_ones():
     assert [type(crossed()[0][name]) for name in ("slice", "seed", "rate")] == [int, int, float]
 
 
 def test_a_hyper_parameter_made_of_an_axis_stands_once():
-    module = Module(hx.PerHead(CROSSED.axes["rate"]))
-    assert [row["lr"] for row in crossed(module=module)] == [0.1, 0.2, 0.1, 0.2]
+    slices = hx.Slices.product(hx.Slices.full(1, num_rows=9), lr=[0.1, 0.2])
+    row = crossed(slices, Module(hx.PerHead(slices.axes["lr"])))[1]
+    assert row["lr"] == 0.2
+    assert [name for name in row if "lr" in name] == ["lr"]
+
+
+def test_an_axis_and_a_hyper_parameter_of_one_name_and_other_values_both_stand():
+    slices = hx.Slices.product(hx.Slices.full(1, num_rows=9), lr=[0.1, 0.2])
+    row = crossed(slices, Module(hx.PerHead([1.0, 2.0])))[1]
+    assert {name: value for name, value in row.items() if "lr" in name} == {"axis.lr": 0.2, "hparams.lr": 2.0}
+
+
+def test_an_axis_of_text_and_a_hyper_parameter_of_one_name_both_stand():
+    slices = hx.Slices.product(hx.Slices.full(1, num_rows=9), lr=["low", "high"])
+    row = crossed(slices, Module(hx.PerHead([1.0, 2.0])))[1]
+    assert (row["axis.lr"], row["hparams.lr"]) == ("high", 2.0)
+
+
+def test_an_axis_that_has_nan_among_its_values_keeps_its_name():
+    assert crossed(hx.Slices.product(hx.Slices.full(1, num_rows=9), clip=[0.5, np.nan]))[0]["clip"] == 0.5
+
+
+def test_per_head_attributes_hide_neither_columns_nor_hyper_parameters():
+    module = Module(hx.PerHead([1.0, 2.0, 3.0]))
+    module.lr, module.score = hx.PerHead([4.0, 5.0, 6.0]), hx.PerHead([7.0, 8.0, 9.0])
+    live = np.ones(HEADS, bool)
+    row = ledger(SLICES, module, score=np.zeros(HEADS, np.float32), live=live, finite=live)[1]
+    named = {"hparams.lr": 2.0, "module.lr": 5.0, "module.score": 8.0, "score": 0.0}
+    assert {name: value for name, value in row.items() if "lr" in name or "score" in name} == named
+
+
+def test_four_times_the_heads_take_about_four_times_as_long():
+    def seconds(num_heads):
+        slices = hx.Slices.product(hx.Slices.random_subset([4] * (num_heads // 2), num_rows=9), rate=[0.1, 0.2])
+        began = time.process_time()
+        crossed(slices)
+        return time.process_time() - began
+
+    small, large = (min(seconds(num_heads) for _ in range(3)) for num_heads in (4_000, 16_000))
+    assert large < 8 * small  # Were it quadratic, 16.
 
 
 # ---- the tidy table

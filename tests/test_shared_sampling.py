@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from heads_under_test import NUM_ROWS, PlainClassifier, data_of, differing, rows_of, run, state_of
+from heads_under_test import NUM_ROWS, Classifier, PlainClassifier, data_of, differing, rows_of, run, state_of
 
 import hydrax as hx
 from hydrax.datamodules import ArrayDataModule
@@ -328,3 +328,20 @@ def test_the_rows_outside_a_slice_can_be_its_validation_set():
     logits = [own + np.asarray(fitted.result.heads[head]["bias"]) for head, own in enumerate(logits)]
     losses = [-np.log(softmax(own[None])[0, ROWS["y"][head]]) for head, own in enumerate(logits)]
     np.testing.assert_allclose(fitted.result.metrics["val_loss"], losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["nnx", "Linen variables"])
+def test_a_model_with_batch_statistics_is_refused_as_they_would_tell_of_rows_outside_the_slice(model):
+    linen = {"params": {"kernel": jnp.zeros((6, 3))}, "batch_stats": {"mean": jnp.zeros(6)}}
+    modules = {"nnx": Classifier("norm_dropout"), "Linen variables": OfVariables(linen)}
+    with pytest.raises(hx.ModuleError, match="Batch statistics would tell a head of rows that are not its own"):
+        run(modules[model], data_of(SLICES), max_steps=1, sampling="shared")
+
+
+class OfVariables(PlainClassifier):
+    def __init__(self, variables):
+        super().__init__("mlp")
+        self.variables = variables
+
+    def configure_model(self, key):
+        return self.variables

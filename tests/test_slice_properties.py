@@ -173,6 +173,13 @@ def test_contains_is_the_mask_at_the_rows_asked_for(kind, seed):
 
 
 @every_kind
+def test_no_rows_can_be_asked_for(kind):
+    slices, _ = made(kind, 0)
+    assert slices.contains([1, 0], []).shape == (2, 0)
+    assert slices.complement(allow_empty=True).contains([1, 0], []).shape == (2, 0)
+
+
+@every_kind
 def test_contains_is_the_same_however_many_rows_are_looked_for_at_once(kind, monkeypatch):
     slices, expected = made(kind, 1)
     monkeypatch.setattr("hydrax.row_store._MANY_ROWS", 70)

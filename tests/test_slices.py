@@ -24,7 +24,7 @@ from sklearn.model_selection import (
 from hydrax import PerHead, row_sets
 from hydrax.errors import ArgumentError, SliceError
 from hydrax.row_bits import Bits
-from hydrax.row_lists import Lists
+from hydrax.row_lists import Lists, Unlisted
 from hydrax.slices import Slices
 
 
@@ -145,8 +145,9 @@ def test_dirichlet_deals_differently_by_seed_and_alike_by_the_same():
     assert one != other
 
 
-def test_whole_weights_are_the_copies():
-    weights = np.random.default_rng(0).integers(0, 5, (6, 30))
+@pytest.mark.parametrize("dtype", [np.int8, np.int64, np.uint64])
+def test_whole_weights_are_the_copies(dtype):
+    weights = np.random.default_rng(0).integers(0, 5, (6, 30)).astype(dtype)
     counts = [np.bincount(rows, minlength=30) for rows in all_rows(Slices.from_weights(weights))]
     np.testing.assert_array_equal(counts, weights)
 
@@ -260,6 +261,11 @@ def test_recipes_say_how_each_slice_was_made():
     ]
 
 
+def test_recipes_are_those_of_every_head():
+    slices = some_of_each()[::-1]
+    assert slices.recipes() == [slices.recipe(head) for head in range(len(slices))]
+
+
 def test_seeds_are_minus_one_where_rows_depend_on_none():
     np.testing.assert_array_equal(some_of_each().seeds, [-1] * 4 + [9, 9] + [-1] * 2 + [4, 5] + [-1] * 6)
 
@@ -282,6 +288,7 @@ def test_lookup_gives_the_row_at_each_offset():
     rows = slices.lookup(offsets)
     assert rows.dtype == np.int32
     np.testing.assert_array_equal(rows, [slices.rows(head)[line] for head, line in enumerate(offsets)])
+    np.testing.assert_array_equal(slices.lookup(offsets.tolist()), rows)
 
 
 @pytest.mark.parametrize(
@@ -289,10 +296,11 @@ def test_lookup_gives_the_row_at_each_offset():
     [
         (np.zeros((3, 2), int), "Got int64[3, 2], expected integers[2, slots]"),
         (np.zeros((2, 2)), "Got float64[2, 2]"),
+        ([[0], [0, 1]], "Lists of unequal lengths: argument offsets"),
         (np.array([[0, 1], [0, 3]]), "head 1, slot 1. Got 3, expected 0 <= offset < 3"),
         (np.array([[0, -1], [0, 0]]), "head 0, slot 1. Got -1, expected 0 <= offset < 2"),
     ],
-    ids=["other heads", "floats", "past the end", "negative"],
+    ids=["other heads", "floats", "ragged", "past the end", "negative"],
 )
 def test_an_offset_that_is_not_in_its_slice_is_refused(offsets, message):
     with pytest.raises(ArgumentError) as refused:
@@ -349,6 +357,25 @@ def test_describe_tells_a_reader_the_whole_in_a_few_lines():
 
 def test_describe_counts_the_rows_that_no_head_sees():
     assert "rows in no slice: 3" in Slices.window([0, 2], [2, 3], 8).describe()
+
+
+@pytest.mark.parametrize("slices", [Slices.full(1, 1), Slices.from_indices([[0]], 1)], ids=["computed", "listed"])
+def test_describe_tells_of_slices_that_hold_nothing(slices):
+    lines = slices.complement(allow_empty=True).describe().splitlines()
+    assert (lines[0], lines[4]) == ("Slices of 1 head on 1 row", "  rows in no slice: 1")
+
+
+def test_the_complement_of_an_empty_one_is_all_rows():
+    outside = Slices.bootstrap(2, 3, 100).complement(allow_empty=True)
+    assert outside.lengths.tolist() == [0, 0]
+    assert all_rows(outside.complement()) == [[0, 1, 2]] * 2
+
+
+def test_whether_rows_repeat_is_worked_out_once(monkeypatch):
+    slices = Slices.from_indices([[1, 2, 1], [0]], 3)
+    assert slices.has_repeats
+    monkeypatch.setattr(Lists, "_as_sets", None)  # A second look would fail.
+    assert slices.has_repeats
 
 
 def test_describe_does_not_walk_what_is_large():
@@ -617,6 +644,13 @@ def test_splits_are_kept_as_they_come_and_never_all_as_lists():
     assert peak < 80_000_000
 
 
+def test_leave_one_out_splits_are_kept_as_the_rows_left_out(monkeypatch):
+    monkeypatch.setattr(row_sets, "LISTS_BYTES", 0)
+    slices, kept, _ = memory_of(lambda: Slices.from_splits(LeaveOneOut().split(np.zeros(1500)), 1500))
+    assert slices == Slices.leave_group_out(np.arange(1500))
+    assert kept < 100_000  # As bits 324 kB, as lists 9 MB.
+
+
 def test_joining_what_shares_a_table_does_not_copy_the_table():
     slices = Slices.leave_group_out(np.arange(100_000) % 500)
     joined, kept, _ = memory_of(lambda: Slices.concatenate(list(slices)))
@@ -632,6 +666,7 @@ def test_lists_of_many_rows_become_sets_block_by_block():
 
 
 LARGE, SMALL = (np.arange(0, 900, 2, dtype=np.int32), np.array([450])), (np.array([7], np.int32), np.array([1]))
+NEARLY = np.delete(np.arange(900, dtype=np.int32), 7), np.array([899])
 
 
 @pytest.mark.parametrize(
@@ -643,10 +678,18 @@ LARGE, SMALL = (np.arange(0, 900, 2, dtype=np.int32), np.array([450])), (np.arra
         (0, [SMALL] * 9, Lists),
         (0, [LARGE, *[SMALL] * 60], Lists),
         (2000, [SMALL, *[LARGE] * 9, *[SMALL] * 3], Bits),
+        (2**26, [NEARLY] * 9, Lists),
+        (4000, [NEARLY] * 9, Unlisted),
+        (0, [SMALL, LARGE, *[NEARLY] * 60], Unlisted),
+        (0, [NEARLY, *[SMALL] * 60], Lists),
+        (0, [NEARLY, *[LARGE] * 9], Bits),
     ],
-    ids=["few", "many", "large", "small", "mostly small", "mostly large"],
+    ids=[
+        *("few", "many", "large", "small", "mostly small", "mostly large"),
+        *("few nearly all", "nearly all", "mostly nearly all", "nearly all and small", "nearly all and large"),
+    ],
 )
-def test_sets_are_kept_as_lists_or_as_bits_and_come_out_the_same(monkeypatch, limit, lines, kept_as):
+def test_sets_are_kept_in_the_smallest_way_and_come_out_the_same(monkeypatch, limit, lines, kept_as):
     monkeypatch.setattr(row_sets, "LISTS_BYTES", limit)
     kept = row_sets.kept_sets(iter(lines), 900)
     assert type(kept) is kept_as
@@ -712,6 +755,8 @@ def test_sets_are_kept_as_lists_or_as_bits_and_come_out_the_same(monkeypatch, li
         (lambda: Slices.from_indices([[1], [None]], 5), SliceError, ["head 1", "Got None (object)"]),
         (lambda: Slices.from_mask([[True, False], [True]]), SliceError, ["Mask of head 1", "Got 1", "expected 2"]),
         (lambda: Slices.from_mask([[True], [False]]), SliceError, ["Slice of head 1 is empty"]),
+        (lambda: Slices.from_mask([[[True], [True]], [[True, True]]]), ArgumentError, ["argument mask", "unequal"]),
+        (lambda: Slices.from_mask([[[True], [True, False]]]), ArgumentError, ["argument mask", "unequal"]),
         (lambda: Slices.from_mask([True, False]), ArgumentError, ["argument mask", "bool[2]", "bool[heads, rows]"]),
         (lambda: Slices.from_mask([[0, 1]]), ArgumentError, ["argument mask", "int64[1, 2]"]),
         (lambda: Slices.from_mask(np.zeros((0, 5), bool)), SliceError, ["No head at all"]),
@@ -730,6 +775,8 @@ def test_sets_are_kept_as_lists_or_as_bits_and_come_out_the_same(monkeypatch, li
         (lambda: Slices.full(4, 5).rows([0, 1]), ArgumentError, ["argument heads", "shape [1, 2]"]),
         (lambda: Slices.full(2, 5).with_ids([1, 1]), ArgumentError, ["argument ids", "2 ids, 1 of them distinct"]),
         (lambda: Slices.full(2, 5).with_ids([0, -1]), ArgumentError, ["ids at position 1", "Got -1"]),
+        (lambda: Slices.concatenate(5), ArgumentError, ["argument parts", "Got 5", "list of Slices"]),
+        (lambda: Slices.concatenate(None), ArgumentError, ["argument parts", "Got None"]),
         (lambda: Slices.concatenate([]), ArgumentError, ["argument parts", "one or more"]),
         (lambda: Slices.concatenate([Slices.full(1, 5), [0, 1]]), ArgumentError, ["Not slices", "Got [0, 1]"]),
         (lambda: Slices.product([0, 1], seed=2), ArgumentError, ["Not slices", "Got [0, 1]"]),
@@ -754,6 +801,8 @@ def test_sets_are_kept_as_lists_or_as_bits_and_come_out_the_same(monkeypatch, li
         (lambda: Slices.leave_group_out([3, 3, 3]), SliceError, ["head 0 is empty", "1 group, 3"]),
         (lambda: Slices.leave_group_out([]), ArgumentError, ["argument groups", "float64[0]"]),
         (lambda: Slices.partition_by([1.5, 2.0]), ArgumentError, ["argument groups", "groups.astype(int)"]),
+        (lambda: Slices.partition_by([1, "a", 10]), ArgumentError, ["argument groups", "Got [1, 'a', 10]", "one type"]),
+        (lambda: Slices.partition_by((1, b"a")), ArgumentError, ["argument groups", "Got (1, b'a')"]),
         (lambda: Slices.partition_by("north"), ArgumentError, ["argument groups"]),
         (lambda: Slices.partition_by([[1], [1, 2]]), ArgumentError, ["argument groups", "unequal lengths"]),
         (lambda: Slices.dirichlet([0, 1], 0.0, 2), ArgumentError, ["argument alpha", "Got 0.0"]),
@@ -780,7 +829,16 @@ def test_sets_are_kept_as_lists_or_as_bits_and_come_out_the_same(monkeypatch, li
         (lambda: Slices.from_weights([[1, 1], [0, 0]]), SliceError, ["head 1 is empty", "all its weights are 0"]),
         (lambda: Slices.from_weights([[1.0]], lengths=0), SliceError, ["Slice of head 0 is empty"]),
         (lambda: Slices.from_weights([[1.0]], lengths=[1, 2]), ArgumentError, ["disagree", "weights and lengths"]),
-        (lambda: Slices.from_weights([[2**31, 0]]), ArgumentError, ["argument lengths", "Got 2147483648"]),
+        (lambda: Slices.from_weights([[2**31, 0]]), SliceError, ["head 0 has too many rows", "Got 2147483648 in all"]),
+        (lambda: Slices.from_weights([[1, 1], [2**30] * 2]), SliceError, ["head 1 has too many", "Got 2147483648"]),
+        (lambda: Slices.from_weights([[2**62] * 4]), SliceError, ["head 0 has too many", "Got 18446744073709551616"]),
+        (lambda: Slices.from_weights([[*[2**62] * 3, 2**62 + 5]]), SliceError, ["head 0 has too many"]),
+        (lambda: Slices.from_weights(np.full((1, 2), 2**63, np.uint64)), SliceError, ["head 0 has too many"]),
+        (
+            lambda: Slices.from_weights([[1, -1]]),
+            SliceError,
+            ["A weight is negative or not finite: head 0, row 1", "0 <= weight < inf"],
+        ),
         (lambda: Slices.from_weights([[1]], seed=2**32), ArgumentError, ["argument seed", "Got 4294967296"]),
         (lambda: Slices.from_weights(np.zeros((0, 3))), ArgumentError, ["argument lengths"]),
         (lambda: Slices.from_weights(np.zeros((0, 3), int)), SliceError, ["No head at all"]),
@@ -798,8 +856,13 @@ def test_sets_are_kept_as_lists_or_as_bits_and_come_out_the_same(monkeypatch, li
         (
             lambda: Slices.product(Slices.product(Slices.full(1, 5), lr=2), lr=2),
             ArgumentError,
-            ["taken: argument lr", "['lr', 'slice']"],
+            ["taken: argument lr", "'length', 'lr', 'recipe'"],
         ),
+        *(
+            (lambda name=name: Slices.product(Slices.full(1, 5), **{name: 2}), ArgumentError, [f"Got {name!r}"])
+            for name in ("", "head", "recipe", "length", "score", "status", "slice_seed", "axis.lr", "hparams.lr")
+        ),
+        (lambda: Slices.product(Slices.full(1, 5), **{"module.lr": 2}), ArgumentError, ["begins with 'axis.' or"]),
         (
             lambda: Slices.product(Slices.full(2**16, 5), a=2**8, b=2**8),
             ArgumentError,

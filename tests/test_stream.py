@@ -229,11 +229,11 @@ class SaveAndDie(hx.Callback):
         raise Killed
 
 
-@pytest.mark.parametrize("after", ["arrays", "threads"])
-def test_a_killed_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, after):
+@pytest.mark.parametrize("kind", ["arrays", "threads"])
+def test_a_killed_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, kind):
     with pytest.raises(Killed):
-        fit(on_host(), SaveAndDie(tmp_path))
-    resumed = fit(on_host(**datasets(after, tmp_path)), ckpt_path=tmp_path)
+        fit(on_host(**datasets(kind, tmp_path)), SaveAndDie(tmp_path))
+    resumed = fit(on_host(**datasets(kind, tmp_path)), ckpt_path=tmp_path)
     assert differing(final(resumed), final(resident()[0])) == []
     assert resumed.arrays["step.train_loss"].shape == (HEADS, STEPS - 7)
 
