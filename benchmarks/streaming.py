@@ -107,7 +107,7 @@ def forget(file: Path) -> None:
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def measure(way: str, file: Path, num_rows: int, heads: int, batch_size: int, steps: int) -> Measured:
+def measure(way: str, file: Path, num_rows: int, heads: int, hidden: int, batch_size: int, steps: int) -> Measured:
     """One fit; each head learns from a random half of the rows."""
     if way == "host, cold":
         forget(file)
@@ -122,7 +122,7 @@ def measure(way: str, file: Path, num_rows: int, heads: int, batch_size: int, st
     jnp.zeros(1).block_until_ready()  # starts the backend
     memory = Memory()
     try:
-        trainer.fit(Classifier(WIDTHS), data)
+        trainer.fit(Classifier((WIDTHS[0], hidden, WIDTHS[-1])), data)
     finally:
         peak = memory.stop()
     return Measured(clock.step_secs(), clock.core_secs(), peak)
@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5, help="fits of each way")
     parser.add_argument("--steps", type=int, default=250, help="steps of each fit, the first superstep not timed")
     parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--hidden", type=int, default=WIDTHS[1], help="width of the hidden layer")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--folder", help="where the file goes; the system's folder for temporary files by default")
     args = parser.parse_args()
@@ -145,12 +146,12 @@ def main() -> None:
     with rows_on_disk(args.folder, args.rows) as file, alone:
         for _ in range(args.turns):
             for way in WAYS:
-                how = (args.rows, args.heads, args.batch_size, args.steps)
+                how = (args.rows, args.heads, args.hidden, args.batch_size, args.steps)
                 found[way].append(alone.submit(measure, way, file, *how).result())
 
     size = 4 * args.rows * WIDTHS[0]
     print(
-        f"\n{args.heads} heads, MLP {'-'.join(map(str, WIDTHS))}, B = {args.batch_size}; a map of {size / 1e9:.2f} GB; "
+        f"\n{args.heads} heads, MLP {WIDTHS[0]}-{args.hidden}-{WIDTHS[-1]}, B = {args.batch_size}; a map of {size / 1e9:.2f} GB; "
         f"{args.turns} turns of {args.steps} steps\n"
     )
     print(

@@ -10,7 +10,7 @@ from hydrax.settings import Settings
 # and convolutions stay ordinary ones. Chunks of 4 are up to 1.4 times as fast for small MLPs: docs/performance.md.
 _CPU_CHUNK = 1
 # Where heads share their rows, a chunk's first layer is one product, which is the gain: docs/performance.md.
-_SHARED_CPU_CHUNK = 32
+_SHARED_CPU_CHUNK = 128
 _SHARED_SHARE = 0.75  # Of live slots; below it padding eats the gain.
 _MAX_STEPS = 50
 _INDEX_BYTES = 64 * 2**20  # What the rows and masks of one superstep may take.
@@ -61,7 +61,7 @@ def make_plan(
     """Chooses what the user left on "auto".
 
     A chunk on a CPU is a constant, so that a head's bits do not depend on H; elsewhere, and where heads share their
-    rows, it is all heads (on a CPU up to 32). A superstep has 50 steps, or as many as its index batches and its
+    rows, it is all heads (on a CPU up to 128). A superstep has 50 steps, or as many as its index batches and its
     fetched rows leave room for.
 
     Args:
