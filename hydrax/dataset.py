@@ -11,7 +11,7 @@ import numpy as np
 
 from hydrax.columns import check_dataset, num_rows
 from hydrax.data import DataModule
-from hydrax.feed import Batches, Feed, IndexBatches, ResidentFeed
+from hydrax.feed import Batches, DrawnBatches, Feed, IndexBatches, ResidentFeed
 from hydrax.row_reader import RowReader, is_source
 from hydrax.stream import StreamFeed
 
@@ -50,7 +50,7 @@ class Dataset:
         """
         if self.reader is None:
             return ResidentFeed(self.shapes, batches)
-        assert isinstance(batches, IndexBatches)
+        assert isinstance(batches, IndexBatches | DrawnBatches)
         return StreamFeed(self.reader, batches, min(max_rows, self.num_rows), ids)
 
     def close(self) -> None:

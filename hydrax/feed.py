@@ -124,6 +124,32 @@ class RotationBatches:
         """Nothing to end."""
 
 
+class DrawnBatches:
+    """Rows and mask as `IndexBatches` gives them, drawn by a compiled program on a CPU: for rows that must be fetched.
+
+    NumPy would draw them step by step under Python's lock, which costs more than to read the rows.
+
+    Args:
+      batches: what draws them.
+      head_ids: int32[H padded].
+    """
+
+    has_heads = True
+
+    def __init__(self, batches: RotationBatches, head_ids: np.ndarray) -> None:
+        self.draw = Given(2, batches.draw.shared)
+        self._batches, self._head_ids = batches, head_ids
+        self._program = jax.jit(batches.draw.__call__)
+
+    def take(self, first: int, counts: Sequence[int]) -> dict[str, Any]:
+        rows, mask = map(np.array, self._program(self._batches.take(first, counts), self._head_ids))
+        rows[len(counts) :] = 0
+        return {"rows": rows, "mask": mask}
+
+    def close(self) -> None:
+        self._batches.close()
+
+
 class IndexBatches:
     """Stacks the elements of a Grain index dataset into the arrays of a superstep.
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from hydrax.draw import DeviceRows
-from hydrax.feed import IndexBatches
+from hydrax.feed import DrawnBatches, IndexBatches
 from hydrax.row_reader import RowReader
 
 _Fetched = tuple[DeviceRows, dict[str, Any]]
@@ -29,7 +29,7 @@ class StreamFeed:
       ids: int32[H], names the heads in errors.
     """
 
-    def __init__(self, reader: RowReader, batches: IndexBatches, max_rows: int, ids: np.ndarray) -> None:
+    def __init__(self, reader: RowReader, batches: IndexBatches | DrawnBatches, max_rows: int, ids: np.ndarray) -> None:
         self.draw = batches.draw
         self._reader, self._batches, self._max_rows, self._ids = reader, batches, max_rows, ids
         self._device = getattr(jax.config, "jax_default_device", None)  # a setting of the thread that asks

@@ -7,6 +7,7 @@ import inspect
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 
 from hydrax import rotation
@@ -14,7 +15,7 @@ from hydrax.data import DataModule
 from hydrax.dataset import Dataset
 from hydrax.draw import Rotated, SharedRotated
 from hydrax.errors import DataError, SliceError
-from hydrax.feed import Batches, Feed, IndexBatches, RotationBatches
+from hydrax.feed import Batches, DrawnBatches, Feed, IndexBatches, RotationBatches
 from hydrax.row_law import RowLaw
 from hydrax.settings import Settings
 from hydrax.slices import Slices
@@ -89,11 +90,15 @@ class Walk:
 
     @property
     def drawn_on_host(self) -> bool:
-        """Whether the index batches come from the host."""
+        """Whether the index batches of all heads are made for the host to see."""
+        return self._not_rotated or self.data.reader is not None
+
+    @property
+    def _not_rotated(self) -> bool:
         return self.law is None and self.members is None
 
     def _batches(self, places: np.ndarray, max_steps: int, accumulate: int) -> Batches:
-        if self.drawn_on_host:
+        if self._not_rotated:
             return IndexBatches(
                 self.index,
                 num_rows=self.data.num_rows,
@@ -111,7 +116,7 @@ class Walk:
             assert self.members is not None
             fixed = {"members": self.members[places]}
             draw, lengths = SharedRotated(self.batch_size), self.lengths[:1]
-        return RotationBatches(
+        batches = RotationBatches(
             draw,
             fixed,
             lengths,
@@ -121,6 +126,7 @@ class Walk:
             small_slices=self.datamodule.small_slices,  # type: ignore[arg-type]
             passes=self.settings.passes,
         )
+        return batches if self.data.reader is None else DrawnBatches(batches, self.slices.ids[places])
 
 
 def open_walk(settings: Settings, datamodule: DataModule, data: Dataset, slices: Slices) -> Walk:
@@ -132,9 +138,10 @@ def open_walk(settings: Settings, datamodule: DataModule, data: Dataset, slices:
             'sampling="shared", expected slices that hold each row once. Fix: pass sampling="own", as for a bootstrap.'
         )
     index = _index_dataset(settings, datamodule)
-    # Only the data module's own rotation is known to the program; it fetches no rows itself.
+    # Only the data module's own rotation is known to the program.
     own = type(datamodule).index_dataset is DataModule.index_dataset
-    in_program = own and data.reader is None
+    # Beside an accelerator's superstep, a program that draws for the host would have to wait for its turn.
+    in_program = own and (data.reader is None or jax.default_backend() == "cpu")
     law = _law(slices) if in_program and not shared else None
     members = _members(slices) if in_program and shared else None
     walk = Walk(settings, datamodule, data, slices, law, members, index, datamodule.batch_size, None)

@@ -52,7 +52,7 @@ def shared(num_heads=100, backend="cpu", **given):
 
 
 @pytest.mark.parametrize(
-    ("num_heads", "backend", "chunk"), [(1, "cpu", 1), (20, "cpu", 20), (500, "cpu", 32), (500, "gpu", 500)]
+    ("num_heads", "backend", "chunk"), [(1, "cpu", 1), (20, "cpu", 20), (500, "cpu", 128), (500, "gpu", 500)]
 )
 def test_heads_that_share_their_rows_run_together(num_heads, backend, chunk):
     assert shared(num_heads, backend).chunk == chunk
