@@ -151,8 +151,8 @@ def main() -> None:
 
     size = 4 * args.rows * WIDTHS[0]
     print(
-        f"\n{args.heads} heads, MLP {WIDTHS[0]}-{args.hidden}-{WIDTHS[-1]}, B = {args.batch_size}; a map of {size / 1e9:.2f} GB; "
-        f"{args.turns} turns of {args.steps} steps\n"
+        f"\n{args.heads} heads, MLP {WIDTHS[0]}-{args.hidden}-{WIDTHS[-1]}, B = {args.batch_size}; a map of "
+        f"{size / 1e9:.2f} GB; {args.turns} turns of {args.steps} steps\n"
     )
     print(
         "| rows from | ms a step | of all cores | speed to device | slowest and fastest turn | own MB | mapped | both |"
