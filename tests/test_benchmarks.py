@@ -48,7 +48,12 @@ def test_every_script_has_a_small_form():
     assert {path.stem for path in FOLDER.glob("*.py")} == SMALL.keys()
 
 
-@pytest.mark.parametrize("script", SMALL)
+# Each small form compiles for ten seconds or more; the others are run with the longer forms.
+ALWAYS = ("streaming",)
+FORMS = [pytest.param(script, marks=() if script in ALWAYS else pytest.mark.slow) for script in SMALL]
+
+
+@pytest.mark.parametrize("script", FORMS)
 def test_a_small_form_prints_its_tables_and_leaves_nothing_behind(script, tmp_path):
     printed = run(script, SMALL[script], tmp_path)
     found = tables(printed)

@@ -144,7 +144,9 @@ TRAINERS = {
         **{"max_steps": None, "max_epochs": 2, "budget": "passes"},
     },
 }
-CASES = [pytest.param(SLICES, settings, id=name) for name, settings in TRAINERS.items()]
+# What the case with all settings at once holds too.
+LONGER = {"accumulated": [pytest.mark.slow]}
+CASES = [pytest.param(SLICES, how, id=name, marks=LONGER.get(name, ())) for name, how in TRAINERS.items()]
 CASES += [pytest.param(KINDS, {}, id="slices of many kinds")]
 
 
@@ -161,7 +163,7 @@ def test_validation_of_each_head_on_its_own_rows_is_the_resident_one():
     assert differing(fit(on_host(val_slices=val_slices)).arrays, there.arrays) == []
 
 
-@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["64-true", pytest.param("bf16-mixed", marks=pytest.mark.slow)])
 def test_a_run_is_the_resident_one_in_other_precisions(precision):
     more_digits = TRAIN["x"].astype(np.float64) + 1e-12  # than 32 bits hold
     train = {"x": more_digits, "y": TRAIN["y"].astype(np.int64)}
