@@ -158,6 +158,8 @@ def find_evaluation(
             made = own()
             whole = made.num_heads if at is not None and isinstance(made, Slices) else num_heads
             check_slices(own, data.num_rows, whole if fitted is None or whole == len(fitted) else num_heads)
+            if at is not None and whole != len(datamodule.slices()):
+                at = None  # validation slices of these heads alone, in their order
         if stage == "held_out" and at is None:
             raise SliceError(
                 f"A head has no slice: {type(datamodule).__name__}.slices. Got heads of ids {ids}, expected ids among "

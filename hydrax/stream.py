@@ -41,7 +41,9 @@ class StreamFeed:
         asked, ahead = (first, tuple(counts)), self._ahead
         self._ahead = None
         if ahead is None or ahead[0] != asked:
-            # What was got ready for nothing goes: a callback or the end of an epoch cut the superstep otherwise.
+            # What was got ready goes: a callback or the end of an epoch cut the superstep otherwise.
+            if ahead is not None:
+                ahead[1].cancel()
             ahead = asked, self._thread.submit(self._fetch, *asked)
         return ahead[1].result()
 

@@ -324,3 +324,14 @@ def test_the_data_module_is_set_up_for_its_training_rows():
     result = hx.Trainer(max_steps=1, **QUIET).fit(module, RowsAtFit())
     found = hx.Trainer(max_steps=1, **QUIET).predict_held_out(module, RowsAtFit(), heads=result.heads)
     assert found.rows.size == 35 + 20
+
+
+def test_validation_slices_of_the_picked_heads_alone_are_taken_in_their_order():
+    slices = hx.Slices.window([0, 8, 16], 8, NUM_ROWS)
+    trainer = hx.Trainer(max_steps=2, **QUIET)
+    result = trainer.fit(PlainClassifier("mlp"), data_of(slices, val=ROWS, val_slices=slices.complement()))
+    own = hx.Slices.from_indices([slices.complement().rows(head) for head in (1, 0)], NUM_ROWS)
+    found = trainer.validate(
+        datamodule=data_of(slices, val=ROWS, val_slices=own), heads=result.heads[[1, 0]], verbose=False
+    )
+    np.testing.assert_array_equal(found["val_loss"], result.metrics["val_loss"][[1, 0]])
