@@ -19,6 +19,7 @@ from hydrax.errors import (  # noqa: E402
     CheckpointError,
     DataError,
     HydraxError,
+    MemoryLimitError,
     ModuleError,
     SliceError,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "HydraModule",
     "HydraxError",
     "Hyperparameters",
+    "MemoryLimitError",
     "ModuleError",
     "PerHead",
     "Plan",

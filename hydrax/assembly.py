@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,20 +16,26 @@ from hydrax.callback import Callback, overrides
 from hydrax.checkpoint import tree_digest
 from hydrax.data import DataModule, check_settings, check_slices
 from hydrax.dataset import Dataset, open_dataset
+from hydrax.devices import find_devices
 from hydrax.engine import Engine, check_per_head, head_inputs
 from hydrax.errors import DataError, ModuleError
 from hydrax.evaluation import Evaluation, find_evaluation
 from hydrax.feed import Feed
 from hydrax.hparams import PerHead
+from hydrax.layout import Layout, lay_out
+from hydrax.lowering import Lowering
+from hydrax.memory import tree_bytes
 from hydrax.module import HydraModule, Logged, per_head_values
-from hydrax.plan import Plan, make_plan
-from hydrax.preflight import Preflight
+from hydrax.plan import NO_CHOICE, Choice, Plan, make_plan, step_secs
+from hydrax.preflight import Preflight, TrainingShapes
 from hydrax.schedule import Schedule
 from hydrax.settings import Settings
+from hydrax.shelf import Shelf
 from hydrax.slices import Slices
-from hydrax.state import padding_index
+from hydrax.state import HeadInputs
 from hydrax.step import HeadProgram
 from hydrax.walk import Walk, open_walk
+from hydrax.work import Work, count_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +64,12 @@ class Training:
     logged: Mapping[str, Mapping[str, Logged]]
     fingerprint: Callable[[], Mapping[str, Any]]
 
+    def lay_out(self, layout: Layout) -> None:
+        """Says where the heads stand from now on."""
+        self.feed.lay_out(layout)
+        if self.validation is not None:
+            self.validation.lay_out(layout)
+
     def close(self) -> None:
         """Ends the pipelines of index batches, and what reads rows."""
         self.feed.close()
@@ -64,13 +77,124 @@ class Training:
             self.validation.close()
 
 
-def assemble_training(
-    settings: Settings, module: HydraModule, datamodule: DataModule, callbacks: Mapping[str, Callback]
-) -> Training:
-    """Checks all that a fit needs, traces the user's functions, and only then touches the device.
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """All of a fit but its plan: what any plan starts from. The device was not touched yet.
+
+    Attributes:
+      settings: the Trainer's arguments.
+      module: the user's module.
+      flight: one head's functions and shapes.
+      inputs: ids and `PerHead` values of all heads.
+      walk: how they walk their slices.
+      validation: the validation set, or None.
+      traced: shapes of one head's state, its step, and its empty accumulators.
+      schedule: when things are due.
+      every_step: whether a callback hears every single step.
+      scratch: folder for heads that wait for their turn.
+    """
+
+    settings: Settings
+    module: HydraModule
+    flight: Preflight
+    inputs: HeadInputs
+    walk: Walk
+    validation: Evaluation | None
+    traced: TrainingShapes
+    schedule: Schedule
+    every_step: bool
+    scratch: Path
+
+    @functools.cached_property
+    def devices(self) -> tuple[jax.Device, ...]:
+        """What heads may be spread over."""
+        return find_devices(self.settings.devices)
+
+    @property
+    def work(self) -> Work:
+        """What a step of all heads has to do at least."""
+        walk, heads = self.walk, len(self.walk.slices)
+        rows = self.settings.accumulate_grad_batches * walk.batch_size * walk.data.row_bytes
+        return Work(count_flops(self.traced.step.jaxpr), 2 * tree_bytes(self.traced.state) + rows).times(heads)
+
+    @property
+    def rough_secs(self) -> float:
+        """How long the fit will take, estimated from shapes alone."""
+        return self.schedule.max_steps * step_secs(len(self.walk.slices), len(self.devices), self.work.flops)
+
+    @property
+    def has_lowered_operations(self) -> bool:
+        """Whether the step has an operation that a lowering would replace."""
+        return any(name in str(self.traced.step) for name in Lowering.auto("cpu").rules())
+
+    def plan(self, choice: Choice = NO_CHOICE, waves: int = 1) -> Plan:
+        """The plan by rules, where neither the user nor the choice says otherwise."""
+        walk, slices = self.walk, self.walk.slices
+        return make_plan(
+            self.settings,
+            choice,
+            num_heads=len(slices),
+            slots=self.settings.accumulate_grad_batches * walk.batch_size,
+            backend=self.devices[0].platform,
+            devices=len(self.devices),
+            waves=waves,
+            flops=self.work.flops,
+            longest=1 if self.every_step else self.schedule.longest_superstep,
+            drawn_on_host=walk.drawn_on_host,
+            row_bytes=walk.data.fetched_row_bytes,
+            live_share=None if slices.has_repeats else float(slices.lengths.mean() / slices.num_rows),
+        )
+
+    def build(self, plan: Plan) -> tuple[Engine, Feed]:
+        """What a plan makes of it, on the device."""
+        layout = lay_out(len(self.walk.slices), plan.chunk, self.devices[: plan.devices], plan.waves)
+        shelf = Shelf(self.scratch) if layout.in_waves else None
+        # Over an axis of one XLA would drop the loop: another program, with other bits.
+        feed = self.walk.feed(layout, max_steps=max(2, plan.steps_per_call))
+        program = dataclasses.replace(self.flight.program, lowering=plan.lowering)
+        return Engine(program, self.inputs, self.settings.seed, layout, self.traced.epoch, feed.draw, shelf), feed
+
+    def training(self, plan: Plan, engine: Engine, feed: Feed) -> Training:
+        """A fit by this plan."""
+        slices, walk = self.walk.slices, self.walk
+        marks = {
+            "chunk": plan.chunk,
+            "lowering": str(plan.lowering),
+            "batch_size": walk.batch_size,
+            "small_slices": walk.datamodule.small_slices,
+        }
+        return Training(
+            slices=slices,
+            engine=engine,
+            plan=plan,
+            schedule=self.schedule,
+            feed=feed,
+            own_batches=walk.own_batches,
+            validation=self.validation.open(engine.layout, slices.ids) if self.validation else None,
+            logged=self.flight.program.logged,
+            # Only a run that saves or resumes pays for the digest of its data.
+            fingerprint=functools.cache(lambda: marks | _fingerprint(self.settings, self.module, slices, feed)),
+        )
+
+    def close(self) -> None:
+        """Ends what reads rows."""
+        self.walk.data.close()
+        if self.validation is not None:
+            self.validation.close()
+
+
+def check_training(
+    settings: Settings,
+    module: HydraModule,
+    datamodule: DataModule,
+    callbacks: Mapping[str, Callback],
+    scratch: Path = Path("."),
+) -> Checked:
+    """Checks all that a fit needs, and traces the user's functions.
 
     Args:
       callbacks: by key; those with a second tier run inside the program.
+      scratch: folder for heads that wait for their turn.
     """
     check_settings(datamodule)
     with contextlib.ExitStack() as opened:
@@ -94,41 +218,15 @@ def assemble_training(
         flight = Preflight.of_model(program, inputs)
         if walk.shared:
             _refuse_batch_statistics(flight)
-        epoch = flight.training(data.shapes, walk.batch_size, settings.accumulate_grad_batches)
+        traced = flight.training(data.shapes, walk.batch_size, settings.accumulate_grad_batches)
         if validation is not None:
             empty = flight.evaluation("validation", validation.data.shapes, validation.batch_size)
             validation = dataclasses.replace(validation, empty=empty)
-
-        schedule = _make_schedule(settings, walk, validation is not None, callbacks, bool(epoch))
+        schedule = _make_schedule(settings, walk, validation is not None, callbacks, bool(traced.epoch))
         every_step = any(overrides(callback, "on_train_batch_end") for callback in callbacks.values())
-        plan = make_plan(
-            settings,
-            num_heads=len(slices),
-            slots=settings.accumulate_grad_batches * walk.batch_size,
-            backend=jax.default_backend(),
-            longest=1 if every_step else schedule.longest_superstep,
-            drawn_on_host=walk.drawn_on_host,
-            row_bytes=data.fetched_row_bytes,
-            live_share=None if slices.has_repeats else float(slices.lengths.mean() / slices.num_rows),
-        )
-        # Over an axis of one XLA would drop the loop: another program, with other bits.
-        feed = walk.feed(padding_index(len(slices), plan.chunk), max_steps=max(2, plan.steps_per_call))
-        engine = Engine(flight.program, inputs, settings.seed, plan, epoch, feed.draw)
-        marks = {"chunk": plan.chunk, "batch_size": walk.batch_size, "small_slices": datamodule.small_slices}
-        training = Training(
-            slices=slices,
-            engine=engine,
-            plan=plan,
-            schedule=schedule,
-            feed=feed,
-            own_batches=walk.own_batches,
-            validation=validation.open(engine.places, slices.ids) if validation else None,
-            logged=flight.program.logged,
-            # Only a run that saves or resumes pays for the digest of its data.
-            fingerprint=functools.cache(lambda: marks | _fingerprint(settings, module, slices, feed)),
-        )
+        checked = Checked(settings, module, flight, inputs, walk, validation, traced, schedule, every_step, scratch)
         opened.pop_all()
-        return training
+    return checked
 
 
 def _refuse_batch_statistics(flight: Preflight) -> None:

@@ -6,15 +6,17 @@ import difflib
 import functools
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grain
 import jax
 import numpy as np
 
 from hydrax import rotation
 from hydrax.errors import ArgumentError, DataError, SliceError
 from hydrax.slices import Slices
+
+if TYPE_CHECKING:
+    import grain
 
 _SETTINGS = (
     *("batch_size", "eval_batch_size", "small_slices", "check_finite"),
@@ -166,7 +168,7 @@ class DataModule:
                 f"No such sampling: {type(self).__name__}.index_dataset(sampling=). Got {sampling!r}, expected 'own' "
                 "or 'shared'. Fix: leave it out for 'own'."
             )
-        return grain.MapDataset.source(
+        return _map_dataset(
             _Rotation(
                 rotation.shared_index_batch if sampling == "shared" else rotation.index_batch,
                 self.slices(),
@@ -196,7 +198,7 @@ class DataModule:
                     f"No row is held out: {type(self).__name__}.slices. Got slices that hold all {num_rows} rows each, "
                     "expected some that do not. Fix: k-fold, bootstrap or a window leaves rows out; else use predict()."
                 )
-        return grain.MapDataset.source(_InOrder(num_rows, self.eval_batch_size or self.batch_size, slices))
+        return _map_dataset(_InOrder(num_rows, self.eval_batch_size or self.batch_size, slices))
 
     def __str__(self) -> str:
         """N and columns of each dataset, H, slice lengths, steps of an epoch; says what `setup` must still bring."""
@@ -213,6 +215,13 @@ class DataModule:
         except Exception as error:  # it may be printed before setup() has made what it shows
             text = f"not there yet ({type(error).__name__}: {error!s:.60}); has setup run?"
         return [] if text is None else [f"  {name:<8}" + text.replace("\n", "\n" + " " * 10)]
+
+
+def _map_dataset(source: Any) -> grain.MapDataset:
+    # Imported late: half a second, and a fit whose program draws its own index batches needs none of it.
+    import grain
+
+    return grain.MapDataset.source(source)
 
 
 class _Rotation:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +13,8 @@ import numpy as np
 
 from hydrax.columns import check_dataset, num_rows
 from hydrax.data import DataModule
-from hydrax.feed import Batches, DrawnBatches, Feed, IndexBatches, ResidentFeed
+from hydrax.feed import Batches, Feed, ResidentFeed
+from hydrax.layout import Layout
 from hydrax.row_reader import RowReader, is_source
 from hydrax.stream import StreamFeed
 
@@ -36,22 +39,27 @@ class Dataset:
         return num_rows(self.shapes) if self.reader is None else self.reader.num_rows
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of a row on the device."""
+        return sum(math.prod(c.shape[1:]) * np.dtype(c.dtype).itemsize for c in jax.tree.leaves(self.shapes))
+
+    @property
     def fetched_row_bytes(self) -> int | None:
         """Bytes of a row that must be fetched; None where the device holds them all."""
         return None if self.reader is None else self.reader.row_bytes
 
-    def feed(self, batches: Batches, max_rows: int, ids: np.ndarray) -> Feed:
+    def feed(self, batches: Callable[[np.ndarray], Batches], layout: Layout, max_rows: int, ids: np.ndarray) -> Feed:
         """What gives the program its rows.
 
         Args:
-          batches: the index batches.
+          batches: the index batches for heads at these places.
+          layout: where the heads stand.
           max_rows: most distinct rows of a superstep, where they are fetched.
           ids: int32[H], names the heads in errors.
         """
         if self.reader is None:
-            return ResidentFeed(self.shapes, batches)
-        assert isinstance(batches, IndexBatches | DrawnBatches)
-        return StreamFeed(self.reader, batches, min(max_rows, self.num_rows), ids)
+            return ResidentFeed(self.shapes, batches, layout)
+        return StreamFeed(self.reader, batches, layout, min(max_rows, self.num_rows), ids)
 
     def close(self) -> None:
         """Ends what reads the rows; a feed does it too."""

@@ -29,11 +29,11 @@ class Given:
     """Index batches that the host drew: `rows` int32[K, ..., H, B] and `mask` bool of that shape.
 
     Attributes:
-      heads_axis: where H is.
+      heads_axis: where H is; None: all heads meet the same rows and slots, and both lack H.
       shared: whether all heads meet the same rows; `rows` then lacks H.
     """
 
-    heads_axis: int
+    heads_axis: int | None
     shared: bool
 
     @property

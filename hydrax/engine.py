@@ -1,29 +1,36 @@
-"""Engine: the compiled programs together with the heads they run for."""
+"""Engine: the compiled programs together with the heads they run for, block by block."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import concurrent.futures
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hydrax.draw import DeviceRows, Draw, Given
+from hydrax.compiled import Compiled
+from hydrax.draw import Draw, Given
 from hydrax.errors import ArgumentError
+from hydrax.feed import Taken
 from hydrax.hparams import PerHead
+from hydrax.layout import Block, Layout
+from hydrax.memory import tree_bytes
 from hydrax.module import HydraModule, per_head_values
-from hydrax.plan import Plan
 from hydrax.program import Programs
-from hydrax.state import HeadInputs, HeadsState, padding_index
+from hydrax.shelf import Shelf, is_key
+from hydrax.state import HeadInputs, HeadsState
 from hydrax.step import HeadProgram, Mean
+
+Blocks = tuple[Any, ...]
+"""Trees of all heads, `[places, ...]`, one for each block of a layout, each on its block's device."""
 
 
 def head_inputs(ids: np.ndarray, per_head: Mapping[str, PerHead]) -> HeadInputs:
-    """Ids and `PerHead` values of all heads as arrays `[H, ...]`."""
-    return HeadInputs(
-        jnp.asarray(ids, jnp.int32), {name: jnp.asarray(value.values) for name, value in per_head.items()}
-    )
+    """Ids and `PerHead` values of all heads as arrays `[H, ...]`, on the host."""
+    return HeadInputs(np.asarray(ids, np.int32), {name: np.asarray(value.values) for name, value in per_head.items()})
 
 
 def check_per_head(module: HydraModule, num_heads: int) -> dict[str, PerHead]:
@@ -39,15 +46,20 @@ def check_per_head(module: HydraModule, num_heads: int) -> dict[str, PerHead]:
 
 
 class Engine:
-    """Runs the programs of H heads, padded to whole chunks; what goes in and out is padded unless it says otherwise.
+    """Runs the programs of H heads. Trees of all heads go in and out as `Blocks`, unless a method says otherwise.
 
     Args:
       program: one head's functions.
-      inputs: of the H heads.
+      inputs: of the H heads, on the host.
       seed: of the run.
-      plan: how they are laid out.
+      layout: where the heads stand.
       epoch: empty accumulators of one head.
       draw: where the index batches of training come from; None where nothing trains.
+      shelf: keeps the heads that wait, where they run in waves.
+
+    Attributes:
+      layout: where the heads stand.
+      programs: what is compiled, by name.
     """
 
     def __init__(
@@ -55,120 +67,289 @@ class Engine:
         program: HeadProgram,
         inputs: HeadInputs,
         seed: int,
-        plan: Plan,
+        layout: Layout,
         epoch: dict[str, Any],
         draw: Draw | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
         self.num_heads = len(inputs.ids)
         self.structure = program.structure
-        self.places = padding_index(self.num_heads, plan.chunk)
-        self._num_chunks = len(self.places) // plan.chunk
-        self._programs = Programs(program, plan.chunk, epoch, draw or Given(2, shared=False))
-        self._inputs = self.pad(inputs)
+        functions = Programs(program, layout.chunk, epoch, draw or Given(2, shared=False))
+        self.programs = {
+            "init": Compiled(functions.init),
+            "superstep": Compiled(functions.superstep, donate=(0,)),
+            "evaluate": Compiled(functions.evaluate, donate=(0,), static=("stage",)),
+            "predict": Compiled(functions.predict),
+            "compute": Compiled(functions.compute),
+            "finite": Compiled(functions.finite),
+            "freeze": Compiled(functions.freeze),
+            "keep": Compiled(functions.keep, donate=(2,)),
+            "spread": Compiled(functions.spread),
+        }
+        # A CPU runs side by side what comes from different threads, and one after the other what comes from one.
+        self._lanes = [
+            concurrent.futures.ThreadPoolExecutor(1, f"hydrax-lane-{lane}")
+            for lane in range(layout.num_lanes if layout.num_lanes > 1 else 0)
+        ]
+        self._shelf = shelf
+        # Whether 64 bits stay is a setting of each thread, and of the run: results are read after its end too.
+        self._wide = bool(getattr(jax.config, "jax_enable_x64", False))
+        self._all_inputs = inputs
         self._key = jax.random.key(seed)
+        self._stand(layout)
 
-    def pad(self, tree: Any) -> Any:
-        """Leaves `[H, ...]` with copies of the first head up to whole chunks; the same arrays where none is needed."""
-        if len(self.places) == self.num_heads:
-            return jax.tree.map(jnp.asarray, tree)
-        return jax.tree.map(lambda a: jnp.asarray(a)[self.places], tree)
+    # Where the heads stand.
 
-    def unpad(self, tree: Any) -> Any:
-        """Leaves `[H, ...]` without the padding, in buffers of their own: the next superstep gives the others away."""
-        return jax.tree.map(lambda a: jnp.copy(a[: self.num_heads]), tree)
+    def scatter(self, tree: Any) -> Blocks:
+        """Leaves `[H, ...]`, dealt to the blocks; the same arrays where one block holds all heads in order."""
+        layout = self.layout
+        if self._shelf is not None:
+            return tuple(self._shelf.put(_pick(tree, block.heads)) for block in layout.blocks)
+        if layout.is_plain:
+            return (jax.tree.map(jnp.asarray, tree),)
+        return tuple(jax.device_put(_pick(tree, block.heads), block.device) for block in layout.blocks)
 
-    def init(self) -> HeadsState:
+    def gather(self, blocks: Blocks) -> Any:
+        """Leaves `[H, ...]` on one device, in buffers of their own: the next superstep gives the others away.
+
+        Where heads run in waves, they are on the host's disk instead.
+        """
+        layout, device = self.layout, self.layout.blocks[0].device
+        if self._shelf is not None:
+            return jax.tree.map(self._gather_on_shelf, *blocks)
+        if layout.is_plain:
+            return jax.tree.map(jnp.copy, blocks[0])
+        whole = blocks[0]
+        if len(blocks) > 1:
+            here = jax.device_put(blocks, device)
+            whole = jax.tree.map(lambda *parts: jnp.concatenate(parts), *here)
+        return _pick(whole, layout.places)
+
+    def _gather_on_shelf(self, *parts: Any) -> Any:
+        assert self._shelf is not None
+        if is_key(parts[0]):
+            return jnp.concatenate(parts)[self.layout.places]
+        whole = self._shelf.blank((self.num_heads, *parts[0].shape[1:]), parts[0].dtype)
+        places = self.layout.places
+        for number, part in enumerate(parts):
+            here = np.flatnonzero(places // len(part) == number)
+            whole[here] = part[places[here] % len(part)]
+        return whole
+
+    def read(self, blocks: Blocks) -> Any:
+        """Leaves `[H, ...]` on the host, but PRNG keys, which NumPy does not know; waits for them."""
+        if self._shelf is not None:
+            return self.gather(blocks)
+        places = self.layout.places
+
+        def leaf(*parts: Any) -> Any:
+            if is_key(parts[0]):
+                here = jax.device_put(parts, self.layout.blocks[0].device)
+                return jnp.concatenate(here)[places]
+            return np.concatenate([np.asarray(part) for part in parts])[places]
+
+        return jax.tree.map(leaf, *blocks)
+
+    def rearrange(self, layout: Layout, *trees: Blocks | None) -> list[Any]:
+        """Moves trees of all heads to where they stand in another layout of the same blocks; None stays None."""
+        whole = [None if tree is None else self.gather(tree) for tree in trees]
+        self._stand(layout)
+        return [None if tree is None else self.scatter(tree) for tree in whole]
+
+    def _stand(self, layout: Layout) -> None:
+        self.layout = layout
+        self._keys = {device: jax.device_put(self._key, device) for device in layout.devices}
+        self._inputs = tuple(
+            jax.device_put(_pick(self._all_inputs, block.heads), block.device) for block in layout.blocks
+        )
+
+    # What they do.
+
+    def init(self) -> Blocks:
         """All heads before their first step."""
-        state: HeadsState = self._programs.init(self._inputs, self._key, self._num_chunks)
-        return state
+        return self._each(lambda block, inputs: self._run("init", block, inputs, self._key_on(block), *_sent(block)))
 
     def state_shapes(self) -> HeadsState:
-        """Shapes of the state of the H heads, without padding."""
-        shapes = jax.eval_shape(self._programs.init, self._inputs, self._key, self._num_chunks)
+        """Shapes of the state of the H heads."""
+        shapes = self._init_shapes()
         unpadded: HeadsState = jax.tree.map(
             lambda s: jax.ShapeDtypeStruct((self.num_heads, *s.shape[1:]), s.dtype), shapes
         )
         return unpadded
 
     def superstep(
-        self,
-        state: HeadsState,
-        data: DeviceRows,
-        batches: Mapping[str, Any],
-        first_step: int,
-        num_steps: int,
-        new_epoch: bool,
-    ) -> tuple[HeadsState, dict[str, Any]]:
-        """Dispatches K steps; returns at once. The old state is gone."""
-        result: tuple[HeadsState, dict[str, Any]] = self._programs.superstep(
-            state, self._inputs, self._key, data, batches, first_step, num_steps, new_epoch, self._num_chunks
-        )
-        return result
+        self, state: Blocks, taken: Taken, first_step: int, num_steps: int, new_epoch: bool
+    ) -> tuple[Blocks, Blocks]:
+        """Dispatches K steps; returns at once. The old state is gone.
 
-    def spread(self, tree: Any) -> Any:
-        """Leaves of one head repeated for all, `[H, ...]`."""
-        return jax.tree.map(lambda a: jnp.array(jnp.broadcast_to(a, (len(self.places), *a.shape))), tree)
+        Returns:
+          The new state, and what `HeadProgram.train` gives for each step, `[K max, places]`.
+        """
+        steps = np.int32(first_step), np.int32(num_steps), np.bool_(new_epoch)
+
+        def run(block: Block, inputs: HeadInputs, state: Any, rows: Any) -> Callable[[], Any]:
+            args = state, inputs, self._key_on(block), *rows, *_sent(block, *steps)
+            return functools.partial(self._back_on_shelf, state, self._run("superstep", block, *args))
+
+        found = self._each(run, state, taken)
+        return tuple(new for new, _ in found), tuple(values for _, values in found)
+
+    def _back_on_shelf(self, old: Any, step: Callable[[], Any]) -> Any:
+        state, values = step()
+        if self._shelf is None:
+            return state, values
+        return self._shelf.put(state, into=old), values
+
+    def superstep_memory(self, taken: Taken) -> int:
+        """Bytes that a superstep takes on the fullest device, heads and rows included; compiles it."""
+        steps = np.int32(0), np.int32(0), np.bool_(False)
+        peaks: dict[Any, dict[int, int]] = {}
+        state = self._init_shapes()
+        for block, inputs, rows in zip(self.layout.blocks, self._inputs, taken, strict=True):
+            args = state, inputs, self._key_on(block), *rows, *_sent(block, *steps)
+            found = self.programs["superstep"].on(block.device, *args).memory_analysis()
+            if found is None:  # this backend does not say
+                return tree_bytes(state) * len(self.layout.blocks) + tree_bytes(rows[0])
+            lanes = peaks.setdefault(block.device, {})
+            peak = found.argument_size_in_bytes + found.temp_size_in_bytes
+            peak += found.output_size_in_bytes - found.alias_size_in_bytes
+            # Lanes of a device share the rows.
+            shared = tree_bytes(rows[0]) if lanes and block.lane not in lanes else 0
+            lanes[block.lane] = max(lanes.get(block.lane, 0), peak - shared)
+        return max(sum(lanes.values()) for lanes in peaks.values())
+
+    def spread(self, tree: Any) -> Blocks:
+        """Leaves of one head repeated for all."""
+        return self._each(lambda block, inputs: self._run("spread", block, tree, inputs.ids))
 
     def evaluate(
         self,
         stage: str,
-        accumulators: dict[str, Any],
-        head: Any,
-        data: DeviceRows,
-        rows: np.ndarray,
-        mask: np.ndarray,
+        accumulators: Blocks,
+        heads: Blocks,
+        taken: Taken,
         step: int,
         first_batch: int,
         num_batches: int,
-    ) -> dict[str, Any]:
+    ) -> Blocks:
         """Merges what all heads log for some batches of "validation" or "test" into accumulators, which are given away.
 
         Args:
-          head: `(trainable, state)`.
-          data: the rows on the device.
-          rows, mask: as `Programs` takes them.
+          heads: `(trainable, state)`.
+          taken: the rows, and the index batches as `Programs` takes them.
           step: updates done.
         """
-        merged: dict[str, Any] = self._programs.evaluate(
-            accumulators,
-            head,
-            self._inputs,
-            self._key,
-            data,
-            rows,
-            mask,
-            step,
-            first_batch,
-            num_batches,
-            self._num_chunks,
-            stage=stage,
-        )
-        return merged
+        numbers = np.int32(step), np.int32(first_batch), np.int32(num_batches)
 
-    def compute(self, accumulators: dict[str, Any]) -> dict[str, np.ndarray]:
-        """The means and metrics that accumulators hold, float[H] by name, without padding."""
-        return {
-            name: np.asarray(value)[: self.num_heads] for name, value in self._programs.compute(accumulators).items()
-        }
+        def run(block: Block, inputs: HeadInputs, accumulators: Any, head: Any, rows: Any) -> Any:
+            data, batches = rows
+            given = accumulators, head, inputs, self._key_on(block), data, batches["rows"], batches["mask"]
+            return self._run("evaluate", block, *given, *_sent(block, *numbers), stage=stage)
 
-    def has_met_rows(self, accumulators: dict[str, Any]) -> np.ndarray:
+        return self._each(run, accumulators, heads, taken)
+
+    def compute(self, accumulators: Blocks) -> dict[str, np.ndarray]:
+        """The means and metrics that accumulators hold, float[H] by name."""
+        found: dict[str, np.ndarray] = self.read(self._apply("compute", accumulators))
+        return found
+
+    def has_met_rows(self, accumulators: Blocks) -> np.ndarray:
         """bool[H], whether a head had a live slot since its accumulators were empty; True where none can tell."""
-        weights = [np.asarray(a.weight)[: self.num_heads] for a in accumulators.values() if isinstance(a, Mean)]
-        return np.any([weight > 0 for weight in weights], axis=0) if weights else np.ones(self.num_heads, bool)
+        found: list[Any] = [
+            self.read(tuple(block[name].weight for block in accumulators))
+            for name, one in accumulators[0].items()
+            if isinstance(one, Mean)
+        ]
+        return np.any([weight > 0 for weight in found], axis=0) if found else np.ones(self.num_heads, bool)
 
-    def predict(self, head: Any, data: DeviceRows, rows: np.ndarray, mask: np.ndarray, step: int, batch: int) -> Any:
-        """All heads' predictions for one batch, leaves `[H, B, ...]`, without padding, on the device."""
-        found = self._programs.predict(head, self._inputs, self._key, data, rows, mask, step, batch, self._num_chunks)
-        return jax.tree.map(lambda a: a[: self.num_heads], found)
+    def predict(self, heads: Blocks, taken: Taken, step: int, batch: int) -> Any:
+        """All heads' predictions for one batch, leaves `[H, B, ...]`, on one device."""
+        numbers = np.int32(step), np.int32(batch)
 
-    def finite(self, trainable: Any) -> np.ndarray:
-        """bool[H], whether all parameters of a head are finite, without padding."""
-        return np.asarray(self._programs.finite(trainable))[: self.num_heads]
+        def run(block: Block, inputs: HeadInputs, head: Any, rows: Any) -> Any:
+            data, batches = rows
+            given = head, inputs, self._key_on(block), data, batches["rows"], batches["mask"]
+            return self._run("predict", block, *given, *_sent(block, *numbers))
 
-    def freeze(self, state: HeadsState, stop: np.ndarray) -> HeadsState:
+        return self.gather(self._each(run, heads, taken))
+
+    def finite(self, trainable: Blocks) -> np.ndarray:
+        """bool[H], whether all parameters of a head are finite."""
+        found: np.ndarray = self.read(self._apply("finite", trainable))
+        return found
+
+    def freeze(self, state: Blocks, stop: np.ndarray) -> Blocks:
         """The state with some heads (bool[H]) frozen."""
-        return state._replace(live=self._programs.freeze(state.live, stop[self.places]))
+        live = tuple(one.live for one in state)
+        frozen = self._each(lambda block, _, live: self._run("freeze", block, live, _put(stop, block)), live)
+        return tuple(one._replace(live=live) for one, live in zip(state, frozen, strict=True))
 
-    def keep(self, condition: np.ndarray, new: Any, old: Any) -> Any:
-        """`new` for the heads of the condition (bool[H]), else `old`, which is donated."""
-        return self._programs.keep(condition[self.places], new, old)
+    def keep(self, condition: np.ndarray, new: Blocks, old: Blocks) -> Blocks:
+        """`new` for the heads of the condition (bool[H]), else `old`, which is given away."""
+        return self._each(
+            lambda block, _, new, old: self._run("keep", block, _put(condition, block), new, old), new, old
+        )
+
+    def _apply(self, name: str, blocks: Blocks) -> Blocks:
+        return self._each(lambda block, _, tree: self._run(name, block, tree), blocks)
+
+    def _init_shapes(self) -> HeadsState:
+        shapes: HeadsState = self.programs["init"].shapes(self._inputs[0], self._key, np.int32(0))
+        return shapes
+
+    def _key_on(self, block: Block) -> jax.Array:
+        return self._keys[block.device]
+
+    def _each(self, run: Callable[..., Any], *trees: Sequence[Any]) -> Blocks:
+        """What `run(block, inputs, *trees of it)` gives for each block."""
+        blocks = self.layout.blocks
+        with jax.enable_x64(self._wide):
+            calls = [run(*args) for args in zip(blocks, self._inputs, *trees, strict=True)]
+            if not self._lanes:
+                return tuple(call() for call in calls)
+        started = [
+            self._lanes[block.lane].submit(self._in_width, call) for block, call in zip(blocks, calls, strict=True)
+        ]
+        return tuple(one.result() for one in started)
+
+    def _in_width(self, call: Callable[[], Any]) -> Any:
+        with jax.enable_x64(self._wide):
+            return call()
+
+    def _run(self, name: str, block: Block, *args: Any, **static: Any) -> Callable[[], Any]:
+        """A program, ready to be dispatched."""
+        call = functools.partial(self.programs[name].on(block.device, *args, **static), *args)
+        if self._shelf is None or name == "superstep":
+            return call
+        shelf = self._shelf
+        return lambda: shelf.put(call())
+
+
+def read_steps(blocks: Blocks, num_steps: int, places: np.ndarray) -> np.ndarray:
+    """What a superstep gave for each step, `[K max, places]` in each block, as `[K, H]` on the host.
+
+    Args:
+      places: int64[H], where the heads stood.
+    """
+    parts = [np.asarray(part)[:num_steps] for part in blocks]
+    found: np.ndarray = np.concatenate(parts, axis=1)[:, places]
+    return found
+
+
+def heads_of(state: Blocks) -> Blocks:
+    """`(trainable, state)` of each block's heads: what evaluation needs of them."""
+    return tuple((one.trainable, one.state) for one in state)
+
+
+def _pick(tree: Any, heads: np.ndarray) -> Any:
+    return jax.tree.map(lambda a: a[heads], tree)
+
+
+def _put(array: np.ndarray, block: Block) -> jax.Array:
+    """One value for each head, `[H]`, at the places of a block."""
+    return jax.device_put(array[block.heads], block.device)
+
+
+def _sent(block: Block, *numbers: np.generic) -> Any:
+    """The numbers a program is called with, its number of chunks last, on the block's device."""
+    return jax.device_put((*numbers, np.int32(block.num_chunks)), block.device)

@@ -27,3 +27,7 @@ class CallbackError(HydraxError, RuntimeError):
 
 class CheckpointError(HydraxError, ValueError):
     """A checkpoint is missing, damaged, or belongs to another run."""
+
+
+class MemoryLimitError(HydraxError, MemoryError):
+    """A run does not fit into the memory of its devices, however it is cut."""

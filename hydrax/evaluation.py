@@ -5,27 +5,29 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grain
-import jax
 import numpy as np
 
 from hydrax.checkpoint import named_leaves
 from hydrax.data import DataModule, check_settings, check_slices
 from hydrax.dataset import Dataset, open_dataset
-from hydrax.draw import DeviceRows
-from hydrax.engine import Engine, check_per_head, head_inputs
+from hydrax.devices import find_devices
+from hydrax.engine import Blocks, Engine, check_per_head, head_inputs
 from hydrax.errors import ArgumentError, DataError, SliceError
-from hydrax.feed import Feed, IndexBatches
+from hydrax.feed import Feed, IndexBatches, Taken
 from hydrax.heads import Heads
 from hydrax.hparams import PerHead
+from hydrax.layout import Layout, lay_out
 from hydrax.module import HydraModule, per_head_values
-from hydrax.plan import FETCH_BYTES, make_plan
+from hydrax.plan import FETCH_BYTES, NO_CHOICE, Choice, make_plan
 from hydrax.preflight import Preflight
 from hydrax.settings import Settings
 from hydrax.slices import Slices
 from hydrax.step import HeadProgram
+
+if TYPE_CHECKING:
+    import grain
 
 _STEPS = {"val": "validation", "test": "test", "predict": "predict", "held_out": "predict"}
 _MAX_BATCHES = 256  # Most batches of one dispatch: keeps their rows and masks small.
@@ -63,42 +65,45 @@ class Evaluation:
         least = live.sum(axis=-1).min()
         return None if live.all() else f"the last {self.stage} batch has {least} rows for {live.shape[-1]} slots"
 
-    def open(self, places: np.ndarray, ids: np.ndarray) -> Evaluation:
-        """The same, with its rows on the device or on their way, laid out for the program's places.
+    def open(self, layout: Layout, ids: np.ndarray) -> Evaluation:
+        """The same, with its rows on the device or on their way.
 
         Args:
-          places: int[H padded], which head stands at each place of the program.
+          layout: where the heads stand.
           ids: int32[H], names the heads in errors.
         """
         rows = self.batch_size * (len(ids) if self.per_head else 1)
-        batches = IndexBatches(
-            self.index,
-            num_rows=self.data.num_rows,
-            places=places if self.per_head else None,
-            max_steps=self._max_batches(rows),
-        )
-        return dataclasses.replace(self, feed=self.data.feed(batches, self._max_batches(rows) * rows, ids))
+        size = self._max_batches(rows)
 
-    def run(self, engine: Engine, head: Any, step: int) -> dict[str, np.ndarray]:
-        """What all heads log over the dataset, float[H] by name; `head` is `(trainable, state)`, padded."""
+        def batches(places: np.ndarray) -> IndexBatches:
+            places_of_own = places if self.per_head else None
+            return IndexBatches(self.index, num_rows=self.data.num_rows, places=places_of_own, max_steps=size)
+
+        return dataclasses.replace(self, feed=self.data.feed(batches, layout, size * rows, ids))
+
+    def lay_out(self, layout: Layout) -> None:
+        """Says where the heads stand from now on."""
+        assert self.feed is not None
+        self.feed.lay_out(layout)
+
+    def run(self, engine: Engine, heads: Blocks, step: int) -> dict[str, np.ndarray]:
+        """What all heads log over the dataset, float[H] by name; `heads` are their `(trainable, state)`."""
         if not self.empty:
             return {}  # a step may log nothing and return None
         accumulators = engine.spread(self.empty)
-        for first, count, data, batches in self._walk(engine.num_heads):
-            accumulators = engine.evaluate(
-                *(_STEPS[self.stage], accumulators, head, data, batches["rows"], batches["mask"], step, first, count)
-            )
+        for first, count, taken in self._walk(engine.num_heads):
+            accumulators = engine.evaluate(_STEPS[self.stage], accumulators, heads, taken, step, first, count)
         return engine.compute(accumulators)
 
-    def predict(self, engine: Engine, head: Any, step: int) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
+    def predict(self, engine: Engine, heads: Blocks, step: int) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
         """All heads' predictions, batch by batch.
 
         Yields:
           `(predictions, rows, mask)`: leaves `[H, B, ...]` on the device; base rows int32 and live slots bool, `[B]` or
           `[H, B]`.
         """
-        for first, _, data, batches in self._walk(engine.num_heads):
-            found = engine.predict(head, data, batches["rows"][0], batches["mask"][0], step, first)
+        for first, _, taken in self._walk(engine.num_heads):
+            found = engine.predict(heads, taken, step, first)
             element = self.index[first]
             yield found, np.asarray(element["rows"]), np.asarray(element["mask"])
 
@@ -108,16 +113,16 @@ class Evaluation:
             self.feed.close()
         self.data.close()
 
-    def _walk(self, num_heads: int) -> Iterator[tuple[int, int, DeviceRows, dict[str, Any]]]:
-        """Dispatch by dispatch: first batch, number of batches, the rows on the device, the index batches."""
+    def _walk(self, num_heads: int) -> Iterator[tuple[int, int, Taken]]:
+        """Dispatch by dispatch: first batch, number of batches, the rows and the index batches."""
         assert self.feed is not None
         size = self._max_batches(self.batch_size * (num_heads if self.per_head else 1))
         counts = [min(size, self.num_batches - first) for first in range(0, self.num_batches, size)]
         for number, count in enumerate(counts):
-            data, batches = self.feed.take(number * size, [1] * count)
+            taken = self.feed.take(number * size, [1] * count)
             if number + 1 < len(counts):
                 self.feed.expect((number + 1) * size, [1] * counts[number + 1])
-            yield number * size, count, data, batches
+            yield number * size, count, taken
 
     def _max_batches(self, rows: int) -> int:
         """Batches of one dispatch, of so many rows each."""
@@ -199,15 +204,17 @@ def assemble_evaluation(
     stage: str,
     heads: Heads,
     fitted: np.ndarray | None = None,
+    choice: Choice = NO_CHOICE,
 ) -> tuple[Engine, Evaluation, Any]:
     """Checks all that a walk needs, traces the user's step, and only then touches the device.
 
     Args:
       stage: "val", "test", "predict" or "held_out".
       fitted: int32[H], ids of the last fit's heads: some of them find their own `PerHead` values.
+      choice: what shaped the bits of that fit.
 
     Returns:
-      The engine, the dataset ready to walk, and the heads' `(trainable, state)`, padded.
+      The engine, the dataset ready to walk, and the heads' `(trainable, state)`.
     """
     check_settings(datamodule)
     evaluation = find_evaluation(settings, datamodule, stage, len(heads), heads.ids, fitted)
@@ -229,11 +236,14 @@ def assemble_evaluation(
         else:
             empty = flight.evaluation(_STEPS[stage], evaluation.data.shapes, evaluation.batch_size)
             evaluation = dataclasses.replace(evaluation, empty=empty)
-        plan = make_plan(settings, num_heads=len(heads), slots=1, backend=jax.default_backend())
-        engine = Engine(flight.program, inputs, settings.seed, plan, {})
-        ready = evaluation.open(engine.places, heads.ids)
+        devices = find_devices(settings.devices)
+        how = {"num_heads": len(heads), "slots": 1, "backend": devices[0].platform, "devices": len(devices)}
+        plan = make_plan(settings, choice, **how)
+        layout = lay_out(len(heads), plan.chunk, devices[: plan.devices])
+        engine = Engine(dataclasses.replace(flight.program, lowering=plan.lowering), inputs, settings.seed, layout, {})
+        ready = evaluation.open(layout, heads.ids)
         opened.pop_all()
-    return engine, ready, engine.pad((heads.trainable, heads.state))
+    return engine, ready, engine.scatter((heads.trainable, heads.state))
 
 
 def _per_head_of(module: HydraModule, ids: np.ndarray, known: np.ndarray | None) -> dict[str, PerHead]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
-import grain
 import jax
 import numpy as np
 
@@ -14,15 +13,25 @@ from hydrax.checkpoint import tree_digest
 from hydrax.columns import aligned_zeros
 from hydrax.draw import DeviceRows, Draw, Given, Rotated, SharedRotated
 from hydrax.errors import DataError
+from hydrax.layout import Layout
+
+if TYPE_CHECKING:
+    import grain
+
+Taken = list[tuple[DeviceRows, dict[str, Any]]]
+"""For each block of a layout: its rows on the device, and what the program makes its index batches from."""
 
 
 class Feed(Protocol):
-    """What a loop asks for each superstep: rows on the device, and what the program makes its index batches from."""
+    """What a loop asks for each superstep."""
 
     @property
     def draw(self) -> Draw: ...
 
-    def take(self, first: int, counts: Sequence[int]) -> tuple[DeviceRows, dict[str, Any]]:
+    def lay_out(self, layout: Layout) -> None:
+        """Says where the heads stand from now on."""
+
+    def take(self, first: int, counts: Sequence[int]) -> Taken:
         """For the steps that start at batch `first` and hold `counts` batches each."""
 
     def expect(self, first: int, counts: Sequence[int]) -> None:
@@ -36,13 +45,21 @@ class Feed(Protocol):
 
 
 class Batches(Protocol):
-    """The index batches alone."""
+    """The index batches alone.
+
+    Attributes:
+      draw: what the program does with them.
+      fixed: names of the parts that `take` gives the same each time.
+    """
+
+    @property
+    def fixed(self) -> Collection[str]: ...
 
     @property
     def draw(self) -> Draw: ...
 
     def take(self, first: int, counts: Sequence[int]) -> dict[str, Any]:
-        """As `Feed.take`."""
+        """As `Feed.take`, for all places, on the host."""
 
     def close(self) -> None:
         """As `Feed.close`."""
@@ -53,31 +70,51 @@ class ResidentFeed:
 
     Args:
       data: the checked dataset, on the host; it is copied.
-      batches: the index batches.
+      batches: the index batches for heads at these places.
+      layout: where the heads stand.
     """
 
-    def __init__(self, data: Any, batches: Batches) -> None:
-        self.data = DeviceRows(jax.tree.map(_uploaded, data))
-        self.draw, self._batches = batches.draw, batches
+    def __init__(self, data: Any, batches: Callable[[np.ndarray], Batches], layout: Layout) -> None:
+        # A private copy: the user may go on changing theirs, and jax may alias a NumPy array on a CPU, or copy it late.
+        # All CPU devices alias this one.
+        own = jax.tree.map(_copied, data)
+        self._data = {device: DeviceRows(jax.device_put(own, device)) for device in layout.devices}
+        self._make = batches
+        self.lay_out(layout)
 
-    def take(self, first: int, counts: Sequence[int]) -> tuple[DeviceRows, dict[str, Any]]:
-        return self.data, self._batches.take(first, counts)
+    def lay_out(self, layout: Layout) -> None:
+        self._layout, self._batches = layout, self._make(layout.heads)
+        self._fixed: list[dict[str, Any]] | None = None
+
+    @property
+    def draw(self) -> Draw:
+        return self._batches.draw
+
+    def take(self, first: int, counts: Sequence[int]) -> Taken:
+        found = self._batches.take(first, counts)
+        if self._fixed is None:
+            self._fixed = self._send({name: found[name] for name in self._batches.fixed})
+        fresh = self._send({name: part for name, part in found.items() if name not in self._batches.fixed})
+        blocks = zip(self._layout.blocks, self._fixed, fresh, strict=True)
+        return [(self._data[block.device], fixed | part) for block, fixed, part in blocks]
 
     def expect(self, first: int, counts: Sequence[int]) -> None:
         """Nothing to get ready: index batches are cheap."""
 
     def digest(self) -> str:
-        return tree_digest(self.data.columns)
+        return tree_digest(next(iter(self._data.values())).columns)
 
     def close(self) -> None:
         self._batches.close()
 
+    def _send(self, parts: dict[str, Any]) -> list[dict[str, Any]]:
+        return self._layout.send(parts, self.draw.axes)
 
-def _uploaded(column: np.ndarray) -> jax.Array:
-    # A private copy: the user may go on changing theirs, and jax may alias a NumPy array on a CPU, or copy it late.
+
+def _copied(column: np.ndarray) -> np.ndarray:
     own = aligned_zeros(column.shape, column.dtype)
     own[...] = column
-    return jax.device_put(own)
+    return own
 
 
 class RotationBatches:
@@ -105,7 +142,8 @@ class RotationBatches:
         passes: int | None,
     ) -> None:
         self.draw = draw
-        self._fixed = jax.device_put({**fixed, "lengths": lengths, "seed": np.uint32(seed)})
+        self._parts = {**fixed, "lengths": lengths, "seed": np.uint32(seed)}
+        self.fixed = self._parts.keys()
         self._lengths, self._small_slices, self._passes = lengths, small_slices, passes
         self._max_steps, self._accumulate = max_steps, accumulate
 
@@ -118,7 +156,7 @@ class RotationBatches:
         # A missing micro-batch repeats the last one's rows, with no live slot.
         ahead[: len(counts)] = starts[:, None] + np.minimum(micro, np.asarray(counts)[:, None] - 1)
         present[: len(counts)] = micro < np.asarray(counts)[:, None]
-        return {**self._fixed, "cursor": here, "left": left, "ahead": ahead, "present": present}
+        return {**self._parts, "cursor": here, "left": left, "ahead": ahead, "present": present}
 
     def close(self) -> None:
         """Nothing to end."""
@@ -134,7 +172,7 @@ class DrawnBatches:
       head_ids: int32[H padded].
     """
 
-    has_heads = True
+    fixed = ()
 
     def __init__(self, batches: RotationBatches, head_ids: np.ndarray) -> None:
         self.draw = Given(2, batches.draw.shared)
@@ -162,6 +200,8 @@ class IndexBatches:
       shared: whether all heads meet the same rows.
     """
 
+    fixed = ()
+
     def __init__(
         self,
         dataset: grain.MapDataset,
@@ -172,6 +212,8 @@ class IndexBatches:
         accumulate: int = 0,
         shared: bool = False,
     ) -> None:
+        import grain  # late, as in hydrax/data.py
+
         # One element is a whole step: threads and a buffer of 500 would cost ten times as much as they hide.
         self._iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
         self._position = 0
@@ -179,8 +221,7 @@ class IndexBatches:
         self._num_heads = None if places is None else int(places.max()) + 1
         self._shared = shared
         self._shapes: tuple[tuple[int, ...], ...] | None = None
-        self.has_heads = places is not None
-        self.draw = Given(2 if accumulate else 1, shared)
+        self.draw = Given(None if places is None else 2 if accumulate else 1, shared)
 
     def take(self, first: int, counts: Sequence[int]) -> dict[str, Any]:
         """Rows and mask of the steps that start at element `first` and hold `counts` elements each.

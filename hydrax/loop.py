@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +15,31 @@ import numpy as np
 
 from hydrax.callback import Control
 from hydrax.dispatch import Dispatcher
-from hydrax.engine import Engine
+from hydrax.engine import Blocks, Engine, heads_of, read_steps
 from hydrax.feed import Feed
+from hydrax.layout import Layout
 from hydrax.module import Logged
 from hydrax.schedule import Schedule
-from hydrax.state import HeadsState
 
 _TIMED_STEPS = 10
+_REST_SHARE = 0.25  # Of the heads that run: so many must have come to rest before they are moved out of the way.
+
+
+class _Pending(NamedTuple):
+    """A dispatched superstep whose metrics were not read yet.
+
+    Attributes:
+      first, num_steps: updates done before it, and its steps.
+      values: what it gives for each step.
+      places: int64[H], where the heads stood.
+      live: bool[H], those that were not stopped.
+    """
+
+    first: int
+    num_steps: int
+    values: Blocks
+    places: np.ndarray
+    live: np.ndarray
 
 
 class FitLoop:
@@ -33,6 +53,7 @@ class FitLoop:
          fit) this superstep's metrics are read too;
       5. validation, where due: `on_validation_start`, `on_validation_end`;
       6. `on_train_epoch_end`, where an epoch or the fit ends.
+    Before 2, heads that came to rest are moved out of the way, once they are a quarter of those that run.
     What a hook answers (`Control`) is carried out before the callbacks that save hear of the same moment. A fit that
     ends between validations validates once more, so that its last metrics are those of its last heads. A fit that
     resumes begins with what of 5 and 6 had not been heard yet when its checkpoint was written.
@@ -53,27 +74,39 @@ class FitLoop:
         schedule: Schedule,
         steps_per_call: int,
         feed: Feed,
-        state: HeadsState,
+        state: Blocks,
         step: int,
         emit: Dispatcher,
         logged: Mapping[str, Logged],
         validate: Callable[[], dict[str, np.ndarray]] | None,
+        lay_out: Callable[[Layout], None],
         snapshots: Any = None,
         metrics: Mapping[str, np.ndarray] | None = None,
         heard: Sequence[str] = (),
         own_batches: np.ndarray | None = None,
     ) -> None:
         self.state, self.step, self.snapshots, self.heard = state, step, snapshots, list(heard)
-        self.live = np.asarray(state.live)[: engine.num_heads]
+        self.live = engine.read(tuple(block.live for block in state))
         self.metrics: dict[str, np.ndarray] = dict(metrics or {})
         self._engine, self._schedule, self._feed = engine, schedule, feed
-        self._emit, self._logged, self._validate = emit, logged, validate
+        self._emit, self._logged, self._validate, self._lay_out = emit, logged, validate, lay_out
+        # Heads in the chunks that run; and those that nothing more will be heard of.
+        self._running = np.ones(engine.num_heads, bool)
+        self._settled = np.full(engine.num_heads, validate is None)
         self._own_batches = np.full(engine.num_heads, np.iinfo(np.int64).max) if own_batches is None else own_batches
         self._rounds = emit.rounds()
         self._every_step = emit.hears("on_train_batch_end")
         self._steps_per_call = 1 if self._every_step else steps_per_call
-        self._pending: tuple[int, int, dict[str, Any]] | None = None
+        self._pending: _Pending | None = None
         self._timing = (step + 1, 0.0)  # the step that timing starts after, and when
+        self._read_at: float | None = None  # when the superstep before was read, if nothing came between
+        self._timed = (0, 0.0)  # steps of supersteps read one after the other, and their seconds
+
+    @property
+    def step_secs(self) -> float | None:
+        """Seconds of a step of all heads, where several supersteps came one after the other."""
+        steps, secs = self._timed
+        return secs / steps if steps else None
 
     def training(self, step: int) -> np.ndarray:
         """bool[H], the heads that still learn once `step` steps are done: neither stopped nor through their passes."""
@@ -108,15 +141,29 @@ class FitLoop:
 
     def _dispatch(self, num_steps: int, new_epoch: bool) -> None:
         first = self.step
-        data, batches = self._feed.take(self._schedule.batches(first), self._schedule.counts(first, num_steps))
-        self.state, values = self._engine.superstep(self.state, data, batches, first, num_steps, new_epoch)
+        self._rest()
+        taken = self._feed.take(self._schedule.batches(first), self._schedule.counts(first, num_steps))
+        self.state, values = self._engine.superstep(self.state, taken, first, num_steps, new_epoch)
+        places, live = self._engine.layout.places, self.live
         for value in jax.tree.leaves(values):
             value.copy_to_host_async()
         self.step += num_steps
         self.heard = []
         self._expect()
         self._read_pending()
-        self._pending = (first, num_steps, values)
+        self._pending = _Pending(first, num_steps, values, places, live)
+
+    def _rest(self) -> None:
+        """Moves heads that came to rest behind those that run, once they are enough; no bit of any head changes."""
+        runs = self._running & ~(self._settled & ~self.training(self.step))
+        if runs.sum() > (1 - _REST_SHARE) * self._running.sum():
+            return
+        old = self._engine.layout
+        layout = old.with_running(runs)
+        if layout.longest < old.longest:
+            self._running = runs
+            self.state, self.snapshots = self._engine.rearrange(layout, self.state, self.snapshots)
+            self._lay_out(layout)
 
     def _expect(self) -> None:
         """Lets the feed get the next superstep ready while this one runs."""
@@ -127,14 +174,16 @@ class FitLoop:
 
     def _read_pending(self) -> None:
         """Reads the metrics of the last superstep not read yet, and tells the callbacks."""
-        if self._pending is None:
+        pending, self._pending = self._pending, None
+        if pending is None:
             return
-        first, count, values = self._pending
-        self._pending = None
-        rows = {self._step_name(name): self._read(value, count) for name, value in values["logged"].items()}
-        if "stepped" in values:
-            stepped = self._read(values["stepped"], count)
+        first, count, values = pending[:3]
+        rows = {self._step_name(name): self._read(pending, ("logged", name)) for name in values[0]["logged"]}
+        if "stepped" in values[0] or not pending.live.all():
+            stepped = self._read(pending, ("stepped",)) if "stepped" in values[0] else np.ones((count, 1), bool)
+            stepped = stepped & pending.live
             rows = {name: _sealed(_carried(row, stepped, self.metrics.get(name))) for name, row in rows.items()}
+        self._note_time(count)
         self.metrics |= {name: row[-1] for name, row in rows.items()}
         end = first + count
         at = {"step": end, "epoch": self._schedule.epoch(end - 1)}
@@ -143,12 +192,20 @@ class FitLoop:
             self._warn_of_cost(end)
         self._tell("on_train_steps_end", metrics=rows, steps=_sealed(np.arange(first + 1, end + 1)), **at)
 
-    def _read(self, value: jax.Array, count: int) -> np.ndarray:
-        """The only place where the loop reads the device; it is one superstep old unless the host must wait."""
-        return _sealed(np.asarray(value))[:count, : self._engine.num_heads]
+    def _read(self, pending: _Pending, path: Sequence[str]) -> np.ndarray:
+        """What the loop reads of the device, [K, H]; it is one superstep old unless the host must wait."""
+        blocks = tuple(functools.reduce(operator.getitem, path, block) for block in pending.values)
+        return _sealed(read_steps(blocks, pending.num_steps, pending.places))
+
+    def _note_time(self, steps: int) -> None:
+        now = time.perf_counter()
+        if self._read_at is not None:
+            self._timed = self._timed[0] + steps, self._timed[1] + now - self._read_at
+        self._read_at = now
 
     def _finish_step(self) -> None:
         """Validation and the epoch's end, where they are due and were not heard at this step already."""
+        self._read_at = None
         schedule = self._schedule
         if (self._ended or schedule.is_validation(self.step)) and "on_validation_end" not in self.heard:
             self._run_validation()
@@ -161,17 +218,18 @@ class FitLoop:
             return
         self._tell("on_validation_start")
         found = self._validate()
+        if not self._running.all():  # heads at rest are as they were at the validation before
+            found = {name: _sealed(np.where(self._running, v, self.metrics[name])) for name, v in found.items()}
         self.metrics |= found
         self._tell("on_validation_end", metrics=found)
+        self._settled = ~self.training(self.step)
 
     def _end_epoch(self) -> None:
-        found = (
-            {self._epoch_name(name): value for name, value in self._engine.compute(self.state.epoch).items()}
-            if self.state.epoch
-            else {}
-        )
+        epoch = tuple(block.epoch for block in self.state)
+        means = self._engine.compute(epoch) if epoch[0] else {}
+        found = {self._epoch_name(name): value for name, value in means.items()}
         # A head that met no row in this epoch keeps what it had.
-        met = self._engine.has_met_rows(self.state.epoch)
+        met = self._engine.has_met_rows(epoch)
         found = {name: _sealed(np.where(met, value, self.metrics.get(name, value))) for name, value in found.items()}
         # As in Lightning, a name logged both by step and by epoch also stands by itself.
         self.metrics |= found | {name.removesuffix("_epoch"): value for name, value in found.items()}
@@ -187,7 +245,7 @@ class FitLoop:
             self.live = _sealed(self.live & ~control.stop)
             self.state = self._engine.freeze(self.state, control.stop)
         if control.snapshot is not None:
-            now = (self.state.trainable, self.state.state)
+            now = heads_of(self.state)
             old = jax.tree.map(jnp.copy, now) if self.snapshots is None else self.snapshots
             self.snapshots = self._engine.keep(control.snapshot, now, old)
 

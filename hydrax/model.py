@@ -6,13 +6,16 @@ One recipe serves all kinds of models: inside the compiled program there are onl
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Hashable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+
+if TYPE_CHECKING:
+    from flax import nnx
 
 
 class Structure(Protocol):
@@ -56,9 +59,11 @@ def split(model: Any) -> Parts:
       model: an `nnx.Module` (Linen modules through `nnx.bridge.ToNNX`), a mapping of Linen variables with "params",
         or any pytree whose floating arrays are its parameters (Equinox modules, dicts, dataclasses).
     """
-    if isinstance(model, nnx.Module):
+    # Flax takes a third of a second to import; a model of its own can only come from where it is imported already.
+    nnx: Any = sys.modules.get("flax.nnx")
+    if nnx is not None and isinstance(model, nnx.Module):
         # Intermediates are what one call sowed, not state that the next one needs.
-        graphdef, params, _, rest = nnx.split(model, nnx.Param, nnx.Intermediate, ...)  # type: ignore[misc]
+        graphdef, params, _, rest = nnx.split(model, nnx.Param, nnx.Intermediate, ...)
         statistics = bool(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
         return Parts(nnx.to_pure_dict(params), nnx.to_pure_dict(rest), NnxStructure(graphdef, statistics))
     if isinstance(model, Mapping) and "params" in model:
@@ -79,9 +84,14 @@ class NnxStructure:
     has_batch_statistics: bool
 
     def merge(self, trainable: Any, state: Any) -> nnx.Module:
-        return nnx.merge(self.graphdef, trainable, state)
+        from flax import nnx  # late, as in `split`
+
+        model: nnx.Module = nnx.merge(self.graphdef, trainable, state)
+        return model
 
     def read_state(self, model: nnx.Module) -> Any:
+        from flax import nnx  # late, as in `split`
+
         return nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Any(nnx.Param, nnx.Intermediate))))
 
     def set_mode(self, model: nnx.Module, train: bool) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import sys
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import clu.metrics
 import jax
 import numpy as np
-import optax
 from jax.extend.core import get_opaque_trace_state
 
 from hydrax.errors import ModuleError
 from hydrax.hparams import Hyperparameters, PerHead
+
+if TYPE_CHECKING:
+    import optax
 
 _Module = TypeVar("_Module", bound="HydraModule")
 
@@ -245,7 +247,9 @@ def masked_mean(value: jax.Array, mask: jax.Array) -> jax.Array:
 
 def is_metric(value: Any) -> bool:
     """Whether a logged value is a `clu.metrics.Metric`, which merges itself."""
-    return isinstance(value, clu.metrics.Metric)
+    # It imports Flax; a metric can only come from where it is imported already.
+    metrics: Any = sys.modules.get("clu.metrics")
+    return metrics is not None and isinstance(value, metrics.Metric)
 
 
 def _keyword_only(frame: Any) -> tuple[str, ...]:

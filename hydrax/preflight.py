@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,25 @@ from hydrax.draw import DeviceRows
 from hydrax.errors import HydraxError, ModuleError
 from hydrax.model import Structure
 from hydrax.module import HydraModule
-from hydrax.state import HeadInputs
+from hydrax.state import HeadInputs, HeadsState
 from hydrax.step import HeadProgram, empty_accumulator
 
 _KEY = jax.eval_shape(lambda: jax.random.key(0))
 _STEP = jax.ShapeDtypeStruct((), jnp.int32)
+
+
+class TrainingShapes(NamedTuple):
+    """What tracing one head's training gives.
+
+    Attributes:
+      epoch: empty accumulators of one head for what is logged on_epoch, by name.
+      state: shapes of one head's state.
+      step: one head's step as a jaxpr, in JAX's own operations.
+    """
+
+    epoch: dict[str, Any]
+    state: HeadsState
+    step: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +74,7 @@ class Preflight:
             )
         return cls(dataclasses.replace(program, structure=found[-1]), one, parts)
 
-    def training(self, data: Any, batch_size: int, accumulate: int) -> dict[str, Any]:
+    def training(self, data: Any, batch_size: int, accumulate: int) -> TrainingShapes:
         """Traces `training_step`, `configure_optimizers` and the callbacks' second tier.
 
         Args:
@@ -69,7 +83,7 @@ class Preflight:
           accumulate: A.
 
         Returns:
-          Empty accumulators of one head for what is logged on_epoch, by name.
+          What was found.
         """
         shapes = _shapes(data)
         accumulators = self.evaluation("training", shapes, batch_size, train=True)
@@ -80,8 +94,8 @@ class Preflight:
         rows = jax.ShapeDtypeStruct((accumulate, batch_size), jnp.int32)
         mask = jax.ShapeDtypeStruct((accumulate, batch_size), jnp.bool_)
         with _explained(self.program, "training_step", _one_head_view(shapes, batch_size)):
-            jax.eval_shape(self.program.train, state, self.inputs, _KEY, DeviceRows(shapes), rows, mask, _STEP)
-        return epoch
+            step = jax.make_jaxpr(self.program.train)(state, self.inputs, _KEY, DeviceRows(shapes), rows, mask, _STEP)
+        return TrainingShapes(epoch, state, step)
 
     def evaluation(self, stage: str, data: Any, batch_size: int, train: bool = False) -> dict[str, Any]:
         """Traces one of the steps that log, and returns empty accumulators of one head, by name."""

@@ -20,7 +20,7 @@ from hydrax.step import HeadProgram
 
 
 class Programs:
-    """The compiled programs of one run; each compiles at its first call.
+    """The programs of one run, as pure functions for the engine to compile.
 
     Args:
       head: one head's functions.
@@ -31,21 +31,13 @@ class Programs:
 
     def __init__(self, head: HeadProgram, chunk: int, epoch: dict[str, Any], draw: Draw) -> None:
         self._head, self._chunk, self._epoch, self._draw = head, chunk, epoch, draw
-        self.init = jax.jit(self._init)
-        self.superstep = jax.jit(self._superstep, donate_argnums=0)
-        self.evaluate = jax.jit(self._evaluate, static_argnames="stage", donate_argnums=0)
-        self.predict = jax.jit(self._predict)
-        self.compute = jax.jit(jax.vmap(lambda accumulators: {n: a.compute() for n, a in accumulators.items()}))
-        self.finite = jax.jit(jax.vmap(_all_finite))
-        self.freeze = jax.jit(lambda live, stop: live & ~stop)
-        self.keep = jax.jit(lambda condition, new, old: select(condition, new, old), donate_argnums=2)
 
-    def _init(self, inputs: HeadInputs, base_key: jax.Array, num_chunks: jax.Array) -> HeadsState:
+    def init(self, inputs: HeadInputs, base_key: jax.Array, num_chunks: jax.Array) -> HeadsState:
         """The state of all heads before the first step."""
         start = jax.vmap(lambda one: self._head.init(one, base_key, self._epoch))
         return self._map_chunks(start, inputs, num_chunks)
 
-    def _superstep(
+    def superstep(
         self,
         state: HeadsState,
         inputs: HeadInputs,
@@ -72,7 +64,8 @@ class Programs:
         """
         axes = self._draw.axes
         rows_axis = None if self._draw.shared else 1
-        step = jax.vmap(self._head.train, in_axes=(0, 0, None, None, rows_axis, 1, None))
+        # Inlined, so the program is the same; but a jitted function is traced once, and not for each use below.
+        step = jax.jit(jax.vmap(self._head.train, in_axes=(0, 0, None, None, rows_axis, 1, None)), inline=True)
 
         def run_chunk(state: HeadsState, inputs: HeadInputs, *parts: Any) -> Any:
             # All K steps at once, outside their loop: one wide computation costs less than K small ones.
@@ -93,7 +86,7 @@ class Programs:
         given = ((inputs, 0), *((batches[name], axis) for name, axis in axes.items()))
         return self._over_chunks(run_chunk, state, given, num_chunks)
 
-    def _evaluate(
+    def evaluate(
         self,
         accumulators: Any,
         head: Any,
@@ -137,7 +130,7 @@ class Programs:
             lambda acc, head, inputs, batches: run_chunk(acc, head, inputs, *batches), accumulators, given, num_chunks
         )[0]
 
-    def _predict(
+    def predict(
         self,
         head: Any,
         inputs: HeadInputs,
@@ -149,7 +142,8 @@ class Programs:
         batch: Any,
         num_chunks: Any,
     ) -> Any:
-        """Predictions of all heads for one batch, leaves `[H, B, ...]`; `rows` and `mask` are `[B]`, or `[H, B]`."""
+        """Predictions of all heads for one batch, `[H, B, ...]`; `rows` and `mask` are `[1, B]` or `[1, H, B]`."""
+        rows, mask = rows[0], mask[0]
         own = rows.ndim == 2
 
         def one(args: Any, rows: Any, mask: Any) -> Any:
@@ -162,9 +156,32 @@ class Programs:
             return self._map_chunks(run, (head, inputs, rows, mask), num_chunks)
         return self._map_chunks(jax.vmap(lambda args: one(args, rows, mask)), (head, inputs), num_chunks)
 
+    def compute(self, accumulators: dict[str, Any]) -> dict[str, jax.Array]:
+        """The means and metrics that accumulators hold, `[H]` by name."""
+        return jax.vmap(lambda one: {name: value.compute() for name, value in one.items()})(accumulators)
+
+    def finite(self, trainable: Any) -> jax.Array:
+        """bool[H], whether all parameters of a head are finite."""
+        return jax.vmap(lambda one: jnp.all(jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves(one)])))(
+            trainable
+        )
+
+    def freeze(self, live: jax.Array, stop: jax.Array) -> jax.Array:
+        """bool[H], who still learns."""
+        return live & ~stop
+
+    def keep(self, condition: jax.Array, new: Any, old: Any) -> Any:
+        """`new` where the condition holds, bool[H], else `old`, which is donated."""
+        return select(condition, new, old)
+
+    def spread(self, tree: Any, ids: jax.Array) -> Any:
+        """Leaves of one head repeated for all."""
+        return jax.tree.map(lambda a: jnp.broadcast_to(a, (len(ids), *a.shape)), tree)
+
     def _map_chunks(self, run: Callable[[Any], Any], tree: Any, num_chunks: jax.Array) -> Any:
         """`run` on every chunk of a tree of `[H, ...]`; its outputs are `[H, ...]` too."""
         count = len(jax.tree.leaves(tree)[0]) // self._chunk
+        run = jax.jit(run, inline=True)  # as in `superstep`
         first = jax.tree.map(lambda a: lax.slice_in_dim(a, 0, self._chunk), tree)
         shapes = jax.eval_shape(run, first)
         blank = jax.tree.map(lambda s: _zeros((count * self._chunk, *s.shape[1:]), s.dtype), shapes)
@@ -205,10 +222,6 @@ class Programs:
             return put(carried, new, 0, i), put(values, new_values, 1, i)
 
         return lax.fori_loop(0, num_chunks, body, (carried, values))
-
-
-def _all_finite(tree: Any) -> jax.Array:
-    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any) -> jax.Array:

@@ -12,6 +12,7 @@ import numpy as np
 from hydrax.errors import ArgumentError
 from hydrax.heads import Heads
 from hydrax.ledger import shortest, write_csv
+from hydrax.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,7 @@ class FitResult:
       step: optimiser updates done.
       log_dir: the run's folder, or None where nothing was written.
       ledger: one dict a head: head, recipe, seed, length, score, status, axes of its slices, `PerHead` values.
+      plan: how the fit was executed; its chunk and lowering shaped the heads' bits.
     """
 
     heads: Heads
@@ -33,6 +35,7 @@ class FitResult:
     step: int
     log_dir: Path | None
     ledger: list[dict[str, Any]]
+    plan: Plan | None = None
 
     def table(self, metrics: Mapping[str, np.ndarray] | None = None) -> Any:
         """A tidy table with one row a head: the ledger's columns, then everything logged, as it was last.

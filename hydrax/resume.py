@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import dataclasses
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hydrax import checkpoint
 from hydrax.callback import Callback
-from hydrax.engine import Engine
+from hydrax.engine import Blocks, Engine
 from hydrax.errors import CallbackError, CheckpointError
-from hydrax.state import HeadsState
+from hydrax.lowering import Lowering
+from hydrax.machine import describe
+from hydrax.plan import Choice, Plan
 
 _log = logging.getLogger("hydrax")
 
@@ -27,14 +27,14 @@ class Resumed(NamedTuple):
     """What a checkpoint gives back.
 
     Attributes:
-      state: the heads, padded.
+      state: the heads.
       step: updates done.
-      snapshots: `(trainable, state)` that `Control.snapshot` kept, padded, or None.
+      snapshots: `(trainable, state)` that `Control.snapshot` kept, or None.
       metrics: the latest value of everything logged, float[H] by name.
       heard: the hooks that callbacks had heard at this step.
     """
 
-    state: HeadsState
+    state: Blocks
     step: int
     snapshots: Any
     metrics: dict[str, np.ndarray]
@@ -45,8 +45,9 @@ def save(
     root: Path,
     *,
     step: int,
+    plan: Plan,
     engine: Engine,
-    state: HeadsState,
+    state: Blocks,
     snapshots: Any,
     metrics: Mapping[str, np.ndarray],
     callbacks: Mapping[str, Callback],
@@ -58,9 +59,9 @@ def save(
     given = {key: _checked(key, callback.state_dict()) for key, callback in callbacks.items()}
     arrays = {key: {n: np.asarray(v) for n, v in values.items() if _is_array(v)} for key, values in given.items()}
     plain = {key: {n: v for n, v in values.items() if not _is_array(v)} for key, values in given.items()}
-    tree = {"heads": engine.unpad(state), "callbacks": arrays, "metrics": list(metrics.values())}
+    tree = {"heads": engine.read(state), "callbacks": arrays, "metrics": list(metrics.values())}
     if snapshots is not None:
-        tree["snapshots"] = engine.unpad(snapshots)
+        tree["snapshots"] = engine.read(snapshots)
     return checkpoint.save(
         root,
         step,
@@ -68,10 +69,11 @@ def save(
         {
             **meta,
             "kind": "run",
+            "plan": {"chunk": plan.chunk, "lowering": dataclasses.asdict(plan.lowering), "line": str(plan)},
             "step": step,
             "num_heads": engine.num_heads,
             "fingerprint": dict(fingerprint),
-            "exactness": _exactness(),
+            "exactness": describe(engine.layout.blocks[0].device),
             "callbacks": plain,
             "callback_arrays": {key: {n: _form(v) for n, v in values.items()} for key, values in arrays.items()},
             "metrics": {name: _form(value) for name, value in metrics.items()},
@@ -95,11 +97,12 @@ def load(path: Path, *, engine: Engine, callbacks: Mapping[str, Callback], finge
             "the folder ModelCheckpoint calls `last`; read this one with Heads.load."
         )
     checkpoint.check_same(step_dir, meta["fingerprint"], fingerprint)
-    if meta["exactness"] != _exactness():
+    here = describe(engine.layout.blocks[0].device)
+    if meta["exactness"] != here:
         _log.info(
             "resumed on another machine or version: bits may differ from here on: %s then, %s now",
             meta["exactness"],
-            _exactness(),
+            here,
         )
     shapes = engine.state_shapes()
     like: dict[str, Any] = {"heads": shapes}
@@ -115,12 +118,26 @@ def load(path: Path, *, engine: Engine, callbacks: Mapping[str, Callback], finge
     for key in known:
         callbacks[key].load_state_dict({**meta["callbacks"][key], **on_host["callbacks"][key]})
     return Resumed(
-        state=engine.pad(found["heads"]),
+        state=engine.scatter(found["heads"]),
         step=int(meta["step"]),
-        snapshots=engine.pad(found["snapshots"]) if meta["has_snapshots"] else None,
+        snapshots=engine.scatter(found["snapshots"]) if meta["has_snapshots"] else None,
         metrics=dict(zip(meta["metrics"], on_host["metrics"], strict=True)),
         heard=meta["heard"],
     )
+
+
+def read_choice(path: Path) -> Choice:
+    """What of the plan shaped the bits of the run that a checkpoint belongs to."""
+    step_dir = checkpoint.find(path)
+    plan = checkpoint.read_meta(step_dir).get("plan", {})
+    lowering = plan.get("lowering", {})
+    try:
+        return Choice(plan.get("chunk"), Lowering(**lowering) if lowering else None)
+    except TypeError as error:
+        raise CheckpointError(
+            f"A checkpoint was written with another set of fast operations: {step_dir}. Got {', '.join(lowering)}, "
+            f"expected {', '.join(vars(Lowering()))}. Fix: go on with the version of Hydrax that wrote it."
+        ) from error
 
 
 def _checked(key: str, state: Any) -> dict[str, Any]:
@@ -149,14 +166,3 @@ def _form(array: np.ndarray) -> list[Any]:
 
 def _blank(form: Sequence[Any]) -> np.ndarray:
     return np.empty(form[0], form[1])
-
-
-def _exactness() -> dict[str, Any]:
-    """What bits may depend on besides the run's own settings: XLA shapes its loops by the number of cores."""
-    device = jax.devices()[0]
-    return {
-        "jaxlib": importlib.metadata.version("jaxlib"),
-        "backend": device.platform,
-        "device": device.device_kind,
-        "cores": os.cpu_count(),
-    }

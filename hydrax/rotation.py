@@ -4,6 +4,8 @@ Slot j of batch t of a head of n rows stands at place p = t * width + j of an en
 offset p % n, and meets the row at offset `permute(p % n; n, key(seed, head id, pass))` of the head's slice.
 """
 
+import functools
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -236,10 +238,11 @@ def permute(offset: Array, *, length: Array, key: Array, xp: ModuleType) -> Arra
     """
     x, n, state = (xp.asarray(part).astype(xp.uint32) for part in (offset, length, key))
     halves = n >> _U16, n & _LOW_HALF
+    swap_or_not = _swap_or_not if xp is np else _traced_once()
     for _ in range(ROUNDS):
         # A linear congruential step: cheaper than a hash, and its high bits, which make K, are the good ones.
         state = state * _STEP + _GOLDEN
-        x = _swap_or_not(x, n, halves, state, xp)
+        x = swap_or_not(x, n, halves, state, xp)
     return x
 
 
@@ -256,10 +259,11 @@ def unpermute(place: Array, *, length: Array, key: Array, xp: ModuleType) -> Arr
     """
     x, n, state = (xp.asarray(part).astype(xp.uint32) for part in (place, length, key))
     halves = n >> _U16, n & _LOW_HALF
+    swap_or_not = _swap_or_not if xp is np else _traced_once()
     for _ in range(ROUNDS):
         state = state * _STEP + _GOLDEN
     for _ in range(ROUNDS):
-        x = _swap_or_not(x, n, halves, state, xp)
+        x = swap_or_not(x, n, halves, state, xp)
         state = (state - _GOLDEN) * _STEP_BACK
     return x
 
@@ -281,6 +285,16 @@ def _swap_or_not(x: Array, n: Array, halves: tuple[Array, Array], state: Array, 
     partner ^= x
     partner &= bit
     return x ^ partner
+
+
+@functools.cache
+def _traced_once() -> Callable[..., Array]:
+    """`_swap_or_not` for JAX: traced once and not in each round, which is most of tracing a superstep; inlined, so the
+    program is the same.
+    """
+    import jax  # here: no other function of this file needs more of JAX than the module it is handed
+
+    return jax.jit(_swap_or_not, static_argnames="xp", inline=True)
 
 
 @np.errstate(over="ignore")

@@ -8,20 +8,22 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import jax
 import numpy as np
 
-from hydrax.assembly import Training
+from hydrax.assembly import Checked, Training
 from hydrax.callback import Callback
 from hydrax.data import DataModule
 from hydrax.dispatch import keys
+from hydrax.engine import heads_of
 from hydrax.errors import ArgumentError
 from hydrax.heads import Heads
 from hydrax.ledger import ledger, write_csv
 from hydrax.loop import FitLoop
+from hydrax.machine import limits
 from hydrax.module import HydraModule
-from hydrax.plan import Plan
+from hydrax.plan_report import PlanReport
 from hydrax.run_folder import make_run_folder
+from hydrax.tune import Settled
 
 _log = logging.getLogger("hydrax")
 
@@ -45,6 +47,7 @@ class RunView:
         self._fitting = False
         self.log_every_n_steps = log_every_n_steps
         self._training: Training | None = None
+        self._laid_out: tuple[Checked, Settled] | None = None
         self._loop: FitLoop | None = None
         self._evaluated: dict[str, np.ndarray] = {}  # what validate and test found after the fit
 
@@ -89,10 +92,23 @@ class RunView:
         """Optimiser updates of the whole fit."""
         return self._running()[1].schedule.max_steps
 
-    @property
-    def plan(self) -> Plan:
-        """How the run is laid out."""
-        return self._running()[1].plan
+    def plan(self) -> PlanReport:
+        """How the run is laid out, what that was chosen from, and how near it comes to the machine's limit.
+
+        Measures the limit when it is first asked for, which takes a second or two.
+        """
+        if self._laid_out is None:
+            raise _no_run()
+        checked, settled = self._laid_out
+        timed = next((one.step_secs for one in settled.candidates if one.plan.choice == settled.plan.choice), None)
+        return PlanReport(
+            settled.plan,
+            settled.candidates,
+            settled.memory,
+            checked.work,
+            limits(checked.devices[0], settled.plan.devices),
+            (None if self._loop is None else self._loop.step_secs) or timed,
+        )
 
     @property
     def metrics(self) -> Mapping[str, np.ndarray]:
@@ -112,7 +128,7 @@ class RunView:
     def heads(self) -> Heads:
         """The heads as they now are."""
         loop, training = self._running()
-        return self._as_heads(*training.engine.unpad((loop.state.trainable, loop.state.state)))
+        return self._as_heads(*training.engine.gather(heads_of(loop.state)))
 
     @property
     def validation_metrics(self) -> frozenset[str]:
@@ -124,7 +140,7 @@ class RunView:
     def snapshots(self) -> Heads | None:
         """The heads that `Control.snapshot` kept, or None."""
         loop, training = self._running()
-        return None if loop.snapshots is None else self._as_heads(*training.engine.unpad(loop.snapshots))
+        return None if loop.snapshots is None else self._as_heads(*training.engine.gather(loop.snapshots))
 
     @property
     def checkpoint_callback(self) -> Any:
@@ -135,7 +151,7 @@ class RunView:
         """State of a callback's second tier, NumPy leaves `[H, ...]`."""
         loop, training = self._running()
         key = next(key for key, known in keys(self.callbacks).items() if known is callback)
-        return jax.tree.map(np.asarray, training.engine.unpad(loop.state.callbacks[key]))
+        return training.engine.read(tuple(block.callbacks[key] for block in loop.state))
 
     def ledger(self, monitor: str | None = None, scores: np.ndarray | None = None) -> list[dict[str, Any]]:
         """One dict a head: head, recipe, seed, length, score, status, axes of its slices, `PerHead` values.
@@ -145,7 +161,7 @@ class RunView:
           scores: float[H].
         """
         loop, training = self._running()
-        finite = training.engine.finite(loop.state.trainable)
+        finite = training.engine.finite(tuple(block.trainable for block in loop.state))
         scores = self.callback_metrics.get(monitor or "val_loss") if scores is None else scores
         assert self.module is not None
         return ledger(training.slices, self.module, score=scores, live=loop.live, finite=finite)
@@ -161,8 +177,11 @@ class RunView:
 
     def _running(self) -> tuple[FitLoop, Training]:
         if self._loop is None or self._training is None:
-            raise ArgumentError(
-                "There is no run: Trainer. Got a request for its state before any fit, expected one after. Fix: call "
-                "fit first."
-            )
+            raise _no_run()
         return self._loop, self._training
+
+
+def _no_run() -> ArgumentError:
+    return ArgumentError(
+        "There is no run: Trainer. Got a request for its state before any fit, expected one after. Fix: call fit first."
+    )

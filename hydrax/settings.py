@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,6 @@ _INSTEAD = {
     "plugins": "pass callbacks",
     "model_registry": "save with result.heads.save(path)",
     "resume_from_checkpoint": "pass ckpt_path to fit",
-    "devices": "JAX picks the device; CUDA_VISIBLE_DEVICES says which there are",
     "min_epochs": "only a callback ends a fit early; have it wait that long",
     "min_steps": "only a callback ends a fit early; have it wait that long",
     "max_time": "stop the heads from a callback, with Control(stop=...)",
@@ -37,7 +37,6 @@ _INSTEAD = {
     "num_sanity_val_steps": "validation_step is traced before training starts; leave it out",
     "enable_model_summary": "print(result.heads) counts the parameters; leave it out",
     "enable_autolog_hparams": "save_hyperparameters keeps them; leave it out",
-    "deterministic": "a run is deterministic on a CPU; for a GPU set XLA_FLAGS=--xla_gpu_deterministic_ops=true",
     "profiler": "wrap fit in jax.profiler.trace(folder)",
     "gpus": "JAX picks the device; set JAX_PLATFORMS to force one",
 }
@@ -64,6 +63,10 @@ class Settings:
     seed: int = 0
     sampling: str = "own"
     budget: str = "steps"
+    devices: int | str | Sequence[Any] = "auto"
+    lowering: str = "auto"
+    device_memory: int | str = "auto"
+    deterministic: bool = False
     chunk: int | str = "auto"
     steps_per_call: int | str = "auto"
     barebones: bool = False
@@ -77,7 +80,7 @@ class Settings:
                 self._check_count(name)
         for name in ("log_every_n_steps", "accumulate_grad_batches"):
             self._check_count(name)
-        for name in ("chunk", "steps_per_call"):
+        for name in ("chunk", "steps_per_call", "device_memory"):
             if getattr(self, name) != "auto":
                 self._check_count(name, '"auto" or an int of 1 or more')
         for name in _LIMITS:
@@ -93,7 +96,9 @@ class Settings:
                 'use "bf16-mixed"',
             )
         self._check_choice("precision", PRECISIONS)
+        self._check_devices()
         self._check_choice("sampling", ("own", "shared"))
+        self._check_choice("lowering", ("auto", "fast", "plain"))
         self._check_budget()
         clip = self.gradient_clip_val
         if clip is not None and (
@@ -102,8 +107,9 @@ class Settings:
             raise _error("gradient_clip_val", clip, "a number above 0, or None", "leave it out for no clipping")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise _error("seed", self.seed, "an int, 0 <= seed < 2**32", "pass for example seed=0")
-        if not isinstance(self.barebones, bool):
-            raise _error("barebones", self.barebones, "True or False", "pass a bool")
+        for name in ("barebones", "deterministic"):
+            if not isinstance(getattr(self, name), bool):
+                raise _error(name, getattr(self, name), "True or False", "pass a bool")
         if not isinstance(self.fast_dev_run, bool | int) or self.fast_dev_run < 0:
             raise _error("fast_dev_run", self.fast_dev_run, "a bool, or a number of batches", "pass fast_dev_run=True")
 
@@ -168,6 +174,15 @@ class Settings:
                 "an int of 1 or more (batches), or a float in (0, 1] (fraction)",
                 f"pass {name}=1.0 for all",
             )
+
+    def _check_devices(self) -> None:
+        value, fix = self.devices, 'pass for example devices=1, or "auto" for all'
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            kinds = {getattr(device, "device_kind", None) for device in value}
+            if len(kinds) != 1 or None in kinds or len(set(value)) < len(value):
+                raise _error("devices", value, "different JAX devices of one kind", "pick them from jax.devices()")
+        elif value != "auto":
+            self._check_count("devices", f'"auto", an int of 1 or more, or a list of JAX devices ({fix})')
 
     def _check_budget(self) -> None:
         self._check_choice("budget", ("steps", "passes"))

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hydrax import resume
+from hydrax import compile_cache, resume
 from hydrax.callback import Callback, Event
 from hydrax.data import DataModule
 from hydrax.dispatch import Dispatcher, keys
@@ -44,6 +44,7 @@ class Stages(RunView):
         return resume.save(
             Path(path),
             step=loop.step,
+            plan=training.plan,
             engine=training.engine,
             state=loop.state,
             snapshots=loop.snapshots,
@@ -63,6 +64,7 @@ class Stages(RunView):
         Args:
           data_stage: the stage whose data is walked, where it is another.
         """
+        compile_cache.enable()  # before anything compiles
         with contextlib.ExitStack() as stack:
             if self._settings.precision == "64-true":
                 stack.enter_context(jax.enable_x64(True))
@@ -110,5 +112,8 @@ class Stages(RunView):
         if _log.level == logging.NOTSET:  # else the user has decided
             _log.setLevel(logging.INFO)
         if not _log.hasHandlers():
-            _log.addHandler(logging.StreamHandler())
+            plain = logging.StreamHandler()
+            # Whoever sets logging up later (Orbax does) shows the lines too.
+            plain.addFilter(lambda record: not logging.getLogger().handlers)
+            _log.addHandler(plain)
         _log.info(line)

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 
 class HeadsState(NamedTuple):
@@ -39,15 +38,6 @@ class HeadInputs(NamedTuple):
 
     ids: Any
     per_head: dict[str, Any]
-
-
-def padding_index(num_heads: int, chunk: int) -> np.ndarray:
-    """int64[H rounded up to whole chunks]: which head stands at each place of the program.
-
-    Padding repeats the first head: zeros can make NaN in a user's model, and another width would be another program
-    with other bits.
-    """
-    return np.concatenate([np.arange(num_heads), np.zeros(-num_heads % chunk, np.int64)])
 
 
 def select(condition: jax.Array, new: Any, old: Any) -> Any:

@@ -14,6 +14,7 @@ import optax
 from hydrax.callback import Callback, StepInfo
 from hydrax.draw import DeviceRows
 from hydrax.errors import CallbackError, ModuleError
+from hydrax.lowering import Lowering, lower
 from hydrax.model import Parts, Structure, split
 from hydrax.module import Context, HydraModule, Logged, bind, is_metric, masked_mean
 from hydrax.state import HeadInputs, HeadsState, select
@@ -50,6 +51,7 @@ class HeadProgram:
       clip_algorithm: "norm" or "value".
       padding: for "training", "validation" and "test": why a slot can be padding there, or None where none can.
       may_idle: whether a head may have no live slot in a step.
+      lowering: in which forms the operations of the user's functions are computed.
     """
 
     module: HydraModule
@@ -60,6 +62,7 @@ class HeadProgram:
     clip_algorithm: str = "norm"
     padding: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     may_idle: bool = False
+    lowering: Lowering = Lowering()
     logged: dict[str, dict[str, Logged]] = dataclasses.field(default_factory=dict)
 
     def build(self, inputs: HeadInputs, base_key: jax.Array) -> Parts:
@@ -160,7 +163,8 @@ class HeadProgram:
         """
         batch, rows = self._batch(data, rows)
         ctx = Context(key, mask, rows, step, inputs.ids, train)
-        _, (logs, _) = self._run_step(stage, head[0], head[1], inputs, batch, ctx)
+        run = lambda: self._run_step(stage, head[0], head[1], inputs, batch, ctx)[1][0]  # noqa: E731
+        logs = lower(run, self.lowering)()
         return {name: _accumulator(value, mask) for name, value in logs.items()}
 
     def predict(self, head: Any, inputs: HeadInputs, key: jax.Array, data: Any, rows: Any, mask: Any, step: Any) -> Any:
@@ -168,7 +172,8 @@ class HeadProgram:
         model = self._model(head[0], head[1], train=False)
         bound, _ = bind(self.module, inputs.per_head, "predict")
         batch, rows = self._batch(data, rows)
-        return bound.predict_step(model, batch, Context(key, mask, rows, step, inputs.ids, train=False))
+        ctx = Context(key, mask, rows, step, inputs.ids, train=False)
+        return lower(lambda: bound.predict_step(model, batch, ctx), self.lowering)()
 
     def eval_key(self, inputs: HeadInputs, base_key: jax.Array, batch: Any) -> jax.Array:
         """The head's key for an evaluation batch."""
@@ -180,7 +185,8 @@ class HeadProgram:
         batch, rows = self._batch(data, rows)
         ctx = Context(key, mask, rows, step, inputs.ids, train=True)
         run = lambda t: self._run_step("training", t, state, inputs, batch, ctx)  # noqa: E731
-        (loss, (logs, new_state)), gradients = jax.value_and_grad(run, has_aux=True)(trainable)
+        differentiated = lower(jax.value_and_grad(run, has_aux=True), self.lowering)
+        (loss, (logs, new_state)), gradients = differentiated(trainable)
         return loss, logs, new_state, gradients
 
     def _accumulate(self, head: HeadsState, inputs: Any, key: Any, data: Any, rows: Any, mask: Any, step: Any) -> Any:

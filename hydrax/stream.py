@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
 
-from hydrax.draw import DeviceRows
-from hydrax.feed import DrawnBatches, IndexBatches
+from hydrax.draw import DeviceRows, Draw, Given
+from hydrax.feed import Batches, Taken
+from hydrax.layout import Layout
 from hydrax.row_reader import RowReader
-
-_Fetched = tuple[DeviceRows, dict[str, Any]]
 
 
 class StreamFeed:
@@ -24,19 +22,37 @@ class StreamFeed:
 
     Args:
       reader: reads the rows.
-      batches: the index batches.
+      batches: the index batches for heads at these places.
+      layout: where the heads stand.
       max_rows: most distinct rows of a superstep; the device always gets so many, so that nothing compiles twice.
       ids: int32[H], names the heads in errors.
     """
 
-    def __init__(self, reader: RowReader, batches: IndexBatches | DrawnBatches, max_rows: int, ids: np.ndarray) -> None:
-        self.draw = batches.draw
-        self._reader, self._batches, self._max_rows, self._ids = reader, batches, max_rows, ids
-        self._device = getattr(jax.config, "jax_default_device", None)  # a setting of the thread that asks
+    def __init__(
+        self,
+        reader: RowReader,
+        batches: Callable[[np.ndarray], Batches],
+        layout: Layout,
+        max_rows: int,
+        ids: np.ndarray,
+    ) -> None:
+        self._reader, self._make, self._max_rows, self._ids = reader, batches, max_rows, ids
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "hydrax-fetch")
-        self._ahead: tuple[tuple[int, tuple[int, ...]], concurrent.futures.Future[_Fetched]] | None = None
+        self._ahead: tuple[tuple[int, tuple[int, ...]], concurrent.futures.Future[Taken]] | None = None
+        self.lay_out(layout)
 
-    def take(self, first: int, counts: Sequence[int]) -> _Fetched:
+    def lay_out(self, layout: Layout) -> None:
+        if self._ahead is not None:  # for other places
+            self._ahead[1].cancel()
+            concurrent.futures.wait([self._ahead[1]])
+        self._ahead = None
+        self._layout, self._batches = layout, self._make(layout.heads)
+
+    @property
+    def draw(self) -> Draw:
+        return self._batches.draw
+
+    def take(self, first: int, counts: Sequence[int]) -> Taken:
         """The rows and the index batches, whose rows are places in them; waits for what is still on its way."""
         asked, ahead = (first, tuple(counts)), self._ahead
         self._ahead = None
@@ -61,7 +77,7 @@ class StreamFeed:
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._batches.close()
 
-    def _fetch(self, first: int, counts: Sequence[int]) -> _Fetched:
+    def _fetch(self, first: int, counts: Sequence[int]) -> Taken:
         batches = self._batches.take(first, counts)
         drawn = batches["rows"][: len(counts)]  # what lies beyond is padding, of row 0
         numbers, places = np.unique(drawn, return_inverse=True)
@@ -70,17 +86,21 @@ class StreamFeed:
         padded[: numbers.size] = numbers
         drawn[...] = places.reshape(drawn.shape)
         # Whether 64 bits stay is a setting of the thread that asks; the reader has decided it already.
-        with jax.enable_x64(True), jax.default_device(self._device):
-            return DeviceRows(*jax.device_put((columns, padded))), batches
+        with jax.enable_x64(True):
+            rows = {device: DeviceRows(*jax.device_put((columns, padded), device)) for device in self._layout.devices}
+            parts = self._layout.send(batches, self.draw.axes)
+        return [(rows[block.device], part) for block, part in zip(self._layout.blocks, parts, strict=True)]
 
     def _owners(self, row: int, batches: Mapping[str, np.ndarray]) -> str:
         """Such as "wanted by heads 3, 7 and 12 more"."""
-        if not self._batches.has_heads:
+        draw = self.draw
+        assert isinstance(draw, Given)
+        if draw.heads_axis is None:
             return "wanted by all heads"
-        axis = self.draw.heads_axis
-        rows = np.expand_dims(batches["rows"], axis) if self.draw.shared else batches["rows"]
+        axis = draw.heads_axis
+        rows = np.expand_dims(batches["rows"], axis) if draw.shared else batches["rows"]
         places = np.unique(np.nonzero((rows == row) & batches["mask"])[axis])
-        heads = [str(head) for head in self._ids[places[places < self._ids.size]]]  # the places beyond are padding
+        heads = [str(head) for head in self._ids[np.unique(self._layout.heads[places])]]
         if not heads:
             return "wanted by no head, for a padding slot"
         return f"wanted by heads {', '.join(heads[:3])}" + (f" and {len(heads) - 3} more" if len(heads) > 3 else "")

@@ -9,24 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from hydrax import resume
-from hydrax.assembly import Training, assemble_training
+from hydrax.assembly import check_training
 from hydrax.callback import Callback
 from hydrax.data import DataModule
-from hydrax.dispatch import Dispatcher, check_callbacks, keys
+from hydrax.dispatch import check_callbacks, keys
 from hydrax.errors import ArgumentError, CheckpointError
 from hydrax.evaluation import assemble_evaluation, table
+from hydrax.fitting import Fitting
 from hydrax.heads import Heads
-from hydrax.loop import FitLoop
 from hydrax.module import HydraModule
 from hydrax.predictions import HeldOut, held_out, stacked
 from hydrax.result import FitResult
 from hydrax.run_folder import check_root, find_newest
 from hydrax.settings import Settings, check_switches, refuse_unknown
-from hydrax.stages import Stages
 
 
-class Trainer(Stages):
+class Trainer(Fitting):
     """Trains, validates, tests and predicts with all heads of a module at once. Keyword arguments only.
 
     Args:
@@ -47,6 +45,13 @@ class Trainer(Stages):
         those in its slice. What a head learns differs; for many small heads whose slices hold most rows it is faster.
         The batch then holds rows of other heads, which `ctx.mask` marks: a model that mixes rows sees them.
       budget: "steps", all heads as many steps; or "passes", each head stops after max_epochs passes over its slice.
+      devices: how many devices, a list of JAX devices, or "auto": all of JAX's default backend; a CPU counts once for
+        each core. A head's bits do not depend on it.
+      lowering: "fast" runs convolutions, pooling and skinny products in Hydrax's own form, "plain" in XLA's; "auto" is
+        chosen for the machine. A head's bits depend on it.
+      device_memory: bytes that a fit may take on each device, or "auto": nearly all that is free. Heads whose state
+        does not fit wait on disk, below `default_root_dir`, and take turns.
+      deterministic: whether the plan follows from shapes and the kind of machine alone, not from timing.
       chunk: heads that run together, or "auto"; a head's bits depend on it, and on nothing else beside it.
       steps_per_call: most steps of one dispatch, or "auto".
       callbacks: one or a list, added to the defaults.
@@ -80,6 +85,10 @@ class Trainer(Stages):
         seed: int = 0,
         sampling: str = "own",
         budget: str = "steps",
+        devices: int | str | Sequence[Any] = "auto",
+        lowering: str = "auto",
+        device_memory: int | str = "auto",
+        deterministic: bool = False,
         chunk: int | str = "auto",
         steps_per_call: int | str = "auto",
         callbacks: Callback | Sequence[Callback] | None = None,
@@ -125,26 +134,37 @@ class Trainer(Stages):
         """
         _check_types(module, datamodule)
         self.module, self.datamodule = module, datamodule
-        self._loop = self._training = self._log_dir = None
+        self._loop = self._training = self._laid_out = self._log_dir = None
         self._evaluated = {}
         checkpoint_path = self._find_checkpoint(ckpt_path)
-        with self._stage(module, datamodule, "fit"):
+        with self._stage(module, datamodule, "fit"), contextlib.ExitStack() as opened:
             self._add_defaults()
-            training = assemble_training(self._settings, module, datamodule, keys(self._heard()))
-            self._training = training
+            checked = check_training(self._settings, module, datamodule, keys(self._heard()), self._root)
+            opened.callback(checked.close)
+            training = self._settle(checked, checkpoint_path)
+            opened.callback(self._close)
             self.log_every_n_steps = training.schedule.log_every
             where = self.log_dir if self._wants["TensorBoardLogger"] or self._wants["ModelCheckpoint"] else None
             self._say(f"{len(training.slices)} heads, {training.plan}, log_dir={where}")
-            with contextlib.closing(training), self._hooks("fit") as emit:
+            with self._hooks("fit") as emit:
                 self._loop = self._make_loop(training, emit, checkpoint_path)
                 if checkpoint_path is not None:
                     emit("on_load_checkpoint")
                 emit("on_fit_start")
-                self._loop.run()
+                while not self._run_through():
+                    self._cut(checked, emit)
                 emit("on_fit_end")
         reason = self._settings.end(training.schedule.max_steps) if self._loop.live.any() else "the stop of all heads"
         self._say(f"`Trainer.fit` stopped: {reason} reached.")
-        return FitResult(self.heads, self.metrics, self._loop.live, self._loop.step, self._log_dir, self.ledger())
+        return FitResult(
+            self.heads,
+            self.metrics,
+            self._loop.live,
+            self._loop.step,
+            self._log_dir,
+            self.ledger(),
+            self._running()[1].plan,
+        )
 
     def validate(
         self,
@@ -232,34 +252,7 @@ class Trainer(Stages):
                 emit("on_predict_end")
         return found
 
-    # How a run is laid out.
-
-    def _make_loop(self, training: Training, emit: Dispatcher, checkpoint_path: Path | None) -> FitLoop:
-        engine, validation = training.engine, training.validation
-        if checkpoint_path is None:
-            start = resume.Resumed(engine.init(), 0, None, {}, [])
-        else:
-            start = resume.load(
-                checkpoint_path, engine=engine, callbacks=keys(self._heard()), fingerprint=training.fingerprint()
-            )
-        loop = FitLoop(
-            engine=engine,
-            schedule=training.schedule,
-            steps_per_call=training.plan.steps_per_call,
-            feed=training.feed,
-            state=start.state,
-            step=start.step,
-            emit=emit,
-            logged=training.logged["training"],
-            validate=None
-            if validation is None
-            else lambda: validation.run(engine, (loop.state.trainable, loop.state.state), loop.step),
-            snapshots=start.snapshots,
-            metrics=start.metrics,
-            heard=start.heard,
-            own_batches=training.own_batches,
-        )
-        return loop
+    # What stands behind it.
 
     def _evaluate(
         self, stage: str, module: Any, datamodule: Any, heads: Any, ckpt_path: Any, verbose: bool
@@ -279,8 +272,10 @@ class Trainer(Stages):
         return found
 
     def _assemble(self, module: HydraModule, datamodule: DataModule, stage: str, heads: Heads) -> Any:
-        fitted = self._training.slices.ids if self._training and module is self.module else None
-        return assemble_evaluation(self._settings, module, datamodule, stage, heads, fitted)
+        if self._training is None or module is not self.module:
+            return assemble_evaluation(self._settings, module, datamodule, stage, heads)
+        fitted, choice = self._training.slices.ids, self._training.plan.choice
+        return assemble_evaluation(self._settings, module, datamodule, stage, heads, fitted, choice)
 
     def _subject(
         self, module: Any, datamodule: Any, heads: Any, ckpt_path: Any

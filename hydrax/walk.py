@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grain
 import jax
 import numpy as np
 
@@ -16,9 +15,13 @@ from hydrax.dataset import Dataset
 from hydrax.draw import Rotated, SharedRotated
 from hydrax.errors import DataError, SliceError
 from hydrax.feed import Batches, DrawnBatches, Feed, IndexBatches, RotationBatches
+from hydrax.layout import Layout
 from hydrax.row_law import RowLaw
 from hydrax.settings import Settings
 from hydrax.slices import Slices
+
+if TYPE_CHECKING:
+    import grain
 
 _MAX_TABLE_BYTES = 2**28  # What slices may take on the device.
 
@@ -34,7 +37,7 @@ class Walk:
       slices: the heads' slices.
       law: how the program finds the rows of own index batches; None where the host draws them.
       members: uint8[H, N / 8], how it finds whose the rows of shared index batches are; None where the host draws them.
-      index: the index batches on the host.
+      index: the index batches on the host; None where the program draws them.
       batch_size: slots B.
       padding: why a slot can be padding, or None.
     """
@@ -45,7 +48,7 @@ class Walk:
     slices: Slices
     law: RowLaw | None
     members: np.ndarray | None
-    index: grain.MapDataset
+    index: grain.MapDataset | None
     batch_size: int
     padding: str | None
 
@@ -77,28 +80,27 @@ class Walk:
             return None
         return rotation.batches_of(passes, self.lengths, self.batch_size, self.datamodule.small_slices)  # type: ignore[arg-type]
 
-    def feed(self, places: np.ndarray, max_steps: int) -> Feed:
+    def feed(self, layout: Layout, max_steps: int) -> Feed:
         """The rows and index batches, laid out for the program.
 
         Args:
-          places: int[H padded], which head stands at each place of the program.
+          layout: where the heads stand.
           max_steps: most steps of a superstep.
         """
         accumulate = self.settings.accumulate_grad_batches
         slots = max_steps * accumulate * self.batch_size * (1 if self.shared else len(self.slices))
-        return self.data.feed(self._batches(places, max_steps, accumulate), slots, self.slices.ids)
+        return self.data.feed(
+            lambda places: self._batches(places, max_steps, accumulate), layout, slots, self.slices.ids
+        )
 
     @property
     def drawn_on_host(self) -> bool:
         """Whether the index batches of all heads are made for the host to see."""
-        return self._not_rotated or self.data.reader is not None
-
-    @property
-    def _not_rotated(self) -> bool:
-        return self.law is None and self.members is None
+        return self.index is not None or self.data.reader is not None
 
     def _batches(self, places: np.ndarray, max_steps: int, accumulate: int) -> Batches:
-        if self._not_rotated:
+        """The index batches of heads at these places, int[places]."""
+        if self.index is not None:
             return IndexBatches(
                 self.index,
                 num_rows=self.data.num_rows,
@@ -137,15 +139,15 @@ def open_walk(settings: Settings, datamodule: DataModule, data: Dataset, slices:
             f"A row listed twice cannot be met twice: {type(datamodule).__name__}.slices. Got {slices!r} with "
             'sampling="shared", expected slices that hold each row once. Fix: pass sampling="own", as for a bootstrap.'
         )
-    index = _index_dataset(settings, datamodule)
     # Only the data module's own rotation is known to the program.
     own = type(datamodule).index_dataset is DataModule.index_dataset
     # Beside an accelerator's superstep, a program that draws for the host would have to wait for its turn.
     in_program = own and (data.reader is None or jax.default_backend() == "cpu")
     law = _law(slices) if in_program and not shared else None
     members = _members(slices) if in_program and shared else None
+    index = _index_dataset(settings, datamodule) if law is None and members is None else None
     walk = Walk(settings, datamodule, data, slices, law, members, index, datamodule.batch_size, None)
-    if own:
+    if own or index is None:
         live = rotation.cursor(0, walk.lengths, datamodule.batch_size, datamodule.small_slices).width  # type: ignore[arg-type]
         slots = datamodule.batch_size
     else:
@@ -191,6 +193,8 @@ def _index_dataset(settings: Settings, datamodule: DataModule) -> grain.MapDatas
             "Trainer."
         )
     index = datamodule.index_dataset(settings.seed, **asked)
+    import grain  # late, as in hydrax/data.py
+
     if not isinstance(index, grain.MapDataset):
         raise DataError(
             f"Index batches have the wrong type: {name}. Got {type(index).__name__}, expected a grain.MapDataset. Fix: "

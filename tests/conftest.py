@@ -2,6 +2,8 @@
 
 import hydrax  # noqa: F401  # isort: skip  # first: its guard must stand before JAX starts its backend
 
+from collections.abc import Iterator
+
 import jax
 import pytest
 
@@ -15,8 +17,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compiled_programs_are_kept(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Compiling is most of what the tests cost: a program that one test compiled is read back by the next."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+def compiled_programs_are_kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compiling is most of what the tests cost: a program that one test compiled is read back by the next.
+
+    By the processes that tests start too; so nothing is left in the cache folder of whoever runs the tests.
+    """
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield

@@ -12,15 +12,34 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SMALL = {
     "chunk_width": "--turns 1 --steps 4 --steps-per-call 2 --chunks 1 4",
+    "engine": "--quick",
     "index_batches": "--turns 1 --steps 26 --heads 4",
+    "quiet_host": "--turns 1 --turn-secs 0.05 --heads 4",
     "shared_sampling": "--turns 1 --steps 51 --workloads 1",
+    "start": "--turns 1 --heads 4 --states cold --default",
     "streaming": "--turns 1 --steps 20 --rows 2000 --folder .",
 }
+PEERS = [
+    "Hydrax",
+    "JAX by hand: vmap + scan",
+    "JAX by hand: chunks, all devices",
+    "PyTorch, one model after the other",
+]
 # First cells of the rows of each table.
 TABLES = {
     "chunk_width": [["1", "4"]] * 2,
+    "engine": [
+        PEERS,
+        ["Hydrax", "Hydrax, fewer heads"],
+        ["4"],
+        ["10"],
+        ["a", "f"],
+        ["a", "a", "a", "a", "f", "g", "g"],
+    ],
     "index_batches": [["the draw alone", "none", "host", "program"]] * 2,
+    "quiet_host": [["default to barebones", "barebones to program"]],
     "shared_sampling": [["own", "own", "shared"]],
+    "start": [["cold"]],
     "streaming": [["device", "host", "host, cold"]],
 }
 
@@ -49,7 +68,7 @@ def test_every_script_has_a_small_form():
 
 
 # Each small form compiles for ten seconds or more; the others are run with the longer forms.
-ALWAYS = ("streaming",)
+ALWAYS = ("engine", "start", "streaming")
 FORMS = [pytest.param(script, marks=() if script in ALWAYS else pytest.mark.slow) for script in SMALL]
 
 

@@ -13,10 +13,10 @@ import hydrax as hx
 from hydrax.datamodules import ArrayDataModule
 from hydrax.draw import Given, Rotated, SharedRotated
 from hydrax.feed import IndexBatches, RotationBatches
+from hydrax.layout import lay_out
 from hydrax.rotation import index_batch, shared_index_batch
 from hydrax.row_bits import Bits, packed
 from hydrax.row_store import RowStore
-from hydrax.state import padding_index
 
 MOST = 2**31 - 1
 LENGTHS = [1, 7, 12, 31, 40]
@@ -49,12 +49,17 @@ KINDS = {
 }
 
 
+def places_of(num_heads, chunk):
+    """Which head stands at each place of a program on one device."""
+    return lay_out(num_heads, chunk, jax.devices()[:1]).heads
+
+
 compiled = functools.cache(jax.jit)  # draws are equal where their programs are
 
 
 def drawn(slices, first, counts, *, chunk=2, max_steps=4, accumulate=3, batch_size=5, **how):
     """Rows and masks [steps, A, H padded, B] of the program; the heads fill whole chunks, as in a fit."""
-    places, law = padding_index(len(slices), chunk), slices.law()
+    places, law = places_of(len(slices), chunk), slices.law()
     fixed = {"columns": {name: column[places] for name, column in law.columns.items()}, "tables": law.tables}
     batches = RotationBatches(
         Rotated(law.take, batch_size),
@@ -85,7 +90,7 @@ def expected(draw, slices, first, counts, *, accumulate=3, max_steps=4, **how):
 def assert_same(slices, first, counts, **how):
     rows, mask = drawn(slices, first, counts, **how)
     expected_rows, expected_mask = expected(index_batch, slices, first, counts, **how)
-    places = padding_index(len(slices), 2)
+    places = places_of(len(slices), 2)
     assert (rows.dtype, mask.dtype) == (np.int32, np.bool_)
     np.testing.assert_array_equal(rows[: len(counts)], expected_rows[:, :, places])
     np.testing.assert_array_equal(mask[: len(counts)], expected_mask[:, :, places])
@@ -163,7 +168,7 @@ def test_drawing_leaks_no_tracer():
 
 def drawn_together(slices, first, counts, *, max_steps=4, accumulate=3, batch_size=5, **how):
     """Rows [steps, A, B] and masks [steps, A, H padded, B] of the program."""
-    places = padding_index(len(slices), 2)
+    places = places_of(len(slices), 2)
     batches = RotationBatches(
         SharedRotated(batch_size),
         {"members": np.packbits(slices.mask(), axis=1, bitorder="little")[places]},
@@ -190,7 +195,7 @@ def test_the_program_draws_the_shared_rows_of_the_host(slices, first, how):
     counts = [3, 2, 3]
     rows, mask = drawn_together(slices, first, counts, **how)
     expected_rows, expected_mask = expected(shared_index_batch, slices, first, counts, **how)
-    places = padding_index(len(slices), 2)
+    places = places_of(len(slices), 2)
     assert (rows.dtype, mask.dtype) == (np.int32, np.bool_)
     np.testing.assert_array_equal(rows[:3], expected_rows)
     np.testing.assert_array_equal(mask[:3], expected_mask[:, :, places])

@@ -7,6 +7,7 @@ import pytest
 
 from hydrax.errors import DataError
 from hydrax.feed import IndexBatches, ResidentFeed
+from hydrax.layout import lay_out
 
 ROWS, HEADS, SLOTS = 100, 3, 2
 PLACES = np.array([0, 1, 2, 0])  # three heads in chunks of four
@@ -42,7 +43,8 @@ def taken(batches, *asked):
 
 def uploaded(dataset):
     """What the device holds of a dataset."""
-    return ResidentFeed(dataset, feed()).take(0, [1])[0].columns
+    layout = lay_out(HEADS, 4, jax.devices()[:1])
+    return ResidentFeed(dataset, lambda places: feed(places=places), layout).take(0, [1])[0][0].columns
 
 
 def test_a_superstep_holds_the_rows_of_each_step_at_the_places_of_the_heads():

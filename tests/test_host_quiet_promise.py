@@ -42,7 +42,7 @@ def heard(tmp_path_factory):
 
     def dispatch(self, *args):
         result = superstep(self, *args)
-        events.append(f"dispatch {args[3] + args[4]}")
+        events.append(f"dispatch {args[2] + args[3]}")
         return result
 
     def read(self, *args):
@@ -97,3 +97,44 @@ def test_metrics_are_read_one_superstep_late_and_nothing_else_is_read(heard):
 
 def test_the_watch_sees_a_read(heard):
     assert "other read" in heard[heard.index("end") :]
+
+
+class Guarded(hx.Callback):
+    """Forbids implicit transfers, in either direction, from the first superstep to the last."""
+
+    def on_train_steps_end(self, event):
+        jax.config.update("jax_transfer_guard_host_to_device", "disallow")
+        jax.config.update("jax_transfer_guard_device_to_device", "disallow")
+
+    def next_due(self, step):
+        return 2 if step < 2 else None
+
+    def on_train_end(self, event):
+        allow()
+
+    on_exception = on_train_end
+
+
+def allow():
+    jax.config.update("jax_transfer_guard_host_to_device", "allow")
+    jax.config.update("jax_transfer_guard_device_to_device", "allow")
+
+
+@pytest.mark.parametrize("residence", ["device", "host"])
+def test_no_array_reaches_the_device_by_accident(residence):
+    slices = hx.Slices.random_subset([5, 40, 21], NUM_ROWS)
+    trainer = hx.Trainer(callbacks=Guarded(), max_steps=12, log_every_n_steps=3, **QUIET)
+    try:
+        trainer.fit(OneMetric("mlp", 1e-2), data_of(slices, val=None, residence=residence))
+    finally:
+        allow()
+    assert trainer.global_step == 12
+
+
+def test_the_guard_sees_an_implicit_transfer():
+    jax.config.update("jax_transfer_guard_host_to_device", "disallow")
+    try:
+        with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+            jax.jit(lambda a: a + 1)(np.ones(3))
+    finally:
+        allow()

@@ -40,8 +40,7 @@ def fit(*callbacks, lengths=LENGTHS, rates=RATES, ckpt_path=None, **how):
 
 def compiled(trainer):
     """How often each program of a run has been compiled."""
-    programs = vars(trainer._training.engine._programs)
-    return {name: program._cache_size() for name, program in programs.items() if hasattr(program, "_cache_size")}
+    return {name: program.num_compiled for name, program in trainer._training.engine.programs.items()}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +53,9 @@ def busy(folder):
     return fit(Busy(folder))
 
 
-ONCE = {"init": 1, "superstep": 1, "evaluate": 1, "compute": 1, "freeze": 1, "keep": 1, "finite": 1, "predict": 0}
+ONCE = dict.fromkeys(("init", "superstep", "evaluate", "compute", "freeze", "keep", "finite", "spread"), 1) | {
+    "predict": 0
+}
 
 
 def test_each_program_of_a_fit_is_compiled_once(busy):

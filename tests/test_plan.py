@@ -5,7 +5,7 @@ from heads_under_test import PlainClassifier, data_of
 from sklearn.model_selection import KFold
 
 import hydrax as hx
-from hydrax.assembly import assemble_training
+from hydrax.assembly import check_training
 from hydrax.plan import make_plan
 from hydrax.settings import Settings
 
@@ -41,7 +41,8 @@ def test_a_superstep_has_at_least_one_step():
 
 
 def test_a_plan_prints_as_one_line():
-    assert str(plan()) == "chunk=1 steps_per_call=50 backend=cpu sampling=own residence=device"
+    expected = "chunk=1 steps_per_call=50 backend=cpu devices=1 sampling=own residence=device lowering=plain how=rules"
+    assert str(plan(lowering="plain")) == expected
 
 
 # ---- rows that all heads share
@@ -90,7 +91,7 @@ def test_the_plan_says_nothing_where_there_is_nothing_to_gain(how):
 
 def test_the_remark_stands_at_the_end_of_the_plans_line():
     spoken = make_plan(Settings(), num_heads=5, slots=8, backend="cpu", live_share=0.9)
-    assert str(spoken).startswith("chunk=1 steps_per_call=50 backend=cpu sampling=own residence=device (sampling=")
+    assert str(spoken).endswith(f"how=rules ({spoken.remark})")
 
 
 @pytest.mark.parametrize(
@@ -105,9 +106,9 @@ def test_the_remark_stands_at_the_end_of_the_plans_line():
     ids=["k-fold", "leave one out", "small prefixes", "one head", "repeats cannot be shared"],
 )
 def test_a_fit_speaks_of_shared_rows_for_the_slices_that_gain(slices, spoken):
-    training = assemble_training(Settings(max_steps=1), PlainClassifier(), data_of(slices, val=None), {})
-    training.close()
-    assert (training.plan.remark is not None) == spoken
+    checked = check_training(Settings(max_steps=1), PlainClassifier(), data_of(slices, val=None), {})
+    checked.close()
+    assert (checked.plan().remark is not None) == spoken
 
 
 # ---- rows that are fetched

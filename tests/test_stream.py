@@ -253,8 +253,8 @@ def test_other_rows_are_refused_when_a_run_resumes(tmp_path):
 
 def test_each_program_is_compiled_once_however_many_rows_a_superstep_wants():
     fitted = fit(on_host(), Fickle())
-    programs = fitted.trainer._training.engine._programs
-    assert (programs.superstep._cache_size(), programs.evaluate._cache_size()) == (1, 1)
+    programs = fitted.trainer._training.engine.programs
+    assert (programs["superstep"].num_compiled, programs["evaluate"].num_compiled) == (1, 1)
 
 
 def wanted(data, steps):

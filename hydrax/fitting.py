@@ -1,0 +1,98 @@
+"""Settles a fit's plan, runs its loop, and goes on with a smaller plan where memory ends on the way."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from hydrax import resume, tune
+from hydrax.assembly import Checked, Training
+from hydrax.dispatch import Dispatcher, keys
+from hydrax.engine import heads_of
+from hydrax.loop import FitLoop
+from hydrax.memory import is_out_of_memory
+from hydrax.plan import NO_CHOICE
+from hydrax.stages import Stages
+
+_log = logging.getLogger("hydrax")
+
+
+class Fitting(Stages):
+    """The part of the Trainer that takes a fit from its checks to its end."""
+
+    def _settle(self, checked: Checked, checkpoint_path: Path | None) -> Training:
+        """Chooses the plan of a fit."""
+        resumed = checkpoint_path is not None
+        choice = NO_CHOICE if checkpoint_path is None else resume.read_choice(checkpoint_path)
+        return self._take(checked, tune.settle(checked, choice, tune.plan_folder(), resumed=resumed))
+
+    def _close(self) -> None:
+        """Ends what reads rows."""
+        if self._training is not None:
+            self._training.close()
+
+    def _take(self, checked: Checked, settled: tune.Settled) -> Training:
+        """The fit by its plan."""
+        self._laid_out = checked, settled
+        self._training = checked.training(settled.plan, settled.engine, settled.feed)
+        return self._training
+
+    def _run_through(self) -> bool:
+        """Whether the loop ran to its end; not where memory ended first."""
+        assert self._loop is not None
+        try:
+            self._loop.run()
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
+
+    def _cut(self, checked: Checked, emit: Dispatcher) -> None:
+        """Goes on with a smaller plan, from the newest checkpoint of this run or else from the start."""
+        (loop, training), last = self._running(), getattr(self.checkpoint_callback, "last_model_path", None)
+        _log.warning("Out of memory after step %d; the run goes on from %s.", loop.step, last or "the start")
+        marks, plan = {"chunk": training.plan.chunk}, training.plan
+        self._loop = self._training = self._laid_out = None
+        del loop, training  # what they hold on the device is gone, or must go
+        training = self._take(checked, tune.rebuilt(checked, plan))
+        self._loop = self._make_loop(training, emit, Path(last) if last else None, marks)
+
+    def _make_loop(
+        self, training: Training, emit: Dispatcher, checkpoint_path: Path | None, marks: Mapping[str, Any] | None = None
+    ) -> FitLoop:
+        """The loop; `marks` are what the checkpoint has otherwise than this run."""
+        engine, validation = training.engine, training.validation
+        if checkpoint_path is None:
+            assert self._laid_out is not None
+            checked, settled = self._laid_out
+            start = resume.Resumed(settled.start or engine.init(), 0, None, {}, [])
+            self._laid_out = checked, settled._replace(start=None)  # the first superstep gives it away
+        else:
+            start = resume.load(
+                checkpoint_path,
+                engine=engine,
+                callbacks=keys(self._heard()),
+                fingerprint={**training.fingerprint(), **(marks or {})},
+            )
+        loop = FitLoop(
+            engine=engine,
+            schedule=training.schedule,
+            steps_per_call=training.plan.steps_per_call,
+            feed=training.feed,
+            state=start.state,
+            step=start.step,
+            emit=emit,
+            logged=training.logged["training"],
+            validate=None if validation is None else lambda: validation.run(engine, heads_of(loop.state), loop.step),
+            lay_out=training.lay_out,
+            snapshots=start.snapshots,
+            metrics=start.metrics,
+            heard=start.heard,
+            own_batches=training.own_batches,
+        )
+        return loop

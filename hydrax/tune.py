@@ -1,0 +1,288 @@
+"""Settles the plan of a fit: by rules, from the run that is gone on with, from the disk, or by timing the real step."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from hydrax.assembly import Checked
+from hydrax.engine import Blocks, Engine
+from hydrax.errors import MemoryLimitError
+from hydrax.feed import Feed
+from hydrax.lowering import Lowering
+from hydrax.machine import describe_speed
+from hydrax.memory import Memory, is_out_of_memory, room, too_large, tree_bytes
+from hydrax.plan import Choice, Plan
+
+_log = logging.getLogger("hydrax")
+
+_MAX_SECS, _MAX_SHARE = 10.0, 0.05  # What timing may take: so long, and so much of the run.
+_FEWEST_SECS = 10.0  # A run that is shorter by the rules' estimate has no time to lose.
+_TIMED_SECS = 0.1  # How long one timing should last.
+_CHUNKS = (4, 8, 2)  # Widths tried on a CPU beside the rule's, the likelier first.
+_MARGIN = 0.97  # A candidate wins where it takes at most this share of the best time: below that is noise.
+_CALL_LIMIT_SECS = 1.0  # A dispatch cannot be interrupted, so none takes longer.
+
+
+class Candidate(NamedTuple):
+    """A plan that was timed.
+
+    Attributes:
+      plan: it.
+      step_secs: a step of all heads.
+      start_secs: what compiling and the first dispatch took.
+    """
+
+    plan: Plan
+    step_secs: float
+    start_secs: float
+
+
+class Settled(NamedTuple):
+    """A plan, and what it made of a fit.
+
+    Attributes:
+      plan: it.
+      engine, feed: built by it.
+      memory: what it takes.
+      start: the heads before their first step; None where they come from a checkpoint.
+      candidates: the plans that were timed, this one among them; none where nothing was timed.
+    """
+
+    plan: Plan
+    engine: Engine
+    feed: Feed
+    memory: Memory
+    start: Blocks | None = None
+    candidates: tuple[Candidate, ...] = ()
+
+
+def settle(checked: Checked, choice: Choice, folder: Path | None, *, resumed: bool = False) -> Settled:
+    """Chooses the plan of a fit and builds it.
+
+    Args:
+      checked: the fit.
+      choice: what of the plan was settled before.
+      folder: where chosen plans are kept; None: nowhere.
+      resumed: whether the choice is that of the run that is gone on with.
+    """
+    if resumed:
+        return _fitting(checked, dataclasses.replace(checked.plan(choice), how="resumed"))
+    known = _Known(folder, checked) if _is_open(checked) and folder is not None else None
+    kept = known.read() if known is not None else None
+    if kept is not None:
+        return _fitting(checked, dataclasses.replace(checked.plan(kept), how="cached"))
+    settled = _fitting(checked, checked.plan(choice))
+    if not _is_open(checked) or checked.walk.data.reader is not None or settled.plan.waves > 1:
+        return settled
+    if checked.rough_secs < _FEWEST_SECS:
+        return settled
+    settled = _timed(checked, settled)
+    if known is not None and len(settled.candidates) > 1:
+        known.write(settled)
+    return settled
+
+
+def plan_folder() -> Path | None:
+    """Where plans are kept: beside the compiled programs; None where those are not kept."""
+    folder = getattr(jax.config, "jax_compilation_cache_dir", None)
+    return None if folder is None else Path(folder) / "plans"
+
+
+def _is_open(checked: Checked) -> bool:
+    """Whether there is anything that timing may choose."""
+    settings = checked.settings
+    return not settings.deterministic and "auto" in (settings.chunk, settings.lowering)
+
+
+# Memory.
+
+
+def _fitting(checked: Checked, plan: Plan) -> Settled:
+    """Builds a plan, with smaller chunks or in waves where it would not fit into memory."""
+    devices = checked.devices[: plan.devices]
+    available = room(devices[0], checked.settings.device_memory)
+    data = checked.walk.data.num_rows * checked.walk.data.row_bytes if checked.walk.data.reader is None else 0
+    state = tree_bytes(checked.traced.state) * -(-len(checked.walk.slices) // len(set(devices)))
+    if plan.waves == 1 and data + state > available:
+        if data >= available:
+            raise too_large(len(checked.walk.slices), plan.chunk, f"{data:,} bytes of data", available)
+        # A wave's old state and its new one are there at once, as it comes from the host and goes back.
+        plan = dataclasses.replace(plan, waves=-(-2 * state // (available - data)))
+    while True:
+        engine, feed = checked.build(plan)
+        start = None
+        try:
+            taken = feed.take(0, checked.schedule.counts(0, 1))
+            peak = engine.superstep_memory(taken)
+            if peak <= available and plan.how != "resumed":
+                # No step, but all the memory that one takes.
+                start, values = engine.superstep(engine.init(), taken, 0, 0, False)
+                jax.block_until_ready(values)
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            peak = available + 1  # or more
+        if peak <= available:
+            return Settled(plan, engine, feed, Memory(state // plan.waves, data, peak, available), start)
+        if checked.walk.data.reader is None:  # a reader serves the next feed too
+            feed.close()
+        plan = narrower(checked, plan, f"{peak:,} bytes")
+
+
+def rebuilt(checked: Checked, plan: Plan) -> Settled:
+    """The fit by a plan that is smaller than one that ran out of memory on the way."""
+    return _fitting(checked, dataclasses.replace(narrower(checked, plan, "more than there was"), how="resumed"))
+
+
+def narrower(checked: Checked, plan: Plan, needed: str) -> Plan:
+    """The plan with chunks of half the width; where they are single heads, with twice as many waves.
+
+    Raises:
+      MemoryLimitError: nothing is left to make smaller.
+    """
+    heads = len(checked.walk.slices)
+    available = room(checked.devices[0], checked.settings.device_memory)
+    if plan.chunk > 1 and not isinstance(checked.settings.chunk, int):
+        smaller = dataclasses.replace(plan, chunk=-(-plan.chunk // 2))
+    elif plan.devices > 1 and checked.devices[0] == checked.devices[-1]:
+        smaller = dataclasses.replace(plan, devices=1)
+    elif plan.waves * plan.devices * plan.chunk < heads:
+        smaller = dataclasses.replace(plan, waves=2 * plan.waves)
+    else:
+        raise too_large(heads, plan.chunk, needed, available)
+    _log.warning("A step takes %s; there are %s bytes. Instead: %s", needed, f"{available:,}", smaller)
+    return smaller
+
+
+# Timing.
+
+
+def _timed(checked: Checked, first: Settled) -> Settled:
+    """Times the plan at hand, then others one by one while the budget lasts, and keeps the best."""
+    steps = checked.schedule.max_steps
+    start = time.perf_counter()
+    best = _Trial(checked, first.plan, first)
+    budget = min(_MAX_SECS, _MAX_SHARE * steps * best.step_secs)
+    tried = [best.candidate]
+    dearest = best.start_secs
+    for plan in _candidates(checked, tried):
+        cost = dearest + 4 * _TIMED_SECS + 2 * best.step_secs
+        if time.perf_counter() - start + cost > budget:
+            break
+        try:
+            trial = _Trial(checked, plan)
+        except (MemoryLimitError, jax.errors.JaxRuntimeError) as error:  # it is not the one to take
+            _log.debug("A plan cannot be tried: %s: %r", plan, error)
+            continue
+        dearest = max(dearest, trial.start_secs)
+        tried.append(trial.candidate)
+        better = trial.step_secs < _MARGIN * best.step_secs
+        (best if better else trial).settled.feed.close()
+        best = trial if better else best
+    limit = max(1, int(_CALL_LIMIT_SECS / best.step_secs))
+    plan = dataclasses.replace(
+        best.settled.plan,
+        steps_per_call=min(best.settled.plan.steps_per_call, limit),
+        how="timed" if len(tried) > 1 else "rules",
+    )
+    return best.settled._replace(plan=plan, candidates=tuple(tried))
+
+
+def _candidates(checked: Checked, tried: list[Candidate]) -> Iterator[Plan]:
+    """Plans worth a try, each from the best so far."""
+
+    def best() -> Plan:
+        return min(tried, key=lambda one: one.step_secs).plan
+
+    settings, base = checked.settings, tried[0].plan
+    if settings.chunk == "auto" and base.backend == "cpu" and base.sampling == "own":
+        for chunk in _CHUNKS:
+            # Where twice the width lost, four times does too, and half of it is next.
+            if chunk <= len(checked.walk.slices) and not (chunk == 8 and best().chunk != 4):
+                yield checked.plan(dataclasses.replace(best().choice, chunk=chunk))
+    if settings.lowering == "auto" and checked.has_lowered_operations:
+        plain, fast = Lowering(), Lowering.auto("cpu")
+        yield dataclasses.replace(best(), lowering=plain if best().lowering != plain else fast)
+    if settings.devices == "auto" and best().devices > 1 and best().backend == "cpu":
+        yield dataclasses.replace(best(), devices=1)
+
+
+class _Trial:
+    """A plan, timed on the user's heads: frozen ones, which take the same time and keep every bit."""
+
+    def __init__(self, checked: Checked, plan: Plan, settled: Settled | None = None) -> None:
+        started = time.perf_counter()
+        self.settled = settled or _fitting(checked, plan)
+        self.start_secs = time.perf_counter() - started
+        self._checked = checked
+        engine = self.settled.engine
+        self._state: Blocks = engine.freeze(engine.init(), np.ones(engine.num_heads, bool))
+        once = self._secs(1)
+        most = self.settled.plan.steps_per_call
+        steps = max(1, min(most, int(_TIMED_SECS / once)))
+        self.step_secs = min(self._secs(steps) for _ in range(2)) / steps if once < _MAX_SECS / 10 else once
+        del self._state
+
+    @property
+    def candidate(self) -> Candidate:
+        return Candidate(self.settled.plan, self.step_secs, self.start_secs)
+
+    def _secs(self, steps: int) -> float:
+        engine, feed = self.settled.engine, self.settled.feed
+        taken = feed.take(0, self._checked.schedule.counts(0, steps))
+        started = time.perf_counter()
+        self._state, values = engine.superstep(self._state, taken, 0, steps, False)
+        jax.block_until_ready((self._state, values))
+        return time.perf_counter() - started
+
+
+# Plans on disk.
+
+
+class _Known:
+    """The plan that was found best for this step, on this machine, with these versions."""
+
+    def __init__(self, folder: Path, checked: Checked) -> None:
+        # Functions print with their addresses, which differ from run to run.
+        step = re.sub(r"0x[0-9a-f]+", "", str(checked.traced.step))
+        settings = checked.settings
+        about: dict[str, Any] = {
+            "step": step,
+            "num_heads": len(checked.walk.slices),
+            "settings": [str(settings.chunk), settings.lowering, settings.sampling, len(checked.devices)],
+            "machine": describe_speed(checked.devices[0]),
+        }
+        self._path = folder / f"{hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]}.json"
+
+    def read(self) -> Choice | None:
+        """What was chosen; None where nothing is known, or what is there cannot be read."""
+        try:
+            found = json.loads(self._path.read_text())
+            lowering = Lowering(**{str(name): bool(on) for name, on in found["lowering"].items()})
+            chunk = found["chunk"]
+            return Choice(chunk, lowering) if isinstance(chunk, int) and chunk > 0 else None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def write(self, settled: Settled) -> None:
+        """Keeps a choice; where that cannot be, the next run times again."""
+        plan = settled.plan
+        text = json.dumps({"chunk": plan.chunk, "lowering": dataclasses.asdict(plan.lowering), "plan": str(plan)})
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            beside = self._path.with_suffix(f".{time.time_ns()}")
+            beside.write_text(text)
+            beside.replace(self._path)
+        except OSError as error:
+            _log.debug("A plan cannot be kept in %s: %r", self._path.parent, error)

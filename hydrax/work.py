@@ -1,0 +1,91 @@
+"""How much a step has to do at least: floating-point operations and bytes, counted from the user's own step.
+
+XLA's figures count the body of a loop once and whatever a fusion computes twice, twice; these follow the jaxpr.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+# Moves numbers about, or makes them; no arithmetic on floats.
+_FREE = {
+    *("broadcast_in_dim", "reshape", "transpose", "slice", "dynamic_slice", "dynamic_update_slice", "concatenate"),
+    *("gather", "scatter", "pad", "rev", "squeeze", "convert_element_type", "bitcast_convert_type", "iota", "copy"),
+    *("select_n", "stop_gradient", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "optimization_barrier"),
+    *("device_put", "expand_dims", "split", "copy_p"),
+}
+
+
+class Work(NamedTuple):
+    """What one step of all heads has to do.
+
+    Attributes:
+      flops: floating-point operations: two for a multiply-add, one for every other value computed (an exponential too).
+      bytes: what is read and written if nothing stays in a cache: the state twice, and the rows.
+    """
+
+    flops: float
+    bytes: float
+
+    def times(self, heads: int) -> Work:
+        """The same for so many heads."""
+        return Work(self.flops * heads, self.bytes * heads)
+
+
+def count_flops(jaxpr: Any) -> float:
+    """Floating-point operations of a jaxpr; a `while` of unknown length counts as one turn, a `cond` as its dearest."""
+    return sum(_flops(equation) for equation in jaxpr.eqns)
+
+
+def _flops(equation: Any) -> float:
+    name, params = equation.primitive.name, equation.params
+    if name in _COUNTED:
+        return _COUNTED[name](equation)
+    if name == "cond":
+        return max(count_flops(branch.jaxpr) for branch in params["branches"])
+    bodies = [getattr(value, "jaxpr", value) for value in params.values() if hasattr(value, "eqns")]
+    bodies += [value.jaxpr for value in params.values() if hasattr(value, "jaxpr") and not hasattr(value, "eqns")]
+    if bodies:
+        return sum(map(count_flops, bodies)) * (params["length"] if name == "scan" else 1)
+    if name in _FREE or not _is_float(equation.outvars[0]):
+        return 0.0
+    reads = name.startswith(("reduce", "cum", "arg", "scatter"))
+    return float(max(_size(var) for var in (equation.invars if reads else equation.outvars)))
+
+
+def _product(equation: Any) -> float:
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    shape = equation.invars[0].aval.shape
+    return 2.0 * _size(equation.outvars[0]) * math.prod(shape[axis] for axis in contracted)
+
+
+def _convolution(equation: Any) -> float:
+    kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"]
+    taps = math.prod(kernel[axis] for axis in numbers.rhs_spec[1:])  # input channels of a group, and the window
+    return 2.0 * _size(equation.outvars[0]) * taps
+
+
+def _window(equation: Any) -> float:
+    return float(_size(equation.outvars[0]) * math.prod(equation.params["window_dimensions"]))
+
+
+_COUNTED: dict[str, Callable[[Any], float]] = {
+    "dot_general": _product,
+    "conv_general_dilated": _convolution,
+    "reduce_window_max": _window,
+    "reduce_window_min": _window,
+    "reduce_window_sum": _window,
+    "select_and_scatter_add": lambda equation: float(_size(equation.invars[0])),
+}
+
+
+def _size(var: Any) -> int:
+    return math.prod(var.aval.shape)
+
+
+def _is_float(var: Any) -> bool:
+    return jnp.issubdtype(var.aval.dtype, jnp.inexact)
