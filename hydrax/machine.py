@@ -17,7 +17,7 @@ from hydrax.devices import num_cores
 
 _SIDE = 2048  # Of the matrices: 17 GFLOP.
 _COPIED = 2**26  # float32: 256 MiB, more than a cache holds.
-_TURNS = 3
+_TURNS = 4
 
 
 class Limits(NamedTuple):
@@ -42,18 +42,19 @@ def limits(device: jax.Device, count: int) -> Limits:
     """
     with jax.default_device(device):
         square, line = jnp.ones((_SIDE, _SIDE), jnp.float32), jnp.ones(_COPIED, jnp.float32)
-        products = 2.0 * _SIDE**3 / _best(jax.jit(lambda a: a @ a), square)
-        copies = 8.0 * _COPIED / _best(jax.jit(lambda a: a + 1), line)
+        products = 2.0 * _SIDE**3 / _best(jax.jit(lambda a: a @ a / _SIDE), square)
+        # In place: memory that is new must be made ready by the system, which takes longer than a copy.
+        copies = 8.0 * _COPIED / _best(jax.jit(lambda a: a + 1, donate_argnums=0), line)
     share = 1 if device.platform == "cpu" else count
     return Limits(products * share, copies * share)
 
 
-def _best(function: Callable[[Any], Any], argument: Any) -> float:
-    jax.block_until_ready(function(argument))
+def _best(function: Callable[[Any], Any], array: Any) -> float:
+    array = jax.block_until_ready(function(array))
     secs = []
     for _ in range(_TURNS):
         started = time.perf_counter()
-        jax.block_until_ready(function(argument))
+        array = jax.block_until_ready(function(array))
         secs.append(time.perf_counter() - started)
     return min(secs)
 
