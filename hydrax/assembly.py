@@ -71,7 +71,8 @@ class Training:
             self.validation.lay_out(layout)
 
     def close(self) -> None:
-        """Ends the pipelines of index batches, and what reads rows."""
+        """Ends the pipelines of index batches, what reads rows, and the threads of the engine."""
+        self.engine.close()
         self.feed.close()
         if self.validation is not None:
             self.validation.close()

@@ -290,6 +290,12 @@ class Engine:
             lambda block, _, new, old: self._run("keep", block, _put(condition, block), new, old), new, old
         )
 
+    def close(self) -> None:
+        """Ends the threads; what is asked for later runs in the thread that asks."""
+        for lane in self._lanes:
+            lane.shutdown(wait=True)
+        self._lanes = []
+
     def _apply(self, name: str, blocks: Blocks) -> Blocks:
         return self._each(lambda block, _, tree: self._run(name, block, tree), blocks)
 

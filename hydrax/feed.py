@@ -180,7 +180,8 @@ class DrawnBatches:
         self._program = jax.jit(batches.draw.__call__)
 
     def take(self, first: int, counts: Sequence[int]) -> dict[str, Any]:
-        rows, mask = map(np.array, self._program(self._batches.take(first, counts), self._head_ids))
+        parts = jax.device_put((self._batches.take(first, counts), self._head_ids))
+        rows, mask = map(np.array, self._program(*parts))
         rows[len(counts) :] = 0
         return {"rows": rows, "mask": mask}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,11 +25,23 @@ _log = logging.getLogger("hydrax")
 class Fitting(Stages):
     """The part of the Trainer that takes a fit from its checks to its end."""
 
-    def _settle(self, checked: Checked, checkpoint_path: Path | None) -> Training:
-        """Chooses the plan of a fit."""
+    def _lay_out(self, checked: Checked, checkpoint_path: Path | None) -> None:
+        """The fit by the plan that stands before anything compiles."""
         resumed = checkpoint_path is not None
         choice = NO_CHOICE if checkpoint_path is None else resume.read_choice(checkpoint_path)
-        return self._take(checked, tune.settle(checked, choice, tune.plan_folder(), resumed=resumed))
+        self._take(checked, tune.lay_out(checked, choice, tune.plan_folder(), resumed=resumed))
+
+    def _settle(self) -> Training:
+        """The fit by the plan that is kept to; compiles."""
+        assert self._laid_out is not None
+        checked, first = self._laid_out
+        settled = tune.settle(checked, first, tune.plan_folder())
+        if settled.engine is not first.engine:
+            return self._take(checked, settled)
+        self._laid_out = checked, settled
+        assert self._training is not None
+        self._training = dataclasses.replace(self._training, plan=settled.plan)
+        return self._training
 
     def _close(self) -> None:
         """Ends what reads rows."""

@@ -126,7 +126,10 @@ def _deal(num_heads: int, chunk: int, lanes: Sequence[tuple[int, jax.Device]], r
     program with other bits.
     """
     count = len(lanes)
-    capacity = -(-num_heads // (chunk * count))  # in chunks
+    # In chunks. Over an axis of one XLA would drop the loop: another program, with other bits; a GPU promises none, and
+    # has all heads in one chunk.
+    least = 2 if lanes[0][1].platform == "cpu" else 1
+    capacity = max(least, -(-num_heads // (chunk * count)))
     running, resting = np.flatnonzero(runs), np.flatnonzero(~runs)
     busy = -(-running.size // chunk)
     padding = np.full(count * capacity * chunk - num_heads, running[0])

@@ -5,6 +5,7 @@ offset p % n, and meets the row at offset `permute(p % n; n, key(seed, head id, 
 """
 
 import functools
+import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, Protocol
@@ -292,9 +293,8 @@ def _traced_once() -> Callable[..., Array]:
     """`_swap_or_not` for JAX: traced once and not in each round, which is most of tracing a superstep; inlined, so the
     program is the same.
     """
-    import jax  # here: no other function of this file needs more of JAX than the module it is handed
-
-    return jax.jit(_swap_or_not, static_argnames="xp", inline=True)
+    # This file does not import JAX; but whoever asks has its arrays.
+    return sys.modules["jax"].jit(_swap_or_not, static_argnames="xp", inline=True)  # type: ignore[no-any-return]
 
 
 @np.errstate(over="ignore")

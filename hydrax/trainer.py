@@ -141,12 +141,13 @@ class Trainer(Fitting):
             self._add_defaults()
             checked = check_training(self._settings, module, datamodule, keys(self._heard()), self._root)
             opened.callback(checked.close)
-            training = self._settle(checked, checkpoint_path)
             opened.callback(self._close)
-            self.log_every_n_steps = training.schedule.log_every
-            where = self.log_dir if self._wants["TensorBoardLogger"] or self._wants["ModelCheckpoint"] else None
-            self._say(f"{len(training.slices)} heads, {training.plan}, log_dir={where}")
+            self._lay_out(checked, checkpoint_path)
+            self.log_every_n_steps = checked.schedule.log_every
             with self._hooks("fit") as emit:
+                training = self._settle()
+                where = self.log_dir if self._wants["TensorBoardLogger"] or self._wants["ModelCheckpoint"] else None
+                self._say(f"{len(training.slices)} heads, {training.plan}, log_dir={where}")
                 self._loop = self._make_loop(training, emit, checkpoint_path)
                 if checkpoint_path is not None:
                     emit("on_load_checkpoint")
@@ -222,7 +223,11 @@ class Trainer(Fitting):
         module, datamodule, heads = self._subject(module, datamodule, heads, ckpt_path)
         with self._stage(module, datamodule, "predict"):
             engine, evaluation, head = self._assemble(module, datamodule, "predict", heads)
-            with contextlib.closing(evaluation), self._hooks("predict", live=np.ones(len(heads), bool)) as emit:
+            with (
+                contextlib.closing(engine),
+                contextlib.closing(evaluation),
+                self._hooks("predict", live=np.ones(len(heads), bool)) as emit,
+            ):
                 emit("on_predict_start")
                 found = stacked(evaluation.predict(engine, head, self.global_step), reduce)
                 emit("on_predict_end")
@@ -245,7 +250,11 @@ class Trainer(Fitting):
         module, datamodule, heads = self._subject(module, datamodule, heads, ckpt_path)
         with self._stage(module, datamodule, "predict", data_stage="fit"):
             engine, evaluation, head = self._assemble(module, datamodule, "held_out", heads)
-            with contextlib.closing(evaluation), self._hooks("predict", live=np.ones(len(heads), bool)) as emit:
+            with (
+                contextlib.closing(engine),
+                contextlib.closing(evaluation),
+                self._hooks("predict", live=np.ones(len(heads), bool)) as emit,
+            ):
                 emit("on_predict_start")
                 batches = evaluation.predict(engine, head, self.global_step)
                 found = held_out(batches, len(heads), evaluation.data.num_rows)
@@ -262,7 +271,7 @@ class Trainer(Fitting):
         with self._stage(module, datamodule, verb):
             engine, evaluation, head = self._assemble(module, datamodule, stage, heads)
             live = np.ones(len(heads), bool)
-            with contextlib.closing(evaluation), self._hooks(verb, live=live) as emit:
+            with contextlib.closing(engine), contextlib.closing(evaluation), self._hooks(verb, live=live) as emit:
                 emit(f"on_{hook}_start")
                 found = evaluation.run(engine, head, self.global_step)
                 emit(f"on_{hook}_end", metrics=found)

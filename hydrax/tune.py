@@ -67,8 +67,8 @@ class Settled(NamedTuple):
     candidates: tuple[Candidate, ...] = ()
 
 
-def settle(checked: Checked, choice: Choice, folder: Path | None, *, resumed: bool = False) -> Settled:
-    """Chooses the plan of a fit and builds it.
+def lay_out(checked: Checked, choice: Choice, folder: Path | None, *, resumed: bool = False) -> Settled:
+    """A fit by the plan that stands before anything compiles: by rules, from the disk, or from the run gone on with.
 
     Args:
       checked: the fit.
@@ -77,19 +77,27 @@ def settle(checked: Checked, choice: Choice, folder: Path | None, *, resumed: bo
       resumed: whether the choice is that of the run that is gone on with.
     """
     if resumed:
-        return _fitting(checked, dataclasses.replace(checked.plan(choice), how="resumed"))
-    known = _Known(folder, checked) if _is_open(checked) and folder is not None else None
-    kept = known.read() if known is not None else None
+        return _built(checked, dataclasses.replace(checked.plan(choice), how="resumed"))
+    kept = _Known(folder, checked).read() if folder is not None and _is_open(checked) else None
     if kept is not None:
-        return _fitting(checked, dataclasses.replace(checked.plan(kept), how="cached"))
-    settled = _fitting(checked, checked.plan(choice))
-    if not _is_open(checked) or checked.walk.data.reader is not None or settled.plan.waves > 1:
-        return settled
-    if checked.rough_secs < _FEWEST_SECS:
+        return _built(checked, dataclasses.replace(checked.plan(kept), how="cached"))
+    return _built(checked, checked.plan(choice))
+
+
+def settle(checked: Checked, first: Settled, folder: Path | None) -> Settled:
+    """Compiles a fit, makes its plan fit into memory and, where that may gain something, finds a faster one.
+
+    Args:
+      first: as `lay_out` gives it.
+      folder: where the chosen plan is kept; None: nowhere.
+    """
+    settled = _fitting(checked, first)
+    by_rules = settled.plan.how == "rules" and settled.plan.waves == 1
+    if not by_rules or not _is_open(checked) or checked.walk.drawn_on_host or checked.rough_secs < _FEWEST_SECS:
         return settled
     settled = _timed(checked, settled)
-    if known is not None and len(settled.candidates) > 1:
-        known.write(settled)
+    if folder is not None and len(settled.candidates) > 1:
+        _Known(folder, checked).write(settled)
     return settled
 
 
@@ -108,41 +116,54 @@ def _is_open(checked: Checked) -> bool:
 # Memory.
 
 
-def _fitting(checked: Checked, plan: Plan) -> Settled:
-    """Builds a plan, with smaller chunks or in waves where it would not fit into memory."""
-    devices = checked.devices[: plan.devices]
+def _built(checked: Checked, plan: Plan) -> Settled:
+    """A fit by a plan, in waves where the heads' state alone would not fit into memory; nothing compiles."""
+    devices, heads = checked.devices[: plan.devices], len(checked.walk.slices)
     available = room(devices[0], checked.settings.device_memory)
     data = checked.walk.data.num_rows * checked.walk.data.row_bytes if checked.walk.data.reader is None else 0
-    state = tree_bytes(checked.traced.state) * -(-len(checked.walk.slices) // len(set(devices)))
+    state = tree_bytes(checked.traced.state) * -(-heads // len(set(devices)))
     if plan.waves == 1 and data + state > available:
         if data >= available:
-            raise too_large(len(checked.walk.slices), plan.chunk, f"{data:,} bytes of data", available)
+            raise too_large(heads, plan.chunk, f"{data:,} bytes of data", available)
         # A wave's old state and its new one are there at once, as it comes from the host and goes back.
         plan = dataclasses.replace(plan, waves=-(-2 * state // (available - data)))
-    while True:
-        engine, feed = checked.build(plan)
+    at_once = state // plan.waves
+    return Settled(plan, *checked.build(plan), Memory(at_once, data, at_once + data, available))
+
+
+def _fitting(checked: Checked, settled: Settled) -> Settled:
+    """Compiles a fit, with smaller chunks or in more waves where it would not fit into memory."""
+    # Rows that are read, or drawn by the user's code, come in the order of the steps and once: none to try with.
+    while not checked.walk.drawn_on_host:
+        plan, engine, feed, memory = settled[:4]
         start = None
         try:
             taken = feed.take(0, checked.schedule.counts(0, 1))
             peak = engine.superstep_memory(taken)
-            if peak <= available and plan.how != "resumed":
+            if peak <= memory.room and plan.how != "resumed":
                 # No step, but all the memory that one takes.
                 start, values = engine.superstep(engine.init(), taken, 0, 0, False)
                 jax.block_until_ready(values)
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            peak = available + 1  # or more
-        if peak <= available:
-            return Settled(plan, engine, feed, Memory(state // plan.waves, data, peak, available), start)
-        if checked.walk.data.reader is None:  # a reader serves the next feed too
-            feed.close()
-        plan = narrower(checked, plan, f"{peak:,} bytes")
+            peak = memory.room + 1  # or more
+        if peak <= memory.room:
+            return settled._replace(memory=memory._replace(peak=peak), start=start)
+        _drop(settled)
+        settled = _built(checked, narrower(checked, plan, f"{peak:,} bytes"))
+    return settled
+
+
+def _drop(settled: Settled) -> None:
+    settled.engine.close()
+    settled.feed.close()
 
 
 def rebuilt(checked: Checked, plan: Plan) -> Settled:
     """The fit by a plan that is smaller than one that ran out of memory on the way."""
-    return _fitting(checked, dataclasses.replace(narrower(checked, plan, "more than there was"), how="resumed"))
+    smaller = dataclasses.replace(narrower(checked, plan, "more than there was"), how="resumed")
+    return _fitting(checked, _built(checked, smaller))
 
 
 def narrower(checked: Checked, plan: Plan, needed: str) -> Plan:
@@ -188,7 +209,7 @@ def _timed(checked: Checked, first: Settled) -> Settled:
         dearest = max(dearest, trial.start_secs)
         tried.append(trial.candidate)
         better = trial.step_secs < _MARGIN * best.step_secs
-        (best if better else trial).settled.feed.close()
+        _drop((best if better else trial).settled)
         best = trial if better else best
     limit = max(1, int(_CALL_LIMIT_SECS / best.step_secs))
     plan = dataclasses.replace(
@@ -223,7 +244,7 @@ class _Trial:
 
     def __init__(self, checked: Checked, plan: Plan, settled: Settled | None = None) -> None:
         started = time.perf_counter()
-        self.settled = settled or _fitting(checked, plan)
+        self.settled = settled or _fitting(checked, _built(checked, plan))
         self.start_secs = time.perf_counter() - started
         self._checked = checked
         engine = self.settled.engine

@@ -720,7 +720,6 @@ def test_an_argument_like_no_other_points_at_the_list():
     [
         ("accelerator", "JAX_PLATFORMS"),
         ("strategy", "leave it out"),
-        ("devices", "CUDA_VISIBLE_DEVICES"),
         ("num_nodes", "slices[heads]"),
         ("min_epochs", "callback"),
         ("min_steps", "callback"),
@@ -728,7 +727,6 @@ def test_an_argument_like_no_other_points_at_the_list():
         ("overfit_batches", "Slices.prefix"),
         ("num_sanity_val_steps", "leave it out"),
         ("enable_model_summary", "print(result.heads)"),
-        ("deterministic", "xla_gpu_deterministic_ops"),
         ("benchmark", "leave it out"),
         ("inference_mode", "leave it out"),
         ("use_distributed_sampler", "Slices"),

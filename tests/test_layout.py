@@ -32,7 +32,12 @@ def test_blocks_share_the_chunks_out_and_have_the_same_number_of_places():
 
 
 def test_there_are_no_more_blocks_than_chunks():
-    assert heads(made(5, 4, lanes=8)) == [[0, 1, 2, 3], [4, 0, 0, 0]]
+    assert len(made(5, 4, lanes=8).blocks) == 2
+
+
+def test_a_block_has_room_for_two_chunks_so_that_its_loop_is_one():
+    layout = made(5, 4, lanes=2)
+    assert (heads(layout), counts(layout)) == ([[0, 1, 2, 3, 0, 0, 0, 0], [4, 0, 0, 0, 0, 0, 0, 0]], [1, 1])
 
 
 def test_blocks_of_a_lane_are_its_waves():

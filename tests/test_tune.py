@@ -32,8 +32,12 @@ class Idle:
 
 
 def built(checked, plan):
-    """What `_fitting` gives, but nothing compiles."""
+    """What `_built` gives, but nothing is made."""
     return tune.Settled(plan, Idle(), Idle(), Memory(1, 1, 2, 3))
+
+
+def settle(checked, choice, folder, resumed=False):
+    return tune.settle(checked, tune.lay_out(checked, choice, folder, resumed=resumed), folder)
 
 
 class Timed:
@@ -58,14 +62,15 @@ def timed(monkeypatch):
     Timed.now, Timed.tried, Timed.start_secs = 0.0, [], 0.5
     Timed.secs = {1: 1.0, 2: 0.9, 4: 0.5, 8: 0.7}
     monkeypatch.setattr(tune, "_Trial", Timed)
-    monkeypatch.setattr(tune, "_fitting", built)
+    monkeypatch.setattr(tune, "_built", built)
+    monkeypatch.setattr(tune, "_fitting", lambda checked, settled: settled)
     monkeypatch.setattr(tune.time, "perf_counter", lambda: Timed.now)
     monkeypatch.setattr(Checked, "rough_secs", 1e6)
     return Timed
 
 
 def test_the_fastest_of_the_plans_that_were_timed_is_taken(timed):
-    settled = tune.settle(checked(), NO_CHOICE, None)
+    settled = settle(checked(), NO_CHOICE, None)
     assert (settled.plan.chunk, settled.plan.how) == (4, "timed")
     assert {
         one.plan.chunk: one.step_secs for one in settled.candidates if one.plan.lowering != Lowering()
@@ -74,62 +79,62 @@ def test_the_fastest_of_the_plans_that_were_timed_is_taken(timed):
 
 def test_a_plan_that_is_hardly_faster_is_not_taken(timed):
     timed.secs = {1: 1.0, 2: 0.99, 4: 0.98, 8: 0.98}
-    assert tune.settle(checked(), NO_CHOICE, None).plan.chunk == 1
+    assert settle(checked(), NO_CHOICE, None).plan.chunk == 1
 
 
 def test_twice_the_width_is_not_tried_where_the_width_lost(timed):
     timed.secs = {1: 1.0, 2: 1.2, 4: 1.5}
-    assert tune.settle(checked(), NO_CHOICE, None).plan.chunk == 1
+    assert settle(checked(), NO_CHOICE, None).plan.chunk == 1
     assert 8 not in timed.tried
 
 
 def test_timing_ends_with_its_budget_of_a_twentieth_of_the_run(timed):
     # 100 steps of 1 s: 5 s. The first plan took 0.5 s; each other is reckoned at 0.5 + 0.4 + 2 s of steps.
     timed.start_secs = 0.5
-    tune.settle(checked(max_steps=100), NO_CHOICE, None)
+    settle(checked(max_steps=100), NO_CHOICE, None)
     assert timed.tried == [1, 4, 8, 2, 4][: len(timed.tried)] and len(timed.tried) > 1
     timed.tried = []
-    tune.settle(checked(max_steps=40), NO_CHOICE, None)  # 2 s
+    settle(checked(max_steps=40), NO_CHOICE, None)  # 2 s
     assert timed.tried == [1]
 
 
 def test_timing_ends_with_its_budget_of_ten_seconds(timed):
     timed.start_secs = 4.0
-    tune.settle(checked(max_steps=10**6), NO_CHOICE, None)
+    settle(checked(max_steps=10**6), NO_CHOICE, None)
     assert timed.tried == [1]
 
 
 def test_a_short_run_is_not_timed_at_all(timed, monkeypatch):
     monkeypatch.setattr(Checked, "rough_secs", 5.0)
-    assert tune.settle(checked(), NO_CHOICE, None).plan.how == "rules"
+    assert settle(checked(), NO_CHOICE, None).plan.how == "rules"
     assert timed.tried == []
 
 
 @pytest.mark.parametrize("how", [{"deterministic": True}, {"chunk": 2, "lowering": "fast"}], ids=str)
 def test_what_is_settled_already_is_not_timed(timed, how):
-    assert tune.settle(checked(**how), NO_CHOICE, None).plan.how == "rules"
+    assert settle(checked(**how), NO_CHOICE, None).plan.how == "rules"
     assert timed.tried == []
 
 
 def test_the_plan_of_a_resumed_run_is_kept_and_not_timed(timed):
-    settled = tune.settle(checked(), Choice(3, Lowering()), None, resumed=True)
+    settled = settle(checked(), Choice(3, Lowering()), None, resumed=True)
     assert (settled.plan.chunk, settled.plan.lowering, settled.plan.how) == (3, Lowering(), "resumed")
     assert timed.tried == []
 
 
 def test_a_dispatch_takes_no_longer_than_a_second(timed):
     timed.secs = dict.fromkeys((1, 2, 4, 8), 0.3)
-    assert tune.settle(checked(steps_per_call=5), NO_CHOICE, None).plan.steps_per_call == 3
+    assert settle(checked(steps_per_call=5), NO_CHOICE, None).plan.steps_per_call == 3
 
 
 # ---- on disk
 
 
 def test_a_chosen_plan_is_read_back_and_not_timed_again(timed, tmp_path):
-    tune.settle(checked(), NO_CHOICE, tmp_path)
+    settle(checked(), NO_CHOICE, tmp_path)
     assert len([*tmp_path.iterdir()]) == 1
     timed.tried = []
-    settled = tune.settle(checked(), NO_CHOICE, tmp_path)
+    settled = settle(checked(), NO_CHOICE, tmp_path)
     assert (settled.plan.chunk, settled.plan.how, timed.tried) == (4, "cached", [])
 
 
@@ -137,14 +142,14 @@ def test_a_chosen_plan_is_read_back_and_not_timed_again(timed, tmp_path):
     "how", [{"lowering": "plain"}, {"gradient_clip_val": 1.0}, {"precision": "bf16-mixed"}], ids=str
 )
 def test_another_step_has_another_plan(timed, tmp_path, how):
-    tune.settle(checked(), NO_CHOICE, tmp_path)
-    assert tune.settle(checked(**how), NO_CHOICE, tmp_path).plan.how == "timed"
+    settle(checked(), NO_CHOICE, tmp_path)
+    assert settle(checked(**how), NO_CHOICE, tmp_path).plan.how == "timed"
 
 
 def test_another_machine_has_another_plan(timed, tmp_path, monkeypatch):
-    tune.settle(checked(), NO_CHOICE, tmp_path)
+    settle(checked(), NO_CHOICE, tmp_path)
     monkeypatch.setattr(tune, "describe_speed", lambda device: {"processor": "another"})
-    assert tune.settle(checked(), NO_CHOICE, tmp_path).plan.how == "timed"
+    assert settle(checked(), NO_CHOICE, tmp_path).plan.how == "timed"
 
 
 @pytest.mark.parametrize(
@@ -153,16 +158,16 @@ def test_another_machine_has_another_plan(timed, tmp_path, monkeypatch):
     + ['{"chunk": 4, "lowering": {"unknown": true}}', '{"chunk": 4, "lowering": 7}'],
 )
 def test_a_damaged_file_is_no_plan(timed, tmp_path, text):
-    tune.settle(checked(), NO_CHOICE, tmp_path)
+    settle(checked(), NO_CHOICE, tmp_path)
     (file,) = tmp_path.iterdir()
     file.write_text(text)
-    assert tune.settle(checked(), NO_CHOICE, tmp_path).plan.how == "timed"
+    assert settle(checked(), NO_CHOICE, tmp_path).plan.how == "timed"
     assert json.loads(file.read_text())["chunk"] == 4
 
 
 def test_a_folder_that_cannot_be_written_costs_nothing_but_time(timed, tmp_path):
     (tmp_path / "file").write_text("")
-    assert tune.settle(checked(), NO_CHOICE, tmp_path / "file" / "plans").plan.chunk == 4
+    assert settle(checked(), NO_CHOICE, tmp_path / "file" / "plans").plan.chunk == 4
 
 
 # ---- for real
