@@ -25,7 +25,7 @@ def fit(kind, num_heads, devices, chunk=1, **how):
 
 @pytest.mark.parametrize(("num_heads", "chunk"), [(5, 1), (9, 4)])
 def test_bits_do_not_depend_on_the_number_of_devices(num_heads, chunk):
-    one, two = (fit("norm_dropout", num_heads, devices, chunk) for devices in (1, 2))
+    one, two = (fit("mlp", num_heads, devices, chunk) for devices in (1, 2))
     assert two.trainer._training.engine.layout.num_lanes == 2
     assert differing(one.arrays, two.arrays) == []
 

@@ -143,7 +143,8 @@ def test_some_heads_are_asked_with_their_slices():
     some, trainer = [3, 1], fitted()
     part = trainer.predict_held_out(heads=trainer.heads[some], datamodule=data_of(KINDS["folds"][some]))
     np.testing.assert_array_equal(part.mask, outside("folds")[some])
-    np.testing.assert_array_equal(part.per_head()["logits"], found("folds").per_head()["logits"][some])
+    # Not bit for bit: a product of B rows adds up by the slot, and on some processors (AVX2) not alike in all of them.
+    np.testing.assert_allclose(part.per_head()["logits"], found("folds").per_head()["logits"][some], rtol=1e-6)
     np.testing.assert_array_equal(part.predictions["rate"], RATES[some][part.heads])
 
 
