@@ -91,11 +91,13 @@ def settle(checked: Checked, first: Settled, folder: Path | None) -> Settled:
       first: as `lay_out` gives it.
       folder: where the chosen plan is kept; None: nowhere.
     """
+    started = time.perf_counter()
     settled = _fitting(checked, first)
+    start_secs = time.perf_counter() - started
     by_rules = settled.plan.how == "rules" and settled.plan.waves == 1
     if not by_rules or not _is_open(checked) or checked.walk.drawn_on_host or checked.rough_secs < _FEWEST_SECS:
         return settled
-    settled = _timed(checked, settled)
+    settled = _timed(checked, settled, start_secs)
     if folder is not None and len(settled.candidates) > 1:
         _Known(folder, checked).write(settled)
     return settled
@@ -189,14 +191,18 @@ def narrower(checked: Checked, plan: Plan, needed: str) -> Plan:
 # Timing.
 
 
-def _timed(checked: Checked, first: Settled) -> Settled:
-    """Times the plan at hand, then others one by one while the budget lasts, and keeps the best."""
+def _timed(checked: Checked, first: Settled, start_secs: float) -> Settled:
+    """Times the plan at hand, then others one by one while the budget lasts, and keeps the best.
+
+    Args:
+      start_secs: what compiling the plan at hand took: the others will take as long.
+    """
     steps = checked.schedule.max_steps
     start = time.perf_counter()
     best = _Trial(checked, first.plan, first)
     budget = min(_MAX_SECS, _MAX_SHARE * steps * best.step_secs)
-    tried = [best.candidate]
-    dearest = best.start_secs
+    dearest = max(start_secs, best.start_secs)
+    tried = [best.candidate._replace(start_secs=dearest)]
     for plan in _candidates(checked, tried):
         cost = dearest + 4 * _TIMED_SECS + 2 * best.step_secs
         if time.perf_counter() - start + cost > budget:

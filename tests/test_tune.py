@@ -104,6 +104,17 @@ def test_timing_ends_with_its_budget_of_ten_seconds(timed):
     assert timed.tried == [1]
 
 
+def test_what_the_first_plan_took_to_compile_is_reckoned_for_the_next(timed, monkeypatch):
+    def slow(checked, settled):
+        Timed.now += 9.9
+        return settled
+
+    monkeypatch.setattr(tune, "_fitting", slow)
+    timed.start_secs = 0.0
+    settle(checked(max_steps=10**6), NO_CHOICE, None)  # a budget of 10 s, and 9.9 + 0.4 + 2 s for another plan
+    assert timed.tried == [1]
+
+
 def test_a_short_run_is_not_timed_at_all(timed, monkeypatch):
     monkeypatch.setattr(Checked, "rough_secs", 5.0)
     assert settle(checked(), NO_CHOICE, None).plan.how == "rules"
