@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
+
+_COMPILERS = concurrent.futures.ThreadPoolExecutor(2, "hydrax-compiler")
 
 
 class Compiled:
@@ -24,7 +27,7 @@ class Compiled:
         self, function: Callable[..., Any], donate: tuple[int, ...] = (), static: tuple[str, ...] = ()
     ) -> None:
         self._jitted = jax.jit(function, donate_argnums=donate, static_argnames=static)
-        self._programs: dict[Hashable, jax.stages.Compiled] = {}
+        self._programs: dict[Hashable, concurrent.futures.Future[jax.stages.Compiled]] = {}
 
     @property
     def num_compiled(self) -> int:
@@ -33,12 +36,19 @@ class Compiled:
 
     def on(self, device: jax.Device, *args: Any, **static: Any) -> jax.stages.Compiled:
         """The program for a device and for arguments, or shapes, like these."""
+        return self.begin(device, *args, **static).result()
+
+    def begin(self, device: jax.Device, *args: Any, **static: Any) -> concurrent.futures.Future[jax.stages.Compiled]:
+        """The same program, perhaps still being compiled: XLA's part of it runs beside what the caller does next.
+
+        It is traced before this returns, in the caller's thread, since JAX's settings may be those of a thread.
+        """
         leaves, tree = jax.tree.flatten(args)
         form = (device, tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves), tuple(static.items()))
         if form not in self._programs:
             place = jax.sharding.SingleDeviceSharding(device)
             shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), args)
-            self._programs[form] = self._jitted.lower(*shapes, **static).compile()
+            self._programs[form] = _COMPILERS.submit(self._jitted.lower(*shapes, **static).compile)
         return self._programs[form]
 
     def shapes(self, *args: Any, **static: Any) -> Any:

@@ -165,6 +165,11 @@ class Engine:
 
     # What they do.
 
+    def begin(self) -> None:
+        """Starts to compile what `init` runs, beside what the caller does next."""
+        for block, inputs in zip(self.layout.blocks, self._inputs, strict=True):
+            self.programs["init"].begin(block.device, inputs, self._key_on(block), *_sent(block))
+
     def init(self) -> Blocks:
         """All heads before their first step."""
         return self._each(lambda block, inputs: self._run("init", block, inputs, self._key_on(block), *_sent(block)))
@@ -205,9 +210,15 @@ class Engine:
         steps = np.int32(0), np.int32(0), np.bool_(False)
         peaks: dict[Any, dict[int, int]] = {}
         state = self._init_shapes()
-        for block, inputs, rows in zip(self.layout.blocks, self._inputs, taken, strict=True):
-            args = state, inputs, self._key_on(block), *rows, *_sent(block, *steps)
-            found = self.programs["superstep"].on(block.device, *args).memory_analysis()
+        blocks = list(zip(self.layout.blocks, self._inputs, taken, strict=True))
+        begun = [
+            self.programs["superstep"].begin(
+                block.device, state, inputs, self._key_on(block), *rows, *_sent(block, *steps)
+            )
+            for block, inputs, rows in blocks
+        ]
+        for (block, _, rows), program in zip(blocks, begun, strict=True):
+            found = program.result().memory_analysis()
             if found is None:  # this backend does not say
                 return tree_bytes(state) * len(self.layout.blocks) + tree_bytes(rows[0])
             lanes = peaks.setdefault(block.device, {})

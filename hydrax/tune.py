@@ -140,6 +140,8 @@ def _fitting(checked: Checked, settled: Settled) -> Settled:
         plan, engine, feed, memory = settled[:4]
         start = None
         try:
+            if plan.how != "resumed":
+                engine.begin()
             taken = feed.take(0, checked.schedule.counts(0, 1))
             peak = engine.superstep_memory(taken)
             if peak <= memory.room and plan.how != "resumed":

@@ -37,7 +37,7 @@ def test_nothing_compiles_twice_on_two_cores():
 
 def test_no_collective_is_in_the_compiled_program():
     programs = fit("mlp", 4, "auto").trainer._training.engine.programs
-    text = "".join(program.as_text() for program in programs["superstep"]._programs.values())
+    text = "".join(program.result().as_text() for program in programs["superstep"]._programs.values())
     assert "fusion" in text
     words = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
     assert [word for word in words if word in text] == []

@@ -122,9 +122,21 @@ def test_the_first_of_equal_maxima_gets_the_whole_gradient():
     np.testing.assert_array_equal(gradient[0, :, :, 0], [[5, 0, 0, 0], [0, 0, 0, 5]])
 
 
-@pytest.mark.parametrize("spec", ["bk,kn->bn", "btk,kn->btn", "bqhd,bkhd->bhqk", "bhqk,bkhd->bqhd", "kb,kn->bn"])
+SPECS = [
+    "bk,kn->bn",
+    "btk,kn->btn",
+    "bqhd,bkhd->bhqk",
+    "bhqk,bkhd->bqhd",
+    "kb,kn->bn",
+    "nk,bk->nb",
+    "kn,kb->nb",
+    "nk,kp->np",
+]
+
+
+@pytest.mark.parametrize("spec", SPECS)
 def test_a_product_and_its_gradients_are_those_of_lax(spec):
-    sizes = dict(b=2, t=3, q=5, k=4, h=3, d=6, n=7)
+    sizes = dict(b=2, t=3, q=5, k=4, h=3, d=6, n=7, p=9)
     first, second = spec.split("->")[0].split(",")
     x, y = normal(0, *(sizes[n] for n in first)), normal(1, *(sizes[n] for n in second))
     assert_close(*both(lambda x, y: jnp.einsum(spec, x, y), x, y))

@@ -249,7 +249,7 @@ def test_fetched_rows_give_the_same_bits():
 
 # ---- the compiled program
 
-SLOTS, COLUMNS, HIDDEN, CLASSES, CHUNK = 8, 11, 7, 3, 5
+SLOTS, COLUMNS, HIDDEN, CLASSES, CHUNK = 8, 11, 7, 6, 5
 
 
 class TwoLayers(PlainClassifier):
@@ -271,7 +271,7 @@ class Compiled(Exception):
 
 def compile_superstep(self, *_):
     (program,) = self.programs["superstep"]._programs.values()
-    raise Compiled(program.as_text())
+    raise Compiled(program.result().as_text())
 
 
 @pytest.fixture
