@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
+import threading
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
-
-_COMPILERS = concurrent.futures.ThreadPoolExecutor(2, "hydrax-compiler")
 
 
 class Compiled:
@@ -48,9 +47,23 @@ class Compiled:
         if form not in self._programs:
             place = jax.sharding.SingleDeviceSharding(device)
             shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), args)
-            self._programs[form] = _COMPILERS.submit(self._jitted.lower(*shapes, **static).compile)
+            self._programs[form] = _in_thread(self._jitted.lower(*shapes, **static).compile)
         return self._programs[form]
 
     def shapes(self, *args: Any, **static: Any) -> Any:
         """Shapes of what it would give."""
         return jax.eval_shape(self._jitted, *args, **static)
+
+
+def _in_thread(call: Callable[[], Any]) -> concurrent.futures.Future[Any]:
+    """What a call will give, made in a thread that ends with it."""
+    found: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            found.set_result(call())
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=run, name="hydrax-compiler").start()
+    return found
