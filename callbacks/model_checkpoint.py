@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
+import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from hydrax import Callback, Control, Event
-from hydrax.errors import ArgumentError, CheckpointError
+from hydrax.errors import ArgumentError, CallbackError, CheckpointError, NonFiniteError
 
 MODES = ("min", "max")
 LAST_SECS = 30.0
@@ -29,9 +31,9 @@ class ModelCheckpoint(Callback):
     | `best/` | of each head the model that scored best, as one `Heads` | at the end of fit, if `monitor` is given |
     | `heads.csv` | the ledger: a line a head, with its best score | with each of these |
 
-    `last` is saved every `every_n_steps` steps. Without it, at the end of an epoch, if the last save (or the start) is
-    30 s or more ago: that bounds what a crash can cost, and what saving costs a run of very short epochs. Where epochs
-    are long, give `every_n_steps`.
+    `last` is saved every `every_n_steps` steps, at the end of every `every_n_epochs`-th epoch, and every `every_n_secs`
+    seconds, whichever of them are given. Where none is, at the end of an epoch, if the last save (or the
+    start) is 30 s or more ago: that bounds what a crash can cost, and what saving costs a run of very short epochs.
 
     A fit that starts anew where `last/` holds steps of another run first renames that folder to `last-1`, or the next
     number that is free, and the logger "hydrax" says so; a resumed fit goes on in it.
@@ -41,6 +43,9 @@ class ModelCheckpoint(Callback):
     longer changes, so it keeps its own. The check before training starts does not count. For a head that never scored,
     `best/` holds its model of the moment at which the first head was kept, and its score in `heads.csv` is NaN.
 
+    Where a callback raises, or all heads are lost, `last` is saved before the fit ends with its error. While a fit runs
+    it holds the folder: another one that is to write there is refused, and told who holds it.
+
     A save that the disk refuses is reported by the logger "hydrax" and tried again when the next one is due; the last
     good one stays.
 
@@ -48,6 +53,8 @@ class ModelCheckpoint(Callback):
       monitor: the validation metric that scores a head; None keeps no best.
       mode: "min" if a lower score is better, else "max".
       every_n_steps: steps between two saves of `last`; the superstep ends there.
+      every_n_epochs: epochs between two saves of `last`.
+      every_n_secs: seconds between two saves of `last`; the step after them is a superstep of its own.
       save_last: whether to write `last` at all.
       keep_last: how many states of `last` stay.
       dirpath: the folder; `trainer.log_dir / "checkpoints"` if None. Where both are None nothing is done at all.
@@ -62,6 +69,8 @@ class ModelCheckpoint(Callback):
         monitor: str | None = None,
         mode: str = "min",
         every_n_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        every_n_secs: float | None = None,
         save_last: bool = True,
         keep_last: int = 2,
         dirpath: str | Path | None = None,
@@ -73,15 +82,24 @@ class ModelCheckpoint(Callback):
             )
         if every_n_steps is not None:
             every_n_steps = _check_count("every_n_steps", every_n_steps, "leave it out to save at the end of epochs")
+        if every_n_epochs is not None:
+            every_n_epochs = _check_count("every_n_epochs", every_n_epochs, "leave it out")
+        if every_n_secs is not None and not (isinstance(every_n_secs, int | float) and every_n_secs > 0):
+            raise ArgumentError(
+                f"Time out of range: ModelCheckpoint(every_n_secs=...). Got {every_n_secs!r}, expected more than 0. "
+                "Fix: leave it out to save at the end of epochs."
+            )
         self.monitor = monitor
         self.mode = mode
-        self.every_n_steps = every_n_steps
+        self.every_n_steps, self.every_n_epochs, self.every_n_secs = every_n_steps, every_n_epochs, every_n_secs
         self.save_last = save_last
         self.keep_last = _check_count("keep_last", keep_last, "pass save_last=False to keep none")
         self.dirpath = dirpath
         self._folder: Path | None = None
         self._owns_last = False
+        self._lock: TextIO | None = None
         self._last_save_secs = 0.0
+        self._due_step = -1  # the step that every_n_secs asked for
         self._best_scores: np.ndarray | None = None
         self._best_steps: np.ndarray | None = None
         self._best_model_path: Path | None = None
@@ -112,13 +130,21 @@ class ModelCheckpoint(Callback):
         return self._last_model_path
 
     def next_due(self, step: int) -> int | None:
-        if self.every_n_steps is None or not self.save_last:
+        if not self.save_last:
             return None
-        return (step // self.every_n_steps + 1) * self.every_n_steps
+        wait = None if self._folder is None else self.every_n_secs
+        if wait is not None and time.monotonic() - self._last_save_secs >= wait:
+            self._due_step = step + 1
+            return self._due_step
+        return None if self.every_n_steps is None else (step // self.every_n_steps + 1) * self.every_n_steps
 
     def setup(self, event: Event) -> None:
         if event.stage == "fit" and self.monitor is not None:
             _check_monitor(self.monitor, event.trainer.validation_metrics)
+        folder = self._find_folder(event) if event.stage == "fit" else None
+        if folder is not None:
+            with _reporting(folder):
+                self._lock = _locked(folder)
 
     def on_train_start(self, event: Event) -> None:
         self._folder = self._find_folder(event)
@@ -137,7 +163,8 @@ class ModelCheckpoint(Callback):
                 self._set_aside(self._folder / "last")
 
     def on_train_steps_end(self, event: Event) -> None:
-        if self.every_n_steps is not None and event.step % self.every_n_steps == 0:
+        by_steps = self.every_n_steps is not None and event.step % self.every_n_steps == 0
+        if by_steps or event.step == self._due_step:
             self._save_last(event)
 
     def on_validation_end(self, event: Event) -> Control | None:
@@ -157,7 +184,12 @@ class ModelCheckpoint(Callback):
         return Control(snapshot=improved)
 
     def on_train_epoch_end(self, event: Event) -> None:
-        if self.every_n_steps is None and time.monotonic() - self._last_save_secs >= LAST_SECS:
+        if self.every_n_epochs is not None:
+            due = (event.epoch + 1) % self.every_n_epochs == 0
+        else:
+            none_given = self.every_n_steps is None and self.every_n_secs is None
+            due = none_given and time.monotonic() - self._last_save_secs >= LAST_SECS
+        if due:
             self._save_last(event)
 
     def on_train_end(self, event: Event) -> None:
@@ -170,9 +202,18 @@ class ModelCheckpoint(Callback):
         if self._best_scores is not None and not np.isnan(self._best_scores).all():
             path = self._folder / "best"
             with _reporting(path):
-                event.trainer.snapshots.save(path)
+                event.trainer.snapshots_of(self).save(path)
                 self._best_model_path = path
         self._write_ledger(event)
+
+    def on_exception(self, event: Event) -> None:
+        if isinstance(event.error, CallbackError | NonFiniteError):  # the heads are whole
+            self._save_last(event)
+
+    def teardown(self, event: Event) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -227,6 +268,36 @@ def _check_count(name: str, value: int, fix: str) -> int:
             f"Count out of range: ModelCheckpoint({name}=...). Got {value!r}, expected an int of 1 or more. Fix: {fix}."
         )
     return int(value)
+
+
+def _locked(folder: Path) -> TextIO | None:
+    """A file that says who writes in a folder; the lock on it ends with the process, however that ends.
+
+    None on Windows, which has no such locks.
+
+    Raises:
+      ArgumentError: somebody else does.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / ".lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.seek(0)
+        holder = lock.read().strip() or "another process"
+        lock.close()
+        raise ArgumentError(
+            f"Another fit writes there: ModelCheckpoint, {folder}. Got {holder}, expected a folder of this fit's own. "
+            "Fix: pass another dirpath, or wait until that one ends."
+        ) from error
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {platform.node()}")
+    lock.flush()
+    return lock
 
 
 def _check_monitor(monitor: str, logged: frozenset[str]) -> None:

@@ -17,10 +17,12 @@ from hydrax.errors import (  # noqa: E402
     ArgumentError,
     CallbackError,
     CheckpointError,
+    DamagedCheckpointError,
     DataError,
     HydraxError,
     MemoryLimitError,
     ModuleError,
+    NonFiniteError,
     SliceError,
 )
 from hydrax.heads import Heads  # noqa: E402
@@ -41,6 +43,7 @@ __all__ = [
     "CheckpointError",
     "Context",
     "Control",
+    "DamagedCheckpointError",
     "DataError",
     "DataModule",
     "Event",
@@ -52,6 +55,7 @@ __all__ = [
     "Hyperparameters",
     "MemoryLimitError",
     "ModuleError",
+    "NonFiniteError",
     "PerHead",
     "Plan",
     "SliceError",

@@ -215,6 +215,7 @@ def check_training(
             clip_algorithm=settings.gradient_clip_algorithm,
             padding={"training": walk.padding, "validation": validation.padding if validation else None},
             may_idle=walk.may_idle,
+            watched=settings.on_nonfinite != "ignore",
         )
         flight = Preflight.of_model(program, inputs)
         if walk.shared:

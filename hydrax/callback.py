@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -52,11 +52,16 @@ class TrainerView(Protocol):
     @property
     def heads(self) -> Any: ...
 
-    @property
-    def snapshots(self) -> Any: ...
+    def snapshots_of(self, callback: Callback) -> Any: ...
 
     @property
     def plan(self) -> Any: ...
+
+    @property
+    def interrupted(self) -> bool: ...
+
+    @property
+    def quarantined(self) -> Mapping[int, Any]: ...
 
     def callback_state(self, callback: Callback) -> Any: ...
 
@@ -100,11 +105,16 @@ class Control:
 
     Attributes:
       stop: bool[H], True freezes the head bit for bit from here on; a fit whose heads are all stopped ends.
-      snapshot: bool[H], True keeps this head's present model as its snapshot (`trainer.snapshots`), until the next one.
+      snapshot: bool[H], True keeps this head's present model as its snapshot (`trainer.snapshots_of(callback)`), until
+        this callback asks for the next one.
+      restore: bool[H], True gives a head the model of its snapshot back; before it stops, after it is kept.
+      reason: why heads stop: one text, or H of them; it stands in the ledger, and in what a fit says at its end.
     """
 
     stop: np.ndarray | None = None
     snapshot: np.ndarray | None = None
+    restore: np.ndarray | None = None
+    reason: str | Sequence[str] = ""
 
 
 class StepInfo(NamedTuple):

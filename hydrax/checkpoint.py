@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hydrax.errors import CheckpointError
+from hydrax import checkpoint_rows
+from hydrax.errors import CheckpointError, DamagedCheckpointError
 
-FORMAT = 1
+FORMAT = 2
+
+_log = logging.getLogger("hydrax")
+_T = TypeVar("_T")
 
 
 def save(root: Path, step: int, tree: Any, meta: Mapping[str, Any], keep: int | None = None) -> Path:
@@ -41,7 +48,8 @@ def save(root: Path, step: int, tree: Any, meta: Mapping[str, Any], keep: int | 
     if (folder / "meta").is_dir():
         _check_heads_are_the_same(folder, leaves)
         return folder
-    items = {"arrays": filled, "meta": {**meta, "format": FORMAT, "leaves": leaves}}
+    whole = {**meta, "format": FORMAT, "leaves": leaves, "row_digests": checkpoint_rows.digests(filled)}
+    items = {"arrays": filled, "meta": {**whole, "sha256": _meta_digest(whole)}}
     try:
         _write(root, step, items, keep)
     except Exception as error:  # Orbax reports a full disk as ValueError
@@ -54,16 +62,43 @@ def save(root: Path, step: int, tree: Any, meta: Mapping[str, Any], keep: int | 
 
 def find(path: Path) -> Path:
     """The folder of one step: `path` itself, or the newest step in it, in its `last`, or in its `checkpoints/last`."""
-    if (path / "meta").is_dir():
-        return path
-    for folder in (path, path / "last", path / "checkpoints" / "last"):
-        steps = [p for p in folder.glob("*") if p.name.isdigit() and (p / "meta").is_dir()]
-        if steps:
-            return max(steps, key=lambda p: int(p.name))
-    raise CheckpointError(
-        f"There is no checkpoint: {path}. Got no step folder, expected one written by ModelCheckpoint, save_checkpoint "
-        'or Heads.save. Fix: check the path; ckpt_path="auto" starts afresh where there is none.'
-    )
+    steps = _steps(path)
+    return next((step for step in steps if (step / "meta").is_dir()), steps[0])
+
+
+def first_sound(path: Path, read: Callable[[Path], _T]) -> _T:
+    """What `read` makes of the newest step below a path; one that is damaged is renamed, and the one before is read.
+
+    Args:
+      path: as for `find`; of a folder of one step there is none before.
+      read: takes the folder of a step.
+
+    Raises:
+      DamagedCheckpointError: none is left.
+    """
+    steps = _steps(path)
+    for number, step in enumerate(steps):
+        try:
+            return read(step)
+        except DamagedCheckpointError as error:
+            if number + 1 == len(steps):
+                raise
+            _log.warning("%s Instead: %s.", error, steps[number + 1])
+            _set_aside(step)
+    raise AssertionError("there is at least one step")
+
+
+def check(path: Path) -> Path:
+    """Reads all of a step and compares digests; returns the path.
+
+    Raises:
+      DamagedCheckpointError: something is missing, or differs from what was saved.
+    """
+    saved = read_meta(path)["leaves"]
+    arrays = _read_arrays(path, [name for name, leaf in saved.items() if leaf["size"]])
+    for name, array in arrays.items():
+        _check_digest(path, name, array, saved[name])
+    return path
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -72,15 +107,22 @@ def read_meta(path: Path) -> dict[str, Any]:
     try:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
             meta: dict[str, Any] = reader.restore(path.absolute() / "meta")
+        form, sha256 = meta["format"], meta.pop("sha256", None)
     except Exception as error:
-        raise CheckpointError(
+        raise DamagedCheckpointError(
             f"A checkpoint cannot be read: {path / 'meta'}. Got {type(error).__name__}, expected JSON. Fix: use an "
             "older step."
         ) from error
-    if meta.get("format") != FORMAT:
+    whole = sha256 == _meta_digest(meta)
+    if form != FORMAT and (whole or (form, sha256) == (1, None)):
         raise CheckpointError(
-            f"A checkpoint has another format: {path}. Got format {meta.get('format')}, expected {FORMAT}. Fix: load "
-            "it with the version of Hydrax that wrote it."
+            f"A checkpoint has another format: {path}. Got format {form}, expected {FORMAT}. Fix: load it with the "
+            "version of Hydrax that wrote it."
+        )
+    if not whole:
+        raise DamagedCheckpointError(
+            f"A checkpoint is damaged: {path / 'meta'}. Got bytes with another digest, expected the ones that were "
+            "saved. Fix: use an older step."
         )
     return meta
 
@@ -108,6 +150,33 @@ def load(path: Path, like: Any, as_numpy: bool = False) -> Any:
             raise _mismatch(path, name, f"{saved[name]['dtype']}{saved[name]['shape']}", _form(leaf))
     arrays = _read_arrays(path, [name for name in expected if saved[name]["size"]])
     leaves = [_restore(path, name, arrays.get(name), saved[name], as_numpy) for name in expected]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def load_head(path: Path, like: Any, head: int) -> Any:
+    """Reads one head's model, and nothing of the others.
+
+    Args:
+      path: a step folder, as `find` gives it.
+      like: `{"heads": {"trainable": ..., "state": ...}}` of one head, arrays or shapes.
+      head: its place.
+
+    Raises:
+      CheckpointError: as `load`.
+    """
+    meta = read_meta(path)
+    saved, expected = meta["leaves"], named_leaves(like)
+    for name, leaf in expected.items():
+        if name not in saved:
+            raise _mismatch(path, name, "no such leaf", _form(leaf))
+        if (saved[name]["shape"][1:], saved[name]["dtype"]) != (list(leaf.shape), str(leaf.dtype)):
+            raise _mismatch(path, name, f"{saved[name]['dtype']}{saved[name]['shape'][1:]}", _form(leaf))
+    names = [name for name in expected if saved[name]["size"]]
+    rows = checkpoint_rows.read(path / "arrays", names, head, meta["row_digests"])
+    leaves = []
+    for name in expected:
+        row = rows.get(name, np.zeros(saved[name]["shape"][1:], np.float32))
+        leaves.append(_to_jax(row, saved[name]))
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
@@ -144,8 +213,16 @@ def check_same(path: Path, saved: Mapping[str, Any], present: Mapping[str, Any])
 def _write(root: Path, step: int, items: Mapping[str, Any], keep: int | None) -> None:
     ocp = _orbax()
     root.mkdir(parents=True, exist_ok=True)
+    arrays = items["arrays"]
+    models = checkpoint_rows.models_of(arrays)
+    pieces = {
+        name: ocp.SaveArgs(chunk_byte_size=checkpoint_rows.piece_bytes(array), shard_axes=(0,))
+        if name in models
+        else ocp.SaveArgs()
+        for name, array in arrays.items()
+    }
     with _manager(root, keep) as manager:
-        args = ocp.args.Composite(arrays=ocp.args.PyTreeSave(items["arrays"]), meta=ocp.args.JsonSave(items["meta"]))
+        args = ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays, pieces), meta=ocp.args.JsonSave(items["meta"]))
         manager.save(step, args=args, force=True)
         manager.wait_until_finished()
 
@@ -174,7 +251,7 @@ def _read_arrays(path: Path, names: list[str]) -> dict[str, np.ndarray]:
                 ),
             )
     except Exception as error:
-        raise CheckpointError(
+        raise DamagedCheckpointError(
             f"A checkpoint cannot be read: {path / 'arrays'}. Got {type(error).__name__}: {str(error)[:200]}, expected "
             "whole files. Fix: use an older step."
         ) from error
@@ -184,14 +261,47 @@ def _read_arrays(path: Path, names: list[str]) -> dict[str, np.ndarray]:
 def _restore(path: Path, name: str, array: np.ndarray | None, saved: Mapping[str, Any], as_numpy: bool) -> Any:
     if array is None:
         return (np if as_numpy else jnp).zeros(saved["shape"], saved["dtype"])
+    _check_digest(path, name, array, saved)
+    if as_numpy:
+        return array
+    return _to_jax(array, saved)
+
+
+def _to_jax(array: np.ndarray, saved: Mapping[str, Any]) -> jax.Array:
+    return jax.random.wrap_key_data(jnp.asarray(array), impl=saved["key"]) if saved["key"] else jnp.array(array)
+
+
+def _check_digest(path: Path, name: str, array: np.ndarray, saved: Mapping[str, Any]) -> None:
     if digest(array) != saved["sha256"]:
-        raise CheckpointError(
+        raise DamagedCheckpointError(
             f"A checkpoint is damaged: {path}, leaf {name}. Got bytes with another digest, expected the ones that were "
             "saved. Fix: use an older step."
         )
-    if as_numpy:
-        return array
-    return jax.random.wrap_key_data(jnp.asarray(array), impl=saved["key"]) if saved["key"] else jnp.array(array)
+
+
+def _meta_digest(meta: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def _steps(path: Path) -> list[Path]:
+    """The step folders below a path, the newest first; the path itself where it is one."""
+    if path.name.isdigit() and path.is_dir():
+        return [path]
+    for folder in (path, path / "last", path / "checkpoints" / "last"):
+        steps = [p for p in folder.glob("*") if p.name.isdigit() and p.is_dir()]
+        if steps:
+            return sorted(steps, key=lambda p: int(p.name), reverse=True)
+    raise CheckpointError(
+        f"There is no checkpoint: {path}. Got no step folder, expected one written by ModelCheckpoint, save_checkpoint "
+        'or Heads.save. Fix: check the path; ckpt_path="auto" starts afresh where there is none.'
+    )
+
+
+def _set_aside(step: Path) -> None:
+    """Renames a damaged step, so that no later run takes it for the newest; where that cannot be, it stays."""
+    names = (step.with_name(f"{step.name}.damaged-{number}") for number in itertools.count(1))
+    with contextlib.suppress(OSError):
+        step.rename(next(name for name in names if not name.exists()))
 
 
 def _to_numpy(leaf: Any) -> np.ndarray:

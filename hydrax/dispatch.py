@@ -27,15 +27,14 @@ class Dispatcher:
         self.callbacks = sorted(callbacks, key=lambda callback: callback.is_checkpoint)
         self._make_event = make_event
 
-    def __call__(self, hook: str, **fields: Any) -> Control:
-        """Calls one hook of every callback that overrides it.
+    def __call__(self, hook: str, **fields: Any) -> list[tuple[Callback, Control]]:
+        """Calls one hook of every callback that overrides it; returns who answered what.
 
         Raises:
           CallbackError: a hook raised; it names class, hook and step, the cause is attached.
         """
         event: Event | None = None
-        stop: np.ndarray | None = None
-        snapshot: np.ndarray | None = None
+        answers = []
         for callback in self.callbacks:
             if not overrides(callback, hook):
                 continue
@@ -51,9 +50,8 @@ class Dispatcher:
                     "line."
                 ) from error
             if control is not None:
-                stop = _either(stop, _checked(control, "stop", callback, hook, len(event.live)))
-                snapshot = _either(snapshot, _checked(control, "snapshot", callback, hook, len(event.live)))
-        return Control(stop, snapshot)
+                answers.append((callback, _checked(control, f"{type(callback).__name__}.{hook}", len(event.live))))
+        return answers
 
     def to_all(self, hook: str, **fields: Any) -> Exception | None:
         """Calls a hook of every callback, whatever one of them raises; logs errors and returns the first."""
@@ -111,19 +109,25 @@ def check_callbacks(callbacks: Any) -> list[Callback]:
     return list(given)
 
 
-def _checked(control: Any, name: str, callback: Callback, hook: str, num_heads: int) -> np.ndarray | None:
-    mask = getattr(control, name) if isinstance(control, Control) else control
-    if isinstance(control, Control) and mask is None:
-        return None
-    array = np.asarray(mask)
-    if not isinstance(control, Control) or array.shape != (num_heads,) or array.dtype != bool:
-        got = f"{array.dtype}{list(array.shape)}" if isinstance(control, Control) else type(control).__name__
-        raise CallbackError(
-            f"A callback answers in the wrong form: {type(callback).__name__}.{hook}. Got {got}, expected None or "
-            f"Control({name}=bool[{num_heads}]). Fix: return one bool for each head."
-        )
-    return array
+def _checked(control: Any, where: str, num_heads: int) -> Control:
+    """What a hook answered, with its masks as arrays."""
+    if not isinstance(control, Control):
+        raise _wrong_form(where, type(control).__name__, "stop", num_heads)
+    masks = {}
+    for name in ("stop", "snapshot", "restore"):
+        mask = getattr(control, name)
+        masks[name] = mask = None if mask is None else np.asarray(mask)
+        if mask is not None and (mask.shape != (num_heads,) or mask.dtype != bool):
+            raise _wrong_form(where, f"{mask.dtype}{list(mask.shape)}", name, num_heads)
+    reason = control.reason
+    if not isinstance(reason, str) and len(reason) != num_heads:
+        raise _wrong_form(where, f"{len(reason)} reasons", "reason", num_heads)
+    return Control(**masks, reason=reason)
 
 
-def _either(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
-    return b if a is None else a if b is None else a | b
+def _wrong_form(where: str, got: str, name: str, num_heads: int) -> CallbackError:
+    form = f"a text or {num_heads} of them" if name == "reason" else f"bool[{num_heads}]"
+    return CallbackError(
+        f"A callback answers in the wrong form: {where}. Got {got}, expected None or Control({name}={form}). Fix: "
+        "return one for each head."
+    )

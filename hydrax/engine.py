@@ -78,6 +78,7 @@ class Engine:
         self.programs = {
             "init": Compiled(functions.init),
             "superstep": Compiled(functions.superstep, donate=(0,)),
+            "find_fault": Compiled(functions.find_fault),
             "evaluate": Compiled(functions.evaluate, donate=(0,), static=("stage",)),
             "predict": Compiled(functions.predict),
             "compute": Compiled(functions.compute),
@@ -183,14 +184,18 @@ class Engine:
         return unpadded
 
     def superstep(
-        self, state: Blocks, taken: Taken, first_step: int, num_steps: int, new_epoch: bool
+        self, state: Blocks, taken: Taken, first_step: int, num_steps: int, new_epoch: bool, begin: int = 0
     ) -> tuple[Blocks, Blocks]:
         """Dispatches K steps; returns at once. The old state is gone.
+
+        Args:
+          begin: steps of the K to leave out, those first.
+          Others as in `Programs.superstep`.
 
         Returns:
           The new state, and what `HeadProgram.train` gives for each step, `[K max, places]`.
         """
-        steps = np.int32(first_step), np.int32(num_steps), np.bool_(new_epoch)
+        steps = np.int32(first_step), np.int32(begin), np.int32(num_steps), np.bool_(new_epoch)
 
         def run(block: Block, inputs: HeadInputs, state: Any, rows: Any) -> Callable[[], Any]:
             args = state, inputs, self._key_on(block), *rows, *_sent(block, *steps)
@@ -207,7 +212,7 @@ class Engine:
 
     def superstep_memory(self, taken: Taken) -> int:
         """Bytes that a superstep takes on the fullest device, heads and rows included; compiles it."""
-        steps = np.int32(0), np.int32(0), np.bool_(False)
+        steps = np.int32(0), np.int32(0), np.int32(0), np.bool_(False)
         peaks: dict[Any, dict[int, int]] = {}
         state = self._init_shapes()
         blocks = list(zip(self.layout.blocks, self._inputs, taken, strict=True))
@@ -294,6 +299,23 @@ class Engine:
         live = tuple(one.live for one in state)
         frozen = self._each(lambda block, _, live: self._run("freeze", block, live, _put(stop, block)), live)
         return tuple(one._replace(live=live) for one, live in zip(state, frozen, strict=True))
+
+    def with_live(self, state: Blocks, live: np.ndarray) -> Blocks:
+        """The state with these heads (bool[H]) learning, and no others."""
+        shelf = self._shelf
+        put = _put if shelf is None else lambda live, block: shelf.put(live[block.heads])
+        blocks = zip(self.layout.blocks, state, strict=True)
+        return tuple(one._replace(live=put(live, block)) for block, one in blocks)
+
+    def find_fault(self, state: Blocks, taken: Taken, first_step: int, number: int) -> np.ndarray:
+        """int32[H], for one step of a superstep what `HeadProgram.find_fault` finds."""
+        numbers = np.int32(first_step), np.int32(number)
+
+        def run(block: Block, inputs: HeadInputs, state: Any, rows: Any) -> Any:
+            return self._run("find_fault", block, state, inputs, self._key_on(block), *rows, *_sent(block, *numbers))
+
+        found: np.ndarray = self.read(self._each(run, state, taken))
+        return found
 
     def keep(self, condition: np.ndarray, new: Blocks, old: Blocks) -> Blocks:
         """`new` for the heads of the condition (bool[H]), else `old`, which is given away."""

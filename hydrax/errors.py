@@ -29,5 +29,13 @@ class CheckpointError(HydraxError, ValueError):
     """A checkpoint is missing, damaged, or belongs to another run."""
 
 
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint lacks files, or they hold other bytes than were saved."""
+
+
+class NonFiniteError(HydraxError, ArithmeticError):
+    """Heads became NaN or infinite: with `on_nonfinite="raise"` one of them, else all."""
+
+
 class MemoryLimitError(HydraxError, MemoryError):
     """A run does not fit into the memory of its devices, however it is cut."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,12 +86,21 @@ class Evaluation:
         assert self.feed is not None
         self.feed.lay_out(layout)
 
-    def run(self, engine: Engine, heads: Blocks, step: int) -> dict[str, np.ndarray]:
-        """What all heads log over the dataset, float[H] by name; `heads` are their `(trainable, state)`."""
+    def run(
+        self, engine: Engine, heads: Blocks, step: int, check: Callable[[], None] = lambda: None
+    ) -> dict[str, np.ndarray]:
+        """What all heads log over the dataset, float[H] by name.
+
+        Args:
+          heads: their `(trainable, state)`.
+          step: updates done.
+          check: called before each dispatch; what it raises ends the walk.
+        """
         if not self.empty:
             return {}  # a step may log nothing and return None
         accumulators = engine.spread(self.empty)
         for first, count, taken in self._walk(engine.num_heads):
+            check()
             accumulators = engine.evaluate(_STEPS[self.stage], accumulators, heads, taken, step, first, count)
         return engine.compute(accumulators)
 

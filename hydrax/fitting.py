@@ -79,11 +79,11 @@ class Fitting(Stages):
         self, training: Training, emit: Dispatcher, checkpoint_path: Path | None, marks: Mapping[str, Any] | None = None
     ) -> FitLoop:
         """The loop; `marks` are what the checkpoint has otherwise than this run."""
-        engine, validation = training.engine, training.validation
+        engine, validation, interrupts = training.engine, training.validation, self._interrupts
         if checkpoint_path is None:
             assert self._laid_out is not None
             checked, settled = self._laid_out
-            start = resume.Resumed(settled.start or engine.init(), 0, None, {}, [])
+            start = resume.Resumed(settled.start or engine.init(), 0, {}, {}, [], {}, {})
             self._laid_out = checked, settled._replace(start=None)  # the first superstep gives it away
         else:
             start = resume.load(
@@ -101,11 +101,18 @@ class Fitting(Stages):
             step=start.step,
             emit=emit,
             logged=training.logged["training"],
-            validate=None if validation is None else lambda: validation.run(engine, heads_of(loop.state), loop.step),
+            validate=None
+            if validation is None
+            else lambda: validation.run(engine, heads_of(loop.state), loop.step, interrupts.check),
             lay_out=training.lay_out,
             snapshots=start.snapshots,
             metrics=start.metrics,
             heard=start.heard,
+            faults=start.faults,
+            reasons=start.reasons,
             own_batches=training.own_batches,
+            ids=training.slices.ids.tolist(),
+            on_nonfinite=self._settings.on_nonfinite,
+            interrupts=interrupts,
         )
         return loop

@@ -59,13 +59,7 @@ class Heads:
         if isinstance(heads, jax.Array | np.ndarray) and heads.ndim == 0:
             heads = heads.item()
         if isinstance(heads, int | np.integer) and not isinstance(heads, bool):
-            index = int(heads) + len(self) * (heads < 0)
-            # jax would silently give the last head for an index past the end.
-            if not 0 <= index < len(self):
-                raise ArgumentError(
-                    f"There is no such head: heads[{heads}]. Got {heads}, expected {-len(self)} to {len(self) - 1}. "
-                    "Fix: heads count from 0, in the order of the slices."
-                )
+            index = _place(heads, len(self))
             with self._own_width():
                 trainable, state = jax.tree.map(lambda a: a[index], (self.trainable, self.state))
             return _model(self._aux.structure, trainable, state)
@@ -83,6 +77,10 @@ class Heads:
         with self._own_width():
             trainable, state = jax.tree.map(lambda a: a[picked], (self.trainable, self.state))
         return Heads(trainable, state, self._aux.structure, self.ids[picked])
+
+    def with_trainable(self, trainable: Any) -> Heads:
+        """The same heads with other parameters, of the same structure and shapes."""
+        return Heads(trainable, self.state, self._aux.structure, self.ids)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls every head's model, in evaluation mode, on the same arguments; outputs lead with `[H]`."""
@@ -128,14 +126,18 @@ class Heads:
         return checkpoint.save(path, max(steps, default=-1) + 1, self._tree(), meta, keep=1)
 
     @classmethod
-    def load(cls, path: str | Path, module: HydraModule) -> Heads:
+    def load(cls, path: str | Path, module: HydraModule, head: int | None = None) -> Any:
         """Reads heads that `save` wrote, or those of a run's checkpoint.
 
         Args:
           path: a folder of checkpoints (the newest is read), or of one step.
           module: the module they were trained with: it builds the structure.
+          head: reads this one alone, without the others, and gives what `heads[head]` would; None: all.
         """
-        step = checkpoint.find(Path(path))
+        return checkpoint.first_sound(Path(path), lambda step: cls._read(step, module, head))
+
+    @classmethod
+    def _read(cls, step: Path, module: HydraModule, head: int | None) -> Any:
         meta = checkpoint.read_meta(step)
         count, ids = meta["num_heads"], np.asarray(meta["ids"], np.int32)
         flight = Preflight.of_model(
@@ -144,15 +146,20 @@ class Heads:
                 np.zeros(1, np.int32), {n: jnp.asarray(v.values[:1]) for n, v in per_head_values(module).items()}
             ),
         )
-        stacked = jax.tree.map(lambda a: jax.ShapeDtypeStruct((count, *a.shape), a.dtype), flight.parts)
-        like = {"heads": {"trainable": stacked[0], "state": stacked[1]}}
+        axes = (count,) if head is None else ()
+        parts = jax.tree.map(lambda a: jax.ShapeDtypeStruct((*axes, *a.shape), a.dtype), flight.parts)
+        like = {"heads": {"trainable": parts[0], "state": parts[1]}}
         dtypes = {name: leaf["dtype"] for name, leaf in meta["leaves"].items()}
         with jax.enable_x64("float64" in dtypes.values()):
             # Precision is the run's, not the module's: floats come in the width they were trained in.
             own = [_as_saved(leaf, dtypes.get(name)) for name, leaf in checkpoint.named_leaves(like).items()]
-            found = checkpoint.load(step, jax.tree.unflatten(jax.tree.structure(like), own))["heads"]
-        structure = flight.program.structure
-        assert structure is not None
+            like = jax.tree.unflatten(jax.tree.structure(like), own)
+            structure = flight.program.structure
+            assert structure is not None
+            if head is not None:
+                found = checkpoint.load_head(step, like, _place(head, count))["heads"]
+                return _model(structure, found["trainable"], found["state"])
+            found = checkpoint.load(step, like)["heads"]
         return cls(found["trainable"], found["state"], structure, ids)
 
     @property
@@ -199,6 +206,17 @@ def _as_saved(leaf: Any, dtype: str | None) -> Any:
     if dtype is None or not jnp.issubdtype(leaf.dtype, jnp.floating):
         return leaf
     return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))
+
+
+def _place(head: Any, count: int) -> int:
+    """A head's place from 0; negative ones count from the end."""
+    # jax would silently give the last head for an index past the end.
+    if isinstance(head, bool) or not isinstance(head, int | np.integer) or not -count <= head < count:
+        raise ArgumentError(
+            f"There is no such head: heads[{head}]. Got {head!r}, expected {-count} to {count - 1}. Fix: heads count "
+            "from 0, in the order of the slices."
+        )
+    return int(head) % count
 
 
 def _model(structure: Structure, trainable: Any, state: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,16 @@ from hydrax.slices import Slices
 
 
 def ledger(
-    slices: Slices, module: HydraModule, *, score: np.ndarray | None, live: np.ndarray, finite: np.ndarray
+    slices: Slices,
+    module: HydraModule,
+    *,
+    score: np.ndarray | None,
+    live: np.ndarray,
+    finite: np.ndarray,
+    lost: np.ndarray,
+    reasons: Mapping[int, str],
 ) -> list[dict[str, Any]]:
-    """One dict a head: head, recipe, seed, length, score, status, the axes of its slices, and the `PerHead` values.
+    """One dict a head: head, recipe, seed, length, score, status, reason, axes of its slices, `PerHead` values.
 
     An axis `seed` is the head's seed, and that of its slice is then `slice_seed`. An axis and a `PerHead` of one name
     and equal values are one column; else each has its origin before its name: `axis.lr` and `hparams.lr`. So has a
@@ -30,10 +37,12 @@ def ledger(
       score: float[H], or None for no score yet.
       live: bool[H], False where a callback stopped the head.
       finite: bool[H], False where a parameter is NaN or Inf.
+      lost: bool[H], True where a head is in quarantine.
+      reasons: why heads no longer learn, by place.
 
     Returns:
       `seed` is that of the slice, None where its rows depend on none, unless it is an axis; `status` is "ok", "stopped"
-      or "not finite".
+      "quarantined" or "not finite".
     """
     axes = dict(slices.axes)
     of_slices = [None if seed < 0 else seed for seed in slices.seeds.tolist()]
@@ -47,7 +56,8 @@ def ledger(
         "seed": of_slices if of_heads is None else of_heads,
         "length": slices.lengths.tolist(),
         "score": [None] * len(slices) if score is None else [shortest(own) for own in score],
-        "status": ["not finite" if not f else "ok" if on else "stopped" for f, on in zip(finite, live, strict=True)],
+        "status": np.select([lost, ~finite, live], ["quarantined", "not finite", "ok"], "stopped").tolist(),
+        "reason": [reasons.get(place, "") for place in range(len(slices))],
         **({} if of_heads is None else {"slice_seed": of_slices}),
         **{name: _plain(column) for name, column in _named(values).items()},
     }

@@ -13,12 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hydrax.callback import Control
-from hydrax.dispatch import Dispatcher
+from hydrax.callback import Callback, Control
+from hydrax.dispatch import Dispatcher, keys
 from hydrax.engine import Blocks, Engine, heads_of, read_steps
+from hydrax.errors import CallbackError
 from hydrax.feed import Feed
+from hydrax.interrupts import Interrupted, Interrupts
 from hydrax.layout import Layout
 from hydrax.module import Logged
+from hydrax.quarantine import Fault, Steps, report, take_back
 from hydrax.schedule import Schedule
 
 _TIMED_STEPS = 10
@@ -29,14 +32,13 @@ class _Pending(NamedTuple):
     """A dispatched superstep whose metrics were not read yet.
 
     Attributes:
-      first, num_steps: updates done before it, and its steps.
+      steps: what was dispatched.
       values: what it gives for each step.
       places: int64[H], where the heads stood.
       live: bool[H], those that were not stopped.
     """
 
-    first: int
-    num_steps: int
+    steps: Steps
     values: Blocks
     places: np.ndarray
     live: np.ndarray
@@ -56,15 +58,18 @@ class FitLoop:
     Before 2, heads that came to rest are moved out of the way, once they are a quarter of those that run.
     What a hook answers (`Control`) is carried out before the callbacks that save hear of the same moment. A fit that
     ends between validations validates once more, so that its last metrics are those of its last heads. A fit that
-    resumes begins with what of 5 and 6 had not been heard yet when its checkpoint was written.
+    resumes begins with what of 5 and 6 had not been heard yet when its checkpoint was written; a fit that a signal
+    interrupts leaves them out.
 
     Attributes:
       state: the heads, padded, as the last dispatched superstep leaves them.
       step: updates dispatched.
       live: bool[H], False for stopped heads.
-      snapshots: `(trainable, state)` that `Control.snapshot` kept, padded, or None.
+      snapshots: `(trainable, state)` that `Control.snapshot` kept, padded, by callback key.
       metrics: the latest value of everything logged, float[H] by name.
       heard: the hooks that callbacks have heard at this step.
+      faults: of heads that became NaN or infinite, how, by place among all heads.
+      reasons: of heads that a callback stopped, why, likewise.
     """
 
     def __init__(
@@ -80,14 +85,23 @@ class FitLoop:
         logged: Mapping[str, Logged],
         validate: Callable[[], dict[str, np.ndarray]] | None,
         lay_out: Callable[[Layout], None],
-        snapshots: Any = None,
+        snapshots: Mapping[str, Blocks] | None = None,
         metrics: Mapping[str, np.ndarray] | None = None,
         heard: Sequence[str] = (),
+        faults: Mapping[int, Fault] | None = None,
+        reasons: Mapping[int, str] | None = None,
         own_batches: np.ndarray | None = None,
+        ids: Sequence[int] = (),
+        on_nonfinite: str = "quarantine",
+        interrupts: Interrupts | None = None,
     ) -> None:
-        self.state, self.step, self.snapshots, self.heard = state, step, snapshots, list(heard)
+        self.state, self.step, self.snapshots, self.heard = state, step, dict(snapshots or {}), list(heard)
         self.live = engine.read(tuple(block.live for block in state))
         self.metrics: dict[str, np.ndarray] = dict(metrics or {})
+        self.faults: dict[int, Fault] = dict(faults or {})
+        self.reasons: dict[int, str] = dict(reasons or {})
+        self._ids, self._on_nonfinite = ids, on_nonfinite
+        self._interrupts = interrupts or Interrupts()
         self._engine, self._schedule, self._feed = engine, schedule, feed
         self._emit, self._logged, self._validate, self._lay_out = emit, logged, validate, lay_out
         # Heads in the chunks that run; and those that nothing more will be heard of.
@@ -98,6 +112,7 @@ class FitLoop:
         self._every_step = emit.hears("on_train_batch_end")
         self._steps_per_call = 1 if self._every_step else steps_per_call
         self._pending: _Pending | None = None
+        self._scored: Blocks | None = None  # the models before some were restored, until all have heard of it
         self._timing = (step + 1, 0.0)  # the step that timing starts after, and when
         self._read_at: float | None = None  # when the superstep before was read, if nothing came between
         self._timed = (0, 0.0)  # steps of supersteps read one after the other, and their seconds
@@ -115,13 +130,13 @@ class FitLoop:
     def run(self) -> None:
         """Trains until the schedule ends or no head learns."""
         schedule, first = self._schedule, True
-        self._tell("on_train_start")
+        self.tell("on_train_start")
         if self.step:
             self._finish_step()
         while not self._ended:
             new_epoch = schedule.is_epoch_end(self.step)
             if new_epoch or first:
-                self._tell("on_train_epoch_start")
+                self.tell("on_train_epoch_start")
                 if self._ended:
                     break
             due = self._emit.next_due(self.step)
@@ -133,16 +148,21 @@ class FitLoop:
         self._read_pending()
         if self.step:
             self._finish_step()
-        self._tell("on_train_end")
+        self.tell("on_train_end")
 
     @property
     def _ended(self) -> bool:
-        return self.step >= self._schedule.max_steps or not self.training(self.step).any()
+        done = self.step >= self._schedule.max_steps or not self.training(self.step).any()
+        return done or self._interrupts.came
 
     def _dispatch(self, num_steps: int, new_epoch: bool) -> None:
         first = self.step
         self._rest()
-        taken = self._feed.take(self._schedule.batches(first), self._schedule.counts(first, num_steps))
+        try:
+            with self._interrupts.cutting():  # a row may be long in coming, or never come
+                taken = self._feed.take(self._schedule.batches(first), self._schedule.counts(first, num_steps))
+        except Interrupted:
+            return
         self.state, values = self._engine.superstep(self.state, taken, first, num_steps, new_epoch)
         places, live = self._engine.layout.places, self.live
         for value in jax.tree.leaves(values):
@@ -151,7 +171,9 @@ class FitLoop:
         self.heard = []
         self._expect()
         self._read_pending()
-        self._pending = _Pending(first, num_steps, values, places, live)
+        # What was lost in the superstep before did not run in this one, unlike what a callback has stopped since.
+        live = live & ~self.lost
+        self._pending = _Pending(Steps(taken, first, num_steps, new_epoch), values, places, live)
 
     def _rest(self) -> None:
         """Moves heads that came to rest behind those that run, once they are enough; no bit of any head changes."""
@@ -161,8 +183,10 @@ class FitLoop:
         old = self._engine.layout
         layout = old.with_running(runs)
         if layout.longest < old.longest:
+            self._read_pending()  # while heads stand where they stood then
             self._running = runs
-            self.state, self.snapshots = self._engine.rearrange(layout, self.state, self.snapshots)
+            self.state, *kept = self._engine.rearrange(layout, self.state, *self.snapshots.values())
+            self.snapshots = dict(zip(self.snapshots, kept, strict=True))
             self._lay_out(layout)
 
     def _expect(self) -> None:
@@ -177,25 +201,52 @@ class FitLoop:
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        first, count, values = pending[:3]
+        steps, values = pending[:2]
+        first, count = steps.first, steps.num_steps
+        if "lost" in values[0]:
+            self._quarantine(pending)
         rows = {self._step_name(name): self._read(pending, ("logged", name)) for name in values[0]["logged"]}
         if "stepped" in values[0] or not pending.live.all():
             stepped = self._read(pending, ("stepped",)) if "stepped" in values[0] else np.ones((count, 1), bool)
             stepped = stepped & pending.live
             rows = {name: _sealed(_carried(row, stepped, self.metrics.get(name))) for name, row in rows.items()}
+        if self.faults:
+            rows = {
+                name: self._without_lost(row, np.arange(first, first + count)[:, None]) for name, row in rows.items()
+            }
         self._note_time(count)
         self.metrics |= {name: row[-1] for name, row in rows.items()}
         end = first + count
         at = {"step": end, "epoch": self._schedule.epoch(end - 1)}
         if self._every_step:
-            self._tell("on_train_batch_end", metrics={name: row[-1] for name, row in rows.items()}, **at)
+            self.tell("on_train_batch_end", metrics={name: row[-1] for name, row in rows.items()}, **at)
             self._warn_of_cost(end)
-        self._tell("on_train_steps_end", metrics=rows, steps=_sealed(np.arange(first + 1, end + 1)), **at)
+        self.tell("on_train_steps_end", metrics=rows, steps=_sealed(np.arange(first + 1, end + 1)), **at)
 
     def _read(self, pending: _Pending, path: Sequence[str]) -> np.ndarray:
         """What the loop reads of the device, [K, H]; it is one superstep old unless the host must wait."""
         blocks = tuple(functools.reduce(operator.getitem, path, block) for block in pending.values)
-        return _sealed(read_steps(blocks, pending.num_steps, pending.places))
+        return _sealed(read_steps(blocks, pending.steps.num_steps, pending.places))
+
+    def _quarantine(self, pending: _Pending) -> None:
+        """Brings heads that became NaN or infinite to the last step before that."""
+        lost = self._read(pending, ("lost",))[-1]
+        if not lost.any():
+            return
+        self.live = _sealed(self.live & ~lost)
+        self.state, new = take_back(self._engine, self.state, pending.steps, lost, self.live)
+        self.faults |= new
+        report(new, int((~self.lost).sum()), self._ids, on_nonfinite=self._on_nonfinite)
+
+    @property
+    def lost(self) -> np.ndarray:
+        """bool[H], the heads in quarantine."""
+        return np.isin(np.arange(len(self.live)), list(self.faults))
+
+    def _without_lost(self, values: np.ndarray, steps: Any = np.inf) -> np.ndarray:
+        """Values `[..., H]` after `steps` updates, NaN for heads in quarantine by then: they leave all means."""
+        ends = np.array([self.faults[head].step if head in self.faults else -1 for head in range(len(self.live))])
+        return _sealed(np.where(self.lost & (steps >= ends), np.nan, values))
 
     def _note_time(self, steps: int) -> None:
         now = time.perf_counter()
@@ -206,6 +257,8 @@ class FitLoop:
     def _finish_step(self) -> None:
         """Validation and the epoch's end, where they are due and were not heard at this step already."""
         self._read_at = None
+        if self._interrupts.came:
+            return  # a resumed fit begins with what is left out here
         schedule = self._schedule
         if (self._ended or schedule.is_validation(self.step)) and "on_validation_end" not in self.heard:
             self._run_validation()
@@ -216,12 +269,17 @@ class FitLoop:
     def _run_validation(self) -> None:
         if self._validate is None:
             return
-        self._tell("on_validation_start")
-        found = self._validate()
+        self.tell("on_validation_start")
+        try:
+            found = self._validate()
+        except Interrupted:
+            return
         if not self._running.all():  # heads at rest are as they were at the validation before
             found = {name: _sealed(np.where(self._running, v, self.metrics[name])) for name, v in found.items()}
+        if self.faults:
+            found = {name: self._without_lost(value) for name, value in found.items()}
         self.metrics |= found
-        self._tell("on_validation_end", metrics=found)
+        self.tell("on_validation_end", metrics=found)
         self._settled = ~self.training(self.step)
 
     def _end_epoch(self) -> None:
@@ -231,23 +289,50 @@ class FitLoop:
         # A head that met no row in this epoch keeps what it had.
         met = self._engine.has_met_rows(epoch)
         found = {name: _sealed(np.where(met, value, self.metrics.get(name, value))) for name, value in found.items()}
+        if self.faults:
+            found = {name: self._without_lost(value) for name, value in found.items()}
         # As in Lightning, a name logged both by step and by epoch also stands by itself.
         self.metrics |= found | {name.removesuffix("_epoch"): value for name, value in found.items()}
-        self._tell("on_train_epoch_end", metrics=found, epoch=self._schedule.epoch(self.step - 1))
+        self.tell("on_train_epoch_end", metrics=found, epoch=self._schedule.epoch(self.step - 1))
 
-    def _tell(self, hook: str, **fields: Any) -> None:
+    def tell(self, hook: str, **fields: Any) -> None:
+        """Calls a hook of all callbacks and carries out what they answer."""
         self.heard.append(hook)
-        for emit in self._rounds:
-            self._carry_out(emit(hook, **fields))
+        try:
+            for emit in self._rounds:
+                for callback, control in emit(hook, **fields):
+                    self._carry_out(callback, control)
+        except CallbackError:
+            self.heard.remove(hook)  # a resumed fit calls it again
+            raise
+        self._scored = None
 
-    def _carry_out(self, control: Control) -> None:
-        if control.stop is not None:
-            self.live = _sealed(self.live & ~control.stop)
-            self.state = self._engine.freeze(self.state, control.stop)
+    def _carry_out(self, callback: Callback, control: Control) -> None:
+        key = next(key for key, known in keys(self._emit.callbacks).items() if known is callback)
         if control.snapshot is not None:
-            now = heads_of(self.state)
-            old = jax.tree.map(jnp.copy, now) if self.snapshots is None else self.snapshots
-            self.snapshots = self._engine.keep(control.snapshot, now, old)
+            now = self._scored or heads_of(self.state)
+            old = self.snapshots[key] if key in self.snapshots else jax.tree.map(jnp.copy, now)
+            self.snapshots[key] = self._engine.keep(control.snapshot, now, old)
+        if control.restore is not None and control.restore.any():
+            self._restore(key, control.restore)
+        if control.stop is not None:
+            stop = control.stop & self.live
+            why = control.reason if not isinstance(control.reason, str) else [control.reason] * len(stop)
+            self.reasons |= {head: f"{why[head] or key} (step {self.step})" for head in np.flatnonzero(stop).tolist()}
+            self.live = _sealed(self.live & ~stop)
+            self.state = self._engine.freeze(self.state, stop)
+
+    def _restore(self, key: str, heads: np.ndarray) -> None:
+        if key not in self.snapshots:
+            raise CallbackError(
+                f"There is nothing to restore: {key}. Got Control(restore=...) before any snapshot, expected one "
+                "after. Fix: answer Control(snapshot=...) first."
+            )
+        # Callbacks that hear of this moment later ask for snapshots of what was scored, not of what was restored.
+        self._scored = self._scored or jax.tree.map(jnp.copy, heads_of(self.state))
+        models = self._engine.keep(heads, self.snapshots[key], heads_of(self.state))
+        parts = zip(self.state, models, strict=True)
+        self.state = tuple(one._replace(trainable=trainable, state=state) for one, (trainable, state) in parts)
 
     def _step_name(self, name: str) -> str:
         return f"{name}_step" if self._logged[name].on_epoch else name

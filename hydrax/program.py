@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from hydrax.draw import DeviceRows, Draw
+from hydrax.finite import stays_finite
 from hydrax.state import HeadInputs, HeadsState, select
 from hydrax.step import HeadProgram
 
@@ -45,22 +46,27 @@ class Programs:
         data: DeviceRows,
         batches: Mapping[str, Any],
         first_step: jax.Array,
+        begin: jax.Array,
         num_steps: jax.Array,
         new_epoch: jax.Array,
         num_chunks: jax.Array,
     ) -> tuple[HeadsState, dict[str, Any]]:
         """K steps of all heads.
 
+        Where heads are watched, one that is NaN or infinite in the end comes back as it came, frozen, and "lost" among
+        the values is True for it. Found once for all steps, since looking at every array costs as much as changing it.
+
         Args:
           state: donated.
           data: the rows that the index batches number.
           batches: what `draw` makes the index batches from, of K max steps and A micro-batches a step.
-          first_step: updates done before.
-          num_steps: K, at most K max.
+          first_step: updates done before the first of the K max steps.
+          begin: the first step to run, counted from there.
+          num_steps: the step to end before, at most K max.
           new_epoch: whether to empty the epoch's accumulators first.
 
         Returns:
-          The new state, and the values of `HeadProgram.train`, each `[K max, H]`, valid in the first K rows.
+          The new state, and the values of `HeadProgram.train`, each `[K max, H]`, valid for the steps that ran.
         """
         axes = self._draw.axes
         rows_axis = None if self._draw.shared else 1
@@ -71,7 +77,7 @@ class Programs:
             # All K steps at once, outside their loop: one wide computation costs less than K small ones.
             rows, mask = self._draw(dict(zip(axes, parts, strict=True)), inputs.ids)
             empty = jax.tree.map(lambda old, one: jnp.broadcast_to(one, old.shape), state.epoch, self._epoch)
-            state = state._replace(epoch=select(new_epoch & state.live, empty, state.epoch))
+            before, state = state, state._replace(epoch=select(new_epoch & state.live, empty, state.epoch))
             one = lambda s, r, m: step(s, inputs, base_key, data, r, m, first_step)  # noqa: E731
             shapes = jax.eval_shape(one, state, rows[0], mask[0])[1]
             values = jax.tree.map(lambda s: jnp.zeros((len(rows), *s.shape), s.dtype), shapes)
@@ -81,10 +87,43 @@ class Programs:
                 state, new = step(state, inputs, base_key, data, rows[k], mask[k], first_step + k)
                 return state, jax.tree.map(lambda old, one: old.at[k].set(one), values, new)
 
-            return lax.fori_loop(0, num_steps, body, (state, values))
+            state, values = lax.fori_loop(begin, num_steps, body, (state, values))
+            return self._take_back(before, state, values) if self._head.watched else (state, values)
 
         given = ((inputs, 0), *((batches[name], axis) for name, axis in axes.items()))
         return self._over_chunks(run_chunk, state, given, num_chunks)
+
+    @staticmethod
+    def _take_back(before: HeadsState, state: HeadsState, values: dict[str, Any]) -> Any:
+        watched = lambda s: (s.trainable, s.opt_state, s.state)  # noqa: E731
+        lost = values["lost"].any(axis=0) | ~jax.vmap(stays_finite)(watched(before), watched(state))
+        values = values | {"lost": jnp.broadcast_to(lost, values["lost"].shape)}
+        state = select(lost, before, state)
+        return state._replace(live=state.live & ~lost), values
+
+    def find_fault(
+        self,
+        state: HeadsState,
+        inputs: HeadInputs,
+        base_key: jax.Array,
+        data: DeviceRows,
+        batches: Mapping[str, Any],
+        first_step: jax.Array,
+        number: jax.Array,
+        num_chunks: jax.Array,
+    ) -> jax.Array:
+        """int32[H], of each head `HeadProgram.find_fault` for one of the steps; arguments as `superstep`."""
+        axes = self._draw.axes
+        rows_axis = None if self._draw.shared else 1
+        find = jax.vmap(self._head.find_fault, in_axes=(0, 0, None, None, rows_axis, 1, None))
+
+        def run_chunk(_: Any, state: HeadsState, inputs: HeadInputs, *parts: Any) -> Any:
+            rows, mask = self._draw(dict(zip(axes, parts, strict=True)), inputs.ids)
+            return find(state, inputs, base_key, data, rows[number], mask[number], first_step + number), {}
+
+        given = ((state, 0), (inputs, 0), *((batches[name], axis) for name, axis in axes.items()))
+        blank = jnp.full(len(state.live), -1)
+        return self._over_chunks(run_chunk, blank, given, num_chunks)[0]
 
     def evaluate(
         self,

@@ -25,8 +25,9 @@ class FitResult:
       live: bool[H], False for heads that a callback stopped.
       step: optimiser updates done.
       log_dir: the run's folder, or None where nothing was written.
-      ledger: one dict a head: head, recipe, seed, length, score, status, axes of its slices, `PerHead` values.
+      ledger: one dict a head: head, recipe, seed, length, score, status, reason, axes of its slices, `PerHead` values.
       plan: how the fit was executed; its chunk and lowering shaped the heads' bits.
+      interrupted: whether Ctrl-C ended the fit, which `ckpt_path="last"` goes on with.
     """
 
     heads: Heads
@@ -36,6 +37,7 @@ class FitResult:
     log_dir: Path | None
     ledger: list[dict[str, Any]]
     plan: Plan | None = None
+    interrupted: bool = False
 
     def table(self, metrics: Mapping[str, np.ndarray] | None = None) -> Any:
         """A tidy table with one row a head: the ledger's columns, then everything logged, as it was last.
@@ -75,7 +77,7 @@ class FitResult:
         return Path(path)
 
     def __repr__(self) -> str:
-        metrics = ", ".join(f"{name}={np.median(value):.4g}" for name, value in self.metrics.items())
+        metrics = ", ".join(f"{name}={np.nanmedian(value):.4g}" for name, value in self.metrics.items())
         return f"FitResult({self.heads!r}, step={self.step}, median over heads: {metrics})"
 
 

@@ -19,6 +19,7 @@ from hydrax.errors import CallbackError, CheckpointError
 from hydrax.lowering import Lowering
 from hydrax.machine import describe
 from hydrax.plan import Choice, Plan
+from hydrax.quarantine import Fault
 
 _log = logging.getLogger("hydrax")
 
@@ -29,16 +30,20 @@ class Resumed(NamedTuple):
     Attributes:
       state: the heads.
       step: updates done.
-      snapshots: `(trainable, state)` that `Control.snapshot` kept, or None.
+      snapshots: `(trainable, state)` that `Control.snapshot` kept, by callback key.
       metrics: the latest value of everything logged, float[H] by name.
       heard: the hooks that callbacks had heard at this step.
+      faults: of heads that became NaN or infinite, how, by place.
+      reasons: of heads that a callback stopped, why, by place.
     """
 
     state: Blocks
     step: int
-    snapshots: Any
+    snapshots: dict[str, Blocks]
     metrics: dict[str, np.ndarray]
     heard: list[str]
+    faults: dict[int, Fault]
+    reasons: dict[int, str]
 
 
 def save(
@@ -48,7 +53,7 @@ def save(
     plan: Plan,
     engine: Engine,
     state: Blocks,
-    snapshots: Any,
+    snapshots: Mapping[str, Blocks],
     metrics: Mapping[str, np.ndarray],
     callbacks: Mapping[str, Callback],
     fingerprint: Mapping[str, Any],
@@ -60,8 +65,7 @@ def save(
     arrays = {key: {n: np.asarray(v) for n, v in values.items() if _is_array(v)} for key, values in given.items()}
     plain = {key: {n: v for n, v in values.items() if not _is_array(v)} for key, values in given.items()}
     tree = {"heads": engine.read(state), "callbacks": arrays, "metrics": list(metrics.values())}
-    if snapshots is not None:
-        tree["snapshots"] = engine.read(snapshots)
+    tree["snapshots"] = {key: engine.read(kept) for key, kept in snapshots.items()}
     return checkpoint.save(
         root,
         step,
@@ -77,7 +81,7 @@ def save(
             "callbacks": plain,
             "callback_arrays": {key: {n: _form(v) for n, v in values.items()} for key, values in arrays.items()},
             "metrics": {name: _form(value) for name, value in metrics.items()},
-            "has_snapshots": snapshots is not None,
+            "snapshots": list(snapshots),
         },
         keep,
     )
@@ -105,9 +109,8 @@ def load(path: Path, *, engine: Engine, callbacks: Mapping[str, Callback], finge
             here,
         )
     shapes = engine.state_shapes()
-    like: dict[str, Any] = {"heads": shapes}
-    if meta["has_snapshots"]:
-        like["snapshots"] = (shapes.trainable, shapes.state)
+    kept = [key for key in meta["snapshots"] if key in callbacks]
+    like = {"heads": shapes, "snapshots": dict.fromkeys(kept, (shapes.trainable, shapes.state))}
     found = checkpoint.load(step_dir, like)
     known = {key: values for key, values in meta["callback_arrays"].items() if key in callbacks}
     host_like = {
@@ -120,9 +123,11 @@ def load(path: Path, *, engine: Engine, callbacks: Mapping[str, Callback], finge
     return Resumed(
         state=engine.scatter(found["heads"]),
         step=int(meta["step"]),
-        snapshots=engine.scatter(found["snapshots"]) if meta["has_snapshots"] else None,
+        snapshots={key: engine.scatter(found["snapshots"][key]) for key in kept},
         metrics=dict(zip(meta["metrics"], on_host["metrics"], strict=True)),
         heard=meta["heard"],
+        faults={int(head): Fault(*fault) for head, fault in meta["faults"].items()},
+        reasons={int(head): reason for head, reason in meta["reasons"].items()},
     )
 
 

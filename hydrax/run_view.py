@@ -17,11 +17,13 @@ from hydrax.dispatch import keys
 from hydrax.engine import heads_of
 from hydrax.errors import ArgumentError
 from hydrax.heads import Heads
+from hydrax.interrupts import Interrupts
 from hydrax.ledger import ledger, write_csv
 from hydrax.loop import FitLoop
 from hydrax.machine import limits
 from hydrax.module import HydraModule
 from hydrax.plan_report import PlanReport
+from hydrax.quarantine import Fault
 from hydrax.run_folder import make_run_folder
 from hydrax.tune import Settled
 
@@ -49,6 +51,7 @@ class RunView:
         self._training: Training | None = None
         self._laid_out: tuple[Checked, Settled] | None = None
         self._loop: FitLoop | None = None
+        self._interrupts = Interrupts()
         self._evaluated: dict[str, np.ndarray] = {}  # what validate and test found after the fit
 
     @property
@@ -136,25 +139,35 @@ class RunView:
         training = self._training
         return frozenset(training.logged["validation"] if training and training.validation else ())
 
-    @property
-    def snapshots(self) -> Heads | None:
-        """The heads that `Control.snapshot` kept, or None."""
+    def snapshots_of(self, callback: Callback) -> Heads | None:
+        """The heads that a callback's `Control.snapshot` kept, or None."""
         loop, training = self._running()
-        return None if loop.snapshots is None else self._as_heads(*training.engine.gather(loop.snapshots))
+        kept = loop.snapshots.get(self._key(callback))
+        return None if kept is None else self._as_heads(*training.engine.gather(kept))
 
     @property
     def checkpoint_callback(self) -> Any:
         """The first callback that saves, or None."""
         return next((callback for callback in self.callbacks if callback.is_checkpoint), None)
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal has asked for the fit's end."""
+        return self._interrupts.came
+
+    @property
+    def quarantined(self) -> Mapping[int, Fault]:
+        """Of heads that became NaN or infinite, when and by what, by head id."""
+        loop, training = self._running()
+        return MappingProxyType({int(training.slices.ids[place]): fault for place, fault in loop.faults.items()})
+
     def callback_state(self, callback: Callback) -> Any:
         """State of a callback's second tier, NumPy leaves `[H, ...]`."""
         loop, training = self._running()
-        key = next(key for key, known in keys(self.callbacks).items() if known is callback)
-        return training.engine.read(tuple(block.callbacks[key] for block in loop.state))
+        return training.engine.read(tuple(block.callbacks[self._key(callback)] for block in loop.state))
 
     def ledger(self, monitor: str | None = None, scores: np.ndarray | None = None) -> list[dict[str, Any]]:
-        """One dict a head: head, recipe, seed, length, score, status, axes of its slices, `PerHead` values.
+        """One dict a head: head, recipe, seed, length, score, status, reason, axes of its slices, `PerHead` values.
 
         Args:
           monitor: the metric whose latest value is the score where no scores are given; None: `val_loss`.
@@ -164,11 +177,26 @@ class RunView:
         finite = training.engine.finite(tuple(block.trainable for block in loop.state))
         scores = self.callback_metrics.get(monitor or "val_loss") if scores is None else scores
         assert self.module is not None
-        return ledger(training.slices, self.module, score=scores, live=loop.live, finite=finite)
+        return ledger(
+            training.slices,
+            self.module,
+            score=scores,
+            live=loop.live,
+            finite=finite,
+            lost=loop.lost,
+            reasons=self._reasons(loop),
+        )
+
+    def _reasons(self, loop: FitLoop) -> dict[int, str]:
+        lost = {head: f"{fault.leaf} at step {fault.step}" for head, fault in loop.faults.items()}
+        return {**loop.reasons, **lost}
 
     def save_ledger(self, path: str | Path, monitor: str | None = None, scores: np.ndarray | None = None) -> None:
         """Writes the ledger as CSV, whole or not at all."""
         write_csv(Path(path), self.ledger(monitor, scores))
+
+    def _key(self, callback: Callback) -> str:
+        return next(key for key, known in keys(self.callbacks).items() if known is callback)
 
     def _as_heads(self, trainable: Any, state: Any) -> Heads:
         training = self._running()[1]

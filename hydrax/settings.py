@@ -69,6 +69,7 @@ class Settings:
     deterministic: bool = False
     chunk: int | str = "auto"
     steps_per_call: int | str = "auto"
+    on_nonfinite: str = "quarantine"
     barebones: bool = False
 
     def __post_init__(self) -> None:
@@ -99,6 +100,7 @@ class Settings:
         self._check_devices()
         self._check_choice("sampling", ("own", "shared"))
         self._check_choice("lowering", ("auto", "fast", "plain"))
+        self._check_choice("on_nonfinite", ("quarantine", "raise", "ignore"))
         self._check_budget()
         clip = self.gradient_clip_val
         if clip is not None and (

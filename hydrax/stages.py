@@ -51,7 +51,12 @@ class Stages(RunView):
             metrics=loop.metrics,
             callbacks=keys(self._heard()),
             fingerprint=training.fingerprint(),
-            meta={"ids": training.slices.ids.tolist(), "heard": loop.heard},
+            meta={
+                "ids": training.slices.ids.tolist(),
+                "heard": loop.heard,
+                "faults": {str(head): list(fault) for head, fault in loop.faults.items()},
+                "reasons": {str(head): reason for head, reason in loop.reasons.items()},
+            },
             keep=keep,
         )
 

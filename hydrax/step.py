@@ -14,10 +14,12 @@ import optax
 from hydrax.callback import Callback, StepInfo
 from hydrax.draw import DeviceRows
 from hydrax.errors import CallbackError, ModuleError
+from hydrax.finite import is_finite
 from hydrax.lowering import Lowering, lower
 from hydrax.model import Parts, Structure, split
 from hydrax.module import Context, HydraModule, Logged, bind, is_metric, masked_mean
 from hydrax.state import HeadInputs, HeadsState, select
+from hydrax.step_checks import kept, read_logged, read_loss
 
 # Keys that no training step uses: a head's key is folded with the step, which stays below 2**31.
 _INIT_KEY, _EVAL_KEY = np.uint32(2**32 - 1), np.uint32(2**32 - 2)
@@ -51,6 +53,7 @@ class HeadProgram:
       clip_algorithm: "norm" or "value".
       padding: for "training", "validation" and "test": why a slot can be padding there, or None where none can.
       may_idle: whether a head may have no live slot in a step.
+      watched: whether training says which heads became NaN or infinite.
       lowering: in which forms the operations of the user's functions are computed.
     """
 
@@ -62,6 +65,7 @@ class HeadProgram:
     clip_algorithm: str = "norm"
     padding: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     may_idle: bool = False
+    watched: bool = False
     lowering: Lowering = Lowering()
     logged: dict[str, dict[str, Logged]] = dataclasses.field(default_factory=dict)
 
@@ -108,8 +112,36 @@ class HeadProgram:
 
         Returns:
           The new state, equal to the old one bit for bit where the head is frozen or has no live slot; and the step's
-          values: "logged" by name, and "stepped", whether it had one, where a head may have none.
+          values: "logged" by name; "stepped", whether it had one, where a head may have none; and where heads are
+          watched "lost", whether its loss is NaN or infinite.
         """
+        new, logs, loss, _ = self._update(head, inputs, base_key, data, rows, mask, step)
+        flags, runs = self.logged["training"], head.live & mask.any()
+        on_step = {name: value for name, value in logs.items() if flags[name].on_step}
+        values: dict[str, Any] = {
+            "logged": {n: value.compute() if is_metric(value) else value for n, value in on_step.items()}
+        }
+        if self.may_idle:
+            values["stepped"] = mask.any()
+        if self.watched:
+            values["lost"] = runs & ~jnp.isfinite(loss)
+        return select(runs, new, head), values
+
+    def find_fault(
+        self, head: HeadsState, inputs: Any, base_key: Any, data: DeviceRows, rows: Any, mask: Any, step: Any
+    ) -> jax.Array:
+        """The first array that a step makes NaN or infinite, as its place in `fault_names`, or -1; as `train`."""
+        new, _, loss, gradients = self._update(head, inputs, base_key, data, rows, mask, step)
+        found = [~is_finite(leaf) for leaf in jax.tree.leaves((loss, gradients))]
+        old = [leaf for _, tree in _watched(head) for leaf in jax.tree.leaves(tree)]
+        leaves = [leaf for _, tree in _watched(new) for leaf in jax.tree.leaves(tree)]
+        found += [is_finite(before) & ~is_finite(after) for before, after in zip(old, leaves, strict=True)]
+        return jnp.where(jnp.stack(found).any(), jnp.argmax(jnp.stack(found)), -1)
+
+    def _update(
+        self, head: HeadsState, inputs: Any, base_key: Any, data: DeviceRows, rows: Any, mask: Any, step: Any
+    ) -> tuple[HeadsState, dict[str, Any], jax.Array, Any]:
+        """The state after a step, what it logs, its loss, and its gradients as they came."""
         key = jax.random.fold_in(jax.random.fold_in(base_key, inputs.ids), step)
         if len(rows) == 1:
             loss, logs, state, gradients = self._gradient(
@@ -117,27 +149,22 @@ class HeadProgram:
             )
         else:
             loss, logs, state, gradients = self._accumulate(head, inputs, key, data, rows, mask, step)
-        gradients = self._clip(gradients)
+        raw, gradients = gradients, self._clip(gradients)
         updates, opt_state = self._optimizer(inputs).update(gradients, head.opt_state, head.trainable)
         trainable = optax.apply_updates(head.trainable, updates)
         info = StepInfo(trainable, gradients, updates, loss, step)
-        flags = self.logged["training"]
         new = HeadsState(
             trainable=trainable,
             state=state,
-            opt_state=_kept(opt_state, head.opt_state, "opt_state"),
+            opt_state=kept(opt_state, head.opt_state, "opt_state"),
             callbacks={
-                key: _kept(self._hear(key, "on_step", old, info), old, f"callbacks.{key}")
+                key: kept(self._hear(key, "on_step", old, info), old, f"callbacks.{key}")
                 for key, old in head.callbacks.items()
             },
             epoch={name: head.epoch[name].merge(_accumulator(logs[name], mask)) for name in head.epoch},
             live=head.live,
         )
-        on_step = {name: value for name, value in logs.items() if flags[name].on_step}
-        values = {"logged": {n: value.compute() if is_metric(value) else value for n, value in on_step.items()}}
-        if self.may_idle:
-            values["stepped"] = mask.any()
-        return select(head.live & mask.any(), new, head), values
+        return new, logs, loss, raw
 
     def evaluate(
         self,
@@ -222,13 +249,13 @@ class HeadProgram:
         output = getattr(bound, f"{stage}_step")(model, batch, ctx)
         if isinstance(output, Mapping):
             model = output.get("model", model)
-        loss = _read_loss(output, stage, ctx.mask, self.padding.get(stage))
+        loss = read_loss(output, stage, ctx.mask, self.padding.get(stage))
         name = _LOSS_NAMES[stage]
         if loss is not None and name not in recorder.logged:
             recorder.add(name, loss, prog_bar=True, on_step=None, on_epoch=None)
         self.logged[stage] = {n: dataclasses.replace(entry, value=None) for n, entry in recorder.logged.items()}
-        logs = {n: _read_logged(n, entry.value, stage, ctx.mask) for n, entry in recorder.logged.items()}
-        new_state = _kept(self._structure.read_state(model), state, "state")
+        logs = {n: read_logged(n, entry.value, stage, ctx.mask) for n, entry in recorder.logged.items()}
+        new_state = kept(self._structure.read_state(model), state, "state")
         return (0.0 if loss is None else masked_mean(loss, ctx.mask)), (logs, new_state)
 
     @property
@@ -278,58 +305,19 @@ class HeadProgram:
         return optimizer
 
 
-def _read_loss(output: Any, stage: str, mask: jax.Array, padding: str | None) -> jax.Array | None:
-    """The loss in what a step returned, checked: float, `[B]` or a scalar."""
-    where = f"{stage}_step"
-    fix = "Fix: return one float loss for each slot, [B]."
-    if isinstance(output, Mapping) and "loss" not in output:
-        keys = ", ".join(map(repr, output)) or "no keys"
-        raise ModuleError(f'A returned dict holds no loss: {where}. Got {keys}, expected a "loss" entry. {fix}')
-    loss = output["loss"] if isinstance(output, Mapping) else output
-    if loss is None and stage != "training":
-        return None
-    if not isinstance(loss, jax.Array | np.ndarray | np.generic | float):
-        raise ModuleError(f"No loss came back: {where}. Got {type(loss).__name__}, expected a float array. {fix}")
-    loss = jnp.asarray(loss)
-    if not jnp.issubdtype(loss.dtype, jnp.floating):
-        raise ModuleError(f"A loss has no gradient: {where}. Got dtype {loss.dtype}, expected floats. {fix}")
-    if loss.shape not in ((), mask.shape):
-        raise ModuleError(
-            f"A loss has the wrong shape: {where}. Got {list(loss.shape)} for one head, expected [{mask.size}], one "
-            "loss for each slot. Fix: take the mean over all axes but the first."
-        )
-    if loss.ndim == 0 and padding:
-        raise ModuleError(
-            f"A scalar loss would count padding: {where}. Got a scalar, expected [{mask.size}], since {padding}. Fix: "
-            "return one loss for each slot and leave the mean to Hydrax, or average with ctx.mask yourself and return "
-            "jnp.broadcast_to(loss, ctx.mask.shape)."
-        )
-    return loss
+def fault_names(head: HeadsState) -> list[str]:
+    """What `HeadProgram.find_fault` numbers; takes arrays or shapes."""
+    trees = [("loss", 0.0), ("gradient", head.trainable), *_watched(head)]
+    return [
+        kind + jax.tree_util.keystr(path)
+        for kind, tree in trees
+        for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    ]
 
 
-def _read_logged(name: str, value: Any, stage: str, mask: jax.Array) -> Any:
-    """A logged value as a scalar, or the `clu.metrics.Metric` itself."""
-    where = f"self.log({name!r}) in {stage}_step"
-    if is_metric(value):
-        shape = jnp.shape(value.compute()) if not isinstance(value.compute(), Mapping) else "a dict"
-        if shape != ():
-            raise ModuleError(
-                f"A metric computes no scalar: {where}. Got {shape}, expected one number. Fix: log its parts one by "
-                "one."
-            )
-        return value
-    if not isinstance(value, jax.Array | np.ndarray | np.generic | float | int):
-        raise ModuleError(
-            f"A logged value is no number: {where}. Got {type(value).__name__}, expected a scalar, [{mask.size}] "
-            "values or a clu.metrics.Metric. Fix: turn it into an array."
-        )
-    value = jnp.asarray(value)
-    if value.shape not in ((), mask.shape) or not (jnp.issubdtype(value.dtype, jnp.number) or value.dtype == bool):
-        raise ModuleError(
-            f"A logged value has the wrong form: {where}. Got {value.dtype}{list(value.shape)} for one head, expected "
-            f"a scalar or [{mask.size}] numbers, one for each slot. Fix: reduce it over all axes but the first."
-        )
-    return masked_mean(value, mask)
+def _watched(head: HeadsState) -> list[tuple[str, Any]]:
+    """What of a head must stay finite."""
+    return [("parameter", head.trainable), ("opt_state", head.opt_state), ("model state", head.state)]
 
 
 def _accumulator(value: Any, mask: jax.Array) -> Any:
@@ -360,28 +348,3 @@ def _strong(tree: Any) -> Any:
         lambda a: a if jnp.issubdtype(jnp.result_type(a), jax.dtypes.prng_key) else jnp.asarray(a, jnp.result_type(a)),
         tree,
     )
-
-
-def _kept(new: Any, old: Any, where: str) -> Any:
-    """`new`, which must be able to stand where `old` stood: the same structure, shapes and kinds of numbers."""
-    before, after = str(jax.tree.structure(old)), str(jax.tree.structure(new))
-    if before != after:
-        raise ModuleError(
-            f"A step changes what a head consists of: its {where}. Got {after}, expected {before}. Fix: create all of "
-            "it at the start, in configure_model or init."
-        )
-    for (path, a), b in zip(jax.tree_util.tree_flatten_with_path(new)[0], jax.tree.leaves(old), strict=True):
-        if jnp.shape(a) != jnp.shape(b) or not _holds(jnp.result_type(b), jnp.result_type(a)):
-            raise ModuleError(
-                f"A step changes an array's form: {where}{jax.tree_util.keystr(path)} of one head. Got "
-                f"{jnp.result_type(a)}{list(jnp.shape(a))}, expected {jnp.result_type(b)}{list(jnp.shape(b))}. Fix: "
-                "keep every array's shape and dtype from step to step."
-            )
-    return new
-
-
-def _holds(old: Any, new: Any) -> bool:
-    """Whether numbers of dtype `new` keep their meaning in an array of dtype `old`: a fraction in an int does not."""
-    numbers = {jnp.floating: (jnp.floating, jnp.integer), jnp.integer: (jnp.integer,)}
-    kinds = next((kinds for kind, kinds in numbers.items() if jnp.issubdtype(old, kind)), ())
-    return bool(old == new) or any(jnp.issubdtype(new, kind) for kind in kinds)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hydrax.assembly import check_training
+from hydrax import checkpoint
+from hydrax.assembly import Training, check_training
 from hydrax.callback import Callback
 from hydrax.data import DataModule
 from hydrax.dispatch import check_callbacks, keys
@@ -17,6 +20,8 @@ from hydrax.errors import ArgumentError, CheckpointError
 from hydrax.evaluation import assemble_evaluation, table
 from hydrax.fitting import Fitting
 from hydrax.heads import Heads
+from hydrax.interrupts import Interrupts
+from hydrax.loop import FitLoop
 from hydrax.module import HydraModule
 from hydrax.predictions import HeldOut, held_out, stacked
 from hydrax.result import FitResult
@@ -54,6 +59,8 @@ class Trainer(Fitting):
       deterministic: whether the plan follows from shapes and the kind of machine alone, not from timing.
       chunk: heads that run together, or "auto"; a head's bits depend on it, and on nothing else beside it.
       steps_per_call: most steps of one dispatch, or "auto".
+      on_nonfinite: what becomes of a head whose loss, parameters, optimiser or model state turns NaN or infinite:
+        "quarantine", it stays as it was before that step, leaves all means, and the others go on; "raise"; or "ignore".
       callbacks: one or a list, added to the defaults.
       logger: write TensorBoard events.
       enable_checkpointing: write checkpoints.
@@ -91,6 +98,7 @@ class Trainer(Fitting):
         deterministic: bool = False,
         chunk: int | str = "auto",
         steps_per_call: int | str = "auto",
+        on_nonfinite: str = "quarantine",
         callbacks: Callback | Sequence[Callback] | None = None,
         logger: bool = True,
         enable_checkpointing: bool = True,
@@ -131,12 +139,18 @@ class Trainer(Fitting):
 
         Raises:
           HydraxError: something does not fit; said before anything compiles.
+          SystemExit: SIGTERM came; all is saved, and the status is 143.
+
+        Ctrl-C ends the fit after the steps at hand, saves, and comes back with `result.interrupted`; another one raises
+        KeyboardInterrupt at once.
         """
         _check_types(module, datamodule)
         self.module, self.datamodule = module, datamodule
         self._loop = self._training = self._laid_out = self._log_dir = None
         self._evaluated = {}
         checkpoint_path = self._find_checkpoint(ckpt_path)
+        if checkpoint_path is not None:
+            checkpoint_path = checkpoint.first_sound(checkpoint_path, checkpoint.check)
         with self._stage(module, datamodule, "fit"), contextlib.ExitStack() as opened:
             self._add_defaults()
             checked = check_training(self._settings, module, datamodule, keys(self._heard()), self._root)
@@ -148,15 +162,17 @@ class Trainer(Fitting):
                 training = self._settle()
                 where = self.log_dir if self._wants["TensorBoardLogger"] or self._wants["ModelCheckpoint"] else None
                 self._say(f"{len(training.slices)} heads, {training.plan}, log_dir={where}")
+                self._interrupts = opened.enter_context(Interrupts())
                 self._loop = self._make_loop(training, emit, checkpoint_path)
                 if checkpoint_path is not None:
                     emit("on_load_checkpoint")
                 emit("on_fit_start")
                 while not self._run_through():
                     self._cut(checked, emit)
-                emit("on_fit_end")
-        reason = self._settings.end(training.schedule.max_steps) if self._loop.live.any() else "the stop of all heads"
-        self._say(f"`Trainer.fit` stopped: {reason} reached.")
+                self._loop.tell("on_fit_end")
+        self._say(f"`Trainer.fit` stopped: {self._reason(training, self._loop)}")
+        if self._interrupts.exit_status is not None:
+            sys.exit(self._interrupts.exit_status)
         return FitResult(
             self.heads,
             self.metrics,
@@ -165,6 +181,7 @@ class Trainer(Fitting):
             self._log_dir,
             self.ledger(),
             self._running()[1].plan,
+            self.interrupted,
         )
 
     def validate(
@@ -262,6 +279,13 @@ class Trainer(Fitting):
         return found
 
     # What stands behind it.
+
+    def _reason(self, training: Training, loop: FitLoop) -> str:
+        if self.interrupted:
+            return f'interrupted at step {loop.step}; fit(..., ckpt_path="last") goes on from a checkpoint.'
+        ended = self._settings.end(training.schedule.max_steps) if loop.live.any() else "the stop of all heads"
+        why = collections.Counter(reason.partition(" (step")[0] for reason in loop.reasons.values())
+        return f"{ended} reached." + "".join(f" {count} stopped: {reason}." for reason, count in why.most_common(5))
 
     def _evaluate(
         self, stage: str, module: Any, datamodule: Any, heads: Any, ckpt_path: Any, verbose: bool

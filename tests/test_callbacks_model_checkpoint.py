@@ -36,6 +36,9 @@ class FakeTrainer:
     ledgers: list[tuple[Path, str | None, list[float] | None]] = field(default_factory=list)
     failure: Exception | None = None
 
+    def snapshots_of(self, callback: ModelCheckpoint) -> FakeHeads:
+        return self.snapshots
+
     def save_checkpoint(self, path: Path, keep: int | None = None) -> Path:
         self.saves.append((path, keep))
         if self.failure is not None:
@@ -135,7 +138,9 @@ def test_a_monitor_that_no_validation_logs_is_refused_before_training_with_the_n
     ("monitor", "stage"), [("val_loss", "fit"), (None, "fit"), ("val_los", "validate"), ("val_los", "test")]
 )
 def test_setup_takes_a_monitor_that_validation_logs_none_at_all_and_any_outside_a_fit(trainer, monitor, stage):
-    ModelCheckpoint(monitor).setup(at(0, trainer, stage=stage))
+    checkpoint = ModelCheckpoint(monitor)
+    checkpoint.setup(at(0, trainer, stage=stage))
+    checkpoint.teardown(at(0, trainer, stage=stage))
 
 
 def test_a_resumed_fit_goes_on_from_the_best_scores_it_had(trainer):
@@ -193,6 +198,35 @@ def test_every_n_steps_names_its_multiples_as_due(step, due):
 @pytest.mark.parametrize("arguments", [{}, {"every_n_steps": 30, "save_last": False}])
 def test_nothing_is_due_inside_an_epoch_without_every_n_steps_or_last(arguments):
     assert ModelCheckpoint(**arguments).next_due(7) is None
+
+
+def test_every_n_secs_asks_for_the_next_step_when_the_time_has_come(trainer, clock):
+    checkpoint = started(trainer, every_n_secs=60)
+    dues = []
+    for step, now in ((0, 100.0), (5, 159.0), (10, 160.5)):
+        clock.now = now
+        dues.append(checkpoint.next_due(step))
+    assert dues == [None, None, 11]
+    checkpoint.on_train_steps_end(at(10, trainer))
+    assert trainer.saves == []
+    checkpoint.on_train_steps_end(at(11, trainer))
+    assert len(trainer.saves) == 1
+    assert checkpoint.next_due(11) is None
+
+
+def test_every_n_epochs_saves_at_the_end_of_those_epochs(trainer, clock):
+    checkpoint = started(trainer, every_n_epochs=2)
+    saved = []
+    for epoch in range(5):
+        checkpoint.on_train_epoch_end(Event(trainer, "fit", 10 * (epoch + 1), epoch))
+        saved.append(len(trainer.saves))
+    assert saved == [0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("value", [0, -1.0, "60"])
+def test_seconds_must_be_above_0(value):
+    with pytest.raises(ArgumentError, match=r"every_n_secs=\.\.\.\)\. Got"):
+        ModelCheckpoint(every_n_secs=value)
 
 
 def test_with_every_n_steps_last_is_saved_at_its_multiples_and_at_the_end(trainer, clock):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hydrax import checkpoint
-from hydrax.errors import CheckpointError
+from hydrax.errors import CheckpointError, DamagedCheckpointError
 
 
 def tree():
@@ -169,10 +169,31 @@ def meta_file(folder):
     return path
 
 
-def test_another_format_is_refused_with_both_numbers(folder):
+def rewrite_meta(folder, **changes):
+    """With the digest of what then stands there; a change to None leaves a part out."""
     path = meta_file(folder)
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
-    with pytest.raises(CheckpointError, match=r"another format: .*\. Got format 2, expected 1"):
+    meta = {**json.loads(path.read_text()), **changes}
+    meta = {name: value for name, value in meta.items() if value is not None and name != "sha256"}
+    digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(meta if "sha256" in changes else {**meta, "sha256": digest}))
+
+
+def test_another_format_is_refused_with_both_numbers(folder):
+    rewrite_meta(folder, format=3)
+    with pytest.raises(CheckpointError, match=r"another format: .*\. Got format 3, expected 2"):
+        checkpoint.load(folder, tree())
+
+
+def test_the_first_format_which_had_no_digest_is_refused_as_such(folder):
+    rewrite_meta(folder, format=1, sha256=None)
+    with pytest.raises(CheckpointError, match=r"another format: .*\. Got format 1, expected 2"):
+        checkpoint.load(folder, tree())
+
+
+def test_a_meta_with_other_bytes_is_damaged(folder):
+    path = meta_file(folder)
+    path.write_text(path.read_text().replace('"size": ', '"size": 1', 1))
+    with pytest.raises(DamagedCheckpointError, match=r"is damaged: .*meta\. Got bytes with another digest"):
         checkpoint.load(folder, tree())
 
 

@@ -69,26 +69,21 @@ def test_all_callbacks_hear_one_event_with_the_fields_of_the_moment():
 
 
 def test_no_event_is_made_for_a_hook_that_nobody_overrides():
-    control = Dispatcher([Hears()], lambda **fields: pytest.fail("an event was made"))("on_validation_end")
-    assert (control.stop, control.snapshot) == (None, None)
+    answers = Dispatcher([Hears()], lambda **fields: pytest.fail("an event was made"))("on_validation_end")
+    assert answers == []
 
 
-@pytest.mark.parametrize(
-    ("answers", "stop", "snapshot"),
-    [
-        ([None, None], None, None),
-        ([Control()], None, None),
-        ([Control(stop=flags(1))], [False, True, False], None),
-        ([Control(stop=flags(1)), None, Control(stop=flags(2))], [False, True, True], None),
-        ([Control(snapshot=flags(0)), Control(stop=flags(2))], [False, False, True], [True, False, False]),
-        ([Control(stop=[True, False, True])], [True, False, True], None),
-    ],
-    ids=["nothing", "an empty control", "one", "two stops", "a snapshot and a stop", "a list of bools"],
-)
-def test_answers_add_up_over_the_callbacks(answers, stop, snapshot):
-    control = Dispatcher([Hears(answer=answer) for answer in answers], event)("on_train_start")
-    found = [None if mask is None else np.asarray(mask).tolist() for mask in (control.stop, control.snapshot)]
-    assert found == [stop, snapshot]
+def test_answers_come_with_the_callback_that_gave_them_and_with_arrays():
+    silent, stops, keeps = (
+        Hears(),
+        Hears(answer=Control(stop=[True, False, True])),
+        Hears(answer=Control(snapshot=flags(1))),
+    )
+    answers = Dispatcher([silent, stops, keeps], event)("on_train_start")
+    assert [callback for callback, _ in answers] == [stops, keeps]
+    np.testing.assert_array_equal(answers[0][1].stop, flags(0, 2))
+    np.testing.assert_array_equal(answers[1][1].snapshot, flags(1))
+    assert (answers[0][1].snapshot, answers[1][1].stop) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -96,9 +91,14 @@ def test_answers_add_up_over_the_callbacks(answers, stop, snapshot):
     [
         (Control(stop=np.ones(2, bool)), r"bool\[2\], expected None or Control\(stop=bool\[3\]\)"),
         (Control(snapshot=np.ones(3, int)), r"int64\[3\], expected None or Control\(snapshot=bool\[3\]\)"),
+        (Control(restore=np.ones(2, bool)), r"bool\[2\], expected None or Control\(restore=bool\[3\]\)"),
+        (
+            Control(stop=np.ones(3, bool), reason=["a"]),
+            r"1 reasons, expected None or Control\(reason=a text or 3",
+        ),
         (np.ones(3, bool), "ndarray"),
     ],
-    ids=["length", "dtype", "type"],
+    ids=["length", "dtype", "restore", "reasons", "type"],
 )
 def test_an_answer_in_another_form_is_refused_with_class_and_hook(answer, got):
     with pytest.raises(CallbackError, match=rf"wrong form: Hears\.on_train_start\. Got {got}"):

@@ -102,7 +102,7 @@ def test_the_learning_curve_is_the_mean_and_spread_of_the_heads_scores(small):
 
 def test_the_heads_of_the_learning_curve_are_listed_with_recipe_seed_and_length(small):
     heads = table(small / "heads.csv")
-    assert list(heads[0]) == ["head", "recipe", "seed", "length", "score", "status"]
+    assert list(heads[0]) == ["head", "recipe", "seed", "length", "score", "status", "reason"]
     assert [(head["recipe"], head["seed"], head["length"], head["status"]) for head in heads[2:4]] == [
         ("prefix(35)", "0", "35", "ok"),
         ("prefix(35)", "1", "35", "ok"),

@@ -29,7 +29,7 @@ class Ends(hx.Callback):
 
 
 class OneMetric(PlainClassifier):
-    """Logs its loss and nothing else: one read is then one superstep's."""
+    """Logs its loss and nothing else: a superstep has then two reads, whether a head was lost and the losses."""
 
     def training_step(self, model, batch, ctx):
         return optax.softmax_cross_entropy_with_integer_labels(self.logits(model, batch["x"]), batch["y"])
@@ -82,13 +82,17 @@ def test_metrics_are_read_one_superstep_late_and_nothing_else_is_read(heard):
         "dispatch 3",
         "dispatch 6",
         "read",
+        "read",
         "told 3",
         "dispatch 9",
+        "read",
         "read",
         "told 6",
         "dispatch 12",
         "read",
+        "read",
         "told 9",
+        "read",
         "read",
         "told 12",
         "end",

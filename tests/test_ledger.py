@@ -23,10 +23,15 @@ class Module(hx.HydraModule):
         self.save_hyperparameters()
 
 
-def rows(score=(0.1, 0.25, np.nan), live=(True, False, True), finite=(True, True, False)):
+NONE = np.zeros(HEADS, bool)
+
+
+def rows(score=(0.1, 0.25, np.nan), live=(True, False, True), finite=(True, True, False), lost=NONE):
     module = Module(hx.PerHead([1.0, 2.0, 3.0]))
     scores = None if score is None else np.array(score, np.float32)
-    return ledger(SLICES, module, score=scores, live=np.array(live), finite=np.array(finite))
+    return ledger(
+        SLICES, module, score=scores, live=np.array(live), finite=np.array(finite), lost=lost, reasons={1: "by hand"}
+    )
 
 
 def test_a_row_names_head_recipe_seed_length_score_status_and_per_head_values():
@@ -37,12 +42,19 @@ def test_a_row_names_head_recipe_seed_length_score_status_and_per_head_values():
         "length": 4,
         "score": 0.25,
         "status": "stopped",
+        "reason": "by hand",
         "lr": 2.0,
     }
 
 
 def test_the_status_tells_live_stopped_and_broken_heads_apart():
     assert [row["status"] for row in rows()] == ["ok", "stopped", "not finite"]
+    assert [row["status"] for row in rows(lost=np.array([True, False, True]))] == [
+        "quarantined",
+        "stopped",
+        "quarantined",
+    ]
+    assert [row["reason"] for row in rows()] == ["", "by hand", ""]
 
 
 def test_a_slice_that_depends_on_no_seed_has_none():
@@ -81,7 +93,9 @@ CROSSED = hx.Slices.product(hx.Slices.random_subset([4], num_rows=9, seed=7), se
 
 def crossed(slices=CROSSED, module=None):
     all_true = np.ones(len(slices), bool)
-    return ledger(slices, module or hx.HydraModule(), score=None, live=all_true, finite=all_true)
+    return ledger(
+        slices, module or hx.HydraModule(), score=None, live=all_true, finite=all_true, lost=~all_true, reasons={}
+    )
 
 
 def test_a_row_names_the_values_of_its_head_on_every_axis():
@@ -131,7 +145,7 @@ def test_per_head_attributes_hide_neither_columns_nor_hyper_parameters():
     module = Module(hx.PerHead([1.0, 2.0, 3.0]))
     module.lr, module.score = hx.PerHead([4.0, 5.0, 6.0]), hx.PerHead([7.0, 8.0, 9.0])
     live = np.ones(HEADS, bool)
-    row = ledger(SLICES, module, score=np.zeros(HEADS, np.float32), live=live, finite=live)[1]
+    row = ledger(SLICES, module, score=np.zeros(HEADS, np.float32), live=live, finite=live, lost=~live, reasons={})[1]
     named = {"hparams.lr": 2.0, "module.lr": 5.0, "module.score": 8.0, "score": 0.0}
     assert {name: value for name, value in row.items() if "lr" in name or "score" in name} == named
 
@@ -150,7 +164,7 @@ def test_four_times_the_heads_take_about_four_times_as_long():
 # ---- the tidy table
 
 METRICS = {"val_loss": np.array([0.5, 0.25, np.nan], np.float32), "score": np.zeros(HEADS, np.float32)}
-COLUMNS = ["head", "recipe", "seed", "length", "score", "status", "lr", "val_loss"]
+COLUMNS = ["head", "recipe", "seed", "length", "score", "status", "reason", "lr", "val_loss"]
 
 
 def result(rows_=None, metrics=METRICS):

@@ -54,7 +54,8 @@ def busy(folder):
 
 
 ONCE = dict.fromkeys(("init", "superstep", "evaluate", "compute", "freeze", "keep", "finite", "spread"), 1) | {
-    "predict": 0
+    "predict": 0,
+    "find_fault": 0,
 }
 
 

@@ -79,9 +79,10 @@ def test_snapshots_move_with_their_heads():
             return hx.Control(snapshot=np.ones(HEADS, bool)) if event.step == 3 else None
 
     keeps, stops = Keeps(), Stops(AT)
-    kept = run(
+    late = run(
         PlainClassifier("mlp", hx.PerHead(RATES)), data_of(SLICES), callbacks=[keeps, stops], max_steps=STEPS, chunk=1
-    ).trainer.snapshots
+    )
+    kept = late.trainer.snapshots_of(keeps)
     early = run(PlainClassifier("mlp", hx.PerHead(RATES)), data_of(SLICES), max_steps=3, chunk=1).result.heads
     np.testing.assert_array_equal(kept.trainable["kernel"], early.trainable["kernel"])
 

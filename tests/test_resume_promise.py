@@ -107,7 +107,8 @@ def fit(*callbacks, ckpt_path=None, slices=SLICES, rates=RATES, seed=0, train=No
 def everything(fitted, follower):
     """Every array and number that a run leaves behind; what it logged at each step apart."""
     arrays = {name: array for name, array in fitted.arrays.items() if not name.startswith("step.")}
-    arrays |= {f"snapshots.{n}": a for n, a in named_arrays(fitted.trainer.snapshots).items()}
+    kept = fitted.trainer.snapshots_of(follower)
+    arrays |= {f"snapshots.{n}": a for n, a in named_arrays(kept).items()}
     arrays |= {f"follower.{n}": a for n, a in named_arrays(fitted.trainer.callback_state(follower)).items()}
     return arrays | {f"host.{name}": np.asarray(value) for name, value in follower.state_dict().items()}
 

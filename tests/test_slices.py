@@ -856,11 +856,22 @@ def test_sets_are_kept_in_the_smallest_way_and_come_out_the_same(monkeypatch, li
         (
             lambda: Slices.product(Slices.product(Slices.full(1, 5), lr=2), lr=2),
             ArgumentError,
-            ["taken: argument lr", "'length', 'lr', 'recipe'"],
+            ["taken: argument lr", "'length', 'lr', 'reason', 'recipe'"],
         ),
         *(
             (lambda name=name: Slices.product(Slices.full(1, 5), **{name: 2}), ArgumentError, [f"Got {name!r}"])
-            for name in ("", "head", "recipe", "length", "score", "status", "slice_seed", "axis.lr", "hparams.lr")
+            for name in (
+                "",
+                "head",
+                "recipe",
+                "length",
+                "score",
+                "status",
+                "reason",
+                "slice_seed",
+                "axis.lr",
+                "hparams.lr",
+            )
         ),
         (lambda: Slices.product(Slices.full(1, 5), **{"module.lr": 2}), ArgumentError, ["begins with 'axis.' or"]),
         (

@@ -456,8 +456,7 @@ def test_ctrl_c_ends_a_run_that_waits_for_a_row():
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         answer.wait(30)
 
-    with pytest.raises(KeyboardInterrupt):
-        fit(on_host(train=Source(odd={7: wait}), val=None))
+    assert fit(on_host(train=Source(odd={7: wait}), val=None)).result.interrupted
     answer.set()
     assert left() == []
 
@@ -565,8 +564,8 @@ def test_nan_is_warned_of_once_and_the_fit_goes_on():
     with pytest.warns(UserWarning, match="A column holds NaN or Inf") as caught:
         fitted = fit(on_host(NINE, train=with_nan(), val=None))
     assert len(caught) == 1
-    diverged = np.isnan(fitted.arrays["trainable.kernel"]).any(axis=(1, 2))
-    np.testing.assert_array_equal(np.flatnonzero(diverged), [3, 5, 7, 8])
+    assert list(fitted.trainer.quarantined) == [30, 50, 70, 80]
+    assert np.isfinite(fitted.arrays["trainable.kernel"]).all()
 
 
 class CutShort(SourceDataModule):

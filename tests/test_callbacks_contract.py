@@ -1,0 +1,106 @@
+"""What every plug-in of `hydrax.callbacks` must do, found by reflection: a new one is under this contract at once."""
+
+import inspect
+import json
+
+import numpy as np
+import pytest
+from heads_under_test import NUM_ROWS, QUIET, Classifier, data_of, differing, run, state_of
+
+import hydrax as hx
+from hydrax import callbacks
+from hydrax.callback import overrides
+
+SLICES = hx.Slices.random_subset([40, 17, 9], NUM_ROWS, seed=1)
+# Arguments for those that need some to be of use, or that would stop heads without them.
+ARGUMENTS = {
+    "EarlyStopping": {"patience": 1_000, "restore_best_weights": False},
+    "LambdaCallback": {"on_fit_end": lambda event: None},
+    "ModelCheckpoint": {"monitor": "val_loss", "every_n_steps": 4},
+}
+STEPS = 10
+
+
+def make(name):
+    return getattr(callbacks, name)(**ARGUMENTS.get(name, {}))
+
+
+@pytest.fixture(params=sorted(callbacks.__all__))
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The bits of a fit without any plug-in."""
+    return parameters(run(Classifier("mlp"), data_of(SLICES), max_steps=STEPS))
+
+
+def parameters(fitted):
+    """All that heads consist of, but the plug-in's own part."""
+    return {name: array for name, array in fitted.arrays.items() if not name.startswith("callbacks.")}
+
+
+def test_it_is_a_callback_in_a_file_of_its_own_with_its_arguments_explained(name):
+    kind = getattr(callbacks, name)
+    assert issubclass(kind, hx.Callback)
+    words = "".join(f"_{c.lower()}" if c.isupper() else c for c in name).strip("_")
+    assert kind.__module__.rpartition(".")[2].replace("_", "") == words.replace("_", "")
+    arguments = [p for p in inspect.signature(kind.__init__).parameters if p not in ("self", "args", "kwargs")]
+    assert [a for a in arguments if f"{a}:" not in kind.__doc__ and f"{a}," not in kind.__doc__] == []
+
+
+def test_it_changes_no_bit_of_any_head(name, alone):
+    fitted = run(Classifier("mlp"), data_of(SLICES), callbacks=[make(name)], max_steps=STEPS)
+    assert differing(parameters(fitted), alone) == []
+
+
+def test_one_object_hears_two_fits(name, tmp_path):
+    callback = make(name)
+    for _ in range(2):
+        trainer = hx.Trainer(max_steps=STEPS, chunk=4, callbacks=[callback], default_root_dir=tmp_path, **QUIET)
+        assert trainer.fit(Classifier("mlp"), data_of(SLICES)).step == STEPS
+
+
+def test_it_works_where_nothing_is_to_be_written(name):
+    trainer = hx.Trainer(max_steps=2, chunk=4, callbacks=[make(name)], fast_dev_run=2, enable_progress_bar=False)
+    trainer.fit(Classifier("mlp"), data_of(SLICES))
+    assert trainer.log_dir is None
+
+
+def test_it_hears_evaluations_without_a_fit_before(name):
+    heads = hx.Trainer(max_steps=1, chunk=4, barebones=True).fit(Classifier("mlp"), data_of(SLICES)).heads
+    trainer = hx.Trainer(max_steps=1, chunk=4, callbacks=[make(name)], **QUIET)
+    assert np.isfinite(trainer.validate(Classifier("mlp"), data_of(SLICES), heads, verbose=False)["val_loss"]).all()
+    assert np.isfinite(trainer.test(Classifier("mlp"), data_of(SLICES), heads, verbose=False)["test_loss"]).all()
+
+
+def test_its_state_can_be_saved_and_taken_back(name, tmp_path):
+    callback = make(name)
+    run(Classifier("mlp"), data_of(SLICES), callbacks=[callback], max_steps=STEPS, default_root_dir=tmp_path)
+    state = callback.state_dict()
+    arrays = {key: value for key, value in state.items() if isinstance(value, np.ndarray)}
+    json.dumps({key: value for key, value in state.items() if key not in arrays})
+    again = make(name)
+    again.load_state_dict(state)
+    for key, value in again.state_dict().items():
+        np.testing.assert_array_equal(value, state[key])
+
+
+def test_it_ends_in_order_after_an_error_of_another_callback(name, tmp_path):
+    class Fails(hx.Callback):
+        def on_train_epoch_end(self, event):
+            raise RuntimeError("no more")
+
+    callback = make(name)
+    trainer = hx.Trainer(max_steps=STEPS, chunk=4, callbacks=[callback, Fails()], default_root_dir=tmp_path, **QUIET)
+    with pytest.raises(hx.CallbackError, match="Fails.on_train_epoch_end"):
+        trainer.fit(Classifier("mlp"), data_of(SLICES))
+    # All it holds is free again: the same object serves the next fit.
+    again = hx.Trainer(max_steps=STEPS, chunk=4, callbacks=[callback], default_root_dir=tmp_path, **QUIET)
+    assert again.fit(Classifier("mlp"), data_of(SLICES)).step == STEPS
+    assert state_of(again)
+
+
+def test_it_returns_to_the_host_no_more_often_than_it_must(name):
+    assert not overrides(make(name), "on_train_batch_end")

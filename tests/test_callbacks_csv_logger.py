@@ -1,0 +1,64 @@
+"""CSVLogger: what stands in the table is what the run logged, once."""
+
+import csv
+import logging
+
+import pytest
+from heads_under_test import NUM_ROWS, Classifier, Curves, data_of
+
+import hydrax as hx
+from hydrax.callbacks import CSVLogger
+
+SLICES = hx.Slices.random_subset([40, 17, 9], NUM_ROWS, seed=1).with_ids([5, 2, 9])
+HOW = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "max_steps": 12, "chunk": 2}
+
+
+def read(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory):
+    curves = Curves()
+    trainer = hx.Trainer(
+        callbacks=[CSVLogger(), curves], log_every_n_steps=3, default_root_dir=tmp_path_factory.mktemp("root"), **HOW
+    )
+    result = trainer.fit(Classifier("mlp"), data_of(SLICES))
+    return read(result.log_dir / "metrics.csv"), curves, result
+
+
+def test_every_third_step_of_every_head_is_there_once_with_its_value(logged):
+    rows, curves, _ = logged
+    found = [(int(r["step"]), int(r["head"]), float(r["value"])) for r in rows if r["metric"] == "train_loss"]
+    losses = curves.by_name()["train_loss"]
+    expected = [
+        (step, head, float(str(losses[place, step - 1])))
+        for step in (3, 6, 9, 12)
+        for place, head in enumerate([5, 2, 9])
+    ]
+    assert found == expected
+
+
+def test_validation_and_epochs_are_there_at_their_steps(logged):
+    rows, _, result = logged
+    last = {int(r["head"]): float(r["value"]) for r in rows if r["metric"] == "val_loss" and r["step"] == "12"}
+    assert last == {head: float(str(value)) for head, value in zip([5, 2, 9], result.metrics["val_loss"], strict=True)}
+    assert {r["step"] for r in rows if r["metric"] == "accuracy_epoch"} == {"5", "10", "12"}
+
+
+def test_a_file_that_cannot_be_written_stops_nothing(tmp_path, caplog):
+    logger = CSVLogger("nowhere/metrics.csv")
+    with caplog.at_level(logging.WARNING, "hydrax"):
+        result = hx.Trainer(callbacks=[logger], default_root_dir=tmp_path, **HOW).fit(
+            Classifier("mlp"), data_of(SLICES)
+        )
+    assert result.step == 12
+    assert logger.num_dropped > 0
+    assert caplog.text.count("Values are dropped: CSVLogger") == 1
+
+
+def test_nothing_is_written_without_a_folder():
+    logger = CSVLogger()
+    hx.Trainer(callbacks=[logger], barebones=True, max_steps=2).fit(Classifier("mlp"), data_of(SLICES))
+    assert logger.num_dropped == 0

@@ -1,0 +1,235 @@
+"""EarlyStopping: each head by its own scores; by hand on given scores, and in fits against fits of the right length."""
+
+import logging
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from heads_under_test import QUIET, Classifier, data_of, rows_of
+
+import hydrax as hx
+from hydrax.callbacks import EarlyStopping
+from hydrax.errors import ArgumentError
+
+NAN = np.nan
+
+
+def judged(scores, **how):
+    """What the callback answers to each row of scores [validations, H]; stopped heads are no longer live."""
+    callback = EarlyStopping("score", **how)
+    num_heads = len(scores[0])
+    trainer = SimpleNamespace(num_heads=num_heads, interrupted=False)
+    callback.on_train_start(hx.Event(trainer, "fit", 0, 0))
+    live, answers = np.ones(num_heads, bool), []
+    for number, row in enumerate(scores, 1):
+        event = hx.Event(trainer, "fit", 10 * number, number, {"score": np.float32(row)}, live=live)
+        control = callback.on_validation_end(event) or hx.Control()
+        live = live if control.stop is None else live & ~control.stop
+        answers.append(control)
+    return answers
+
+
+def stopped_at(scores, **how):
+    """The validation, from 1, at which each head stops; 0: never."""
+    stops = [np.zeros(len(scores[0]), bool) if c.stop is None else c.stop for c in judged(scores, **how)]
+    return np.where(np.any(stops, axis=0), np.argmax(stops, axis=0) + 1, 0).tolist()
+
+
+def columns(*heads):
+    return np.array(heads).T.tolist()
+
+
+def test_each_head_waits_for_itself():
+    scores = columns([5, 4, 3, 2, 1], [1, 2, 2, 2, 2], [3, 2, 2, 2, 2], [3, 3, 3, 1, 3])
+    assert stopped_at(scores, patience=2) == [0, 3, 4, 3]
+
+
+def test_a_better_score_starts_the_count_again():
+    assert stopped_at(columns([5, 6, 6, 4, 6, 6, 6]), patience=3) == [7]
+
+
+def test_min_delta_is_what_a_score_must_gain():
+    scores = columns([1.0, 0.95, 0.9, 0.85], [1.0, 0.8, 0.6, 0.4], [1.0, 0.9, 0.8, 0.7])
+    # The first is never 0.125 below its best; the second always is, the third at its third check.
+    assert stopped_at(scores, patience=2, min_delta=0.125) == [3, 0, 0]
+
+
+def test_a_score_may_be_one_that_should_grow():
+    assert stopped_at(columns([1, 2, 3], [3, 2, 1]), patience=1, mode="max") == [0, 2]
+
+
+def test_a_threshold_stops_at_once():
+    assert stopped_at(columns([3, 0.5, 1], [3, 2, 1]), stopping_threshold=1.0) == [2, 0]
+    assert stopped_at(columns([3, 11, 1], [3, 2, 1]), divergence_threshold=10) == [2, 0]
+    assert stopped_at(columns([0.5, 0.95], [0.5, 0.6]), mode="max", stopping_threshold=0.9) == [2, 0]
+
+
+@pytest.mark.parametrize("value", [NAN, np.inf])
+def test_a_score_that_is_not_finite_stops_or_counts_as_no_better(value):
+    scores = columns([1, value, 0.5, 0.4], [value, value, value, value])
+    assert stopped_at(scores, patience=3) == [2, 1]
+    assert stopped_at(scores, patience=3, check_finite=False) == [0, 3]
+
+
+def test_the_reason_is_the_first_that_holds():
+    scores = columns([1, 2, 2], [1, 1, NAN], [1, 20, 1])
+    answers = judged(scores, patience=2, divergence_threshold=9)
+    assert [list(control.reason) for control in answers] == [
+        [],
+        ["", "", "score is worse than 9"],
+        ["score did not improve in 2 validations", "score is NaN or infinite", ""],
+    ]
+
+
+def test_the_best_model_is_kept_when_it_comes_and_given_back_when_the_head_stops():
+    answers = judged(columns([2, 1, 3, 4], [1, 2, 2, 2]), patience=2, restore_best_weights=True)
+    assert [a.snapshot.tolist() for a in answers] == [[True, True], [True, False], [False, False], [False, False]]
+    assert [a.restore.tolist() for a in answers] == [[False, False], [False, False], [False, True], [True, False]]
+
+
+def test_the_check_before_training_does_not_count():
+    callback = EarlyStopping("score", patience=1)
+    trainer = SimpleNamespace(num_heads=1)
+    callback.on_train_start(hx.Event(trainer, "fit", 0, 0))
+    first = hx.Event(trainer, "fit", 0, 0, {"score": np.float32([NAN])}, live=np.ones(1, bool))
+    assert callback.on_validation_end(first) is None
+    assert np.isnan(callback.best_scores).all()
+
+
+def test_scores_and_counts_survive_a_resume_unless_another_metric_is_monitored():
+    callback, trainer = EarlyStopping("score"), SimpleNamespace(num_heads=2)
+    callback.on_train_start(hx.Event(trainer, "fit", 0, 0))
+    for step, scores in ((1, [1, 2]), (2, [2, 1])):
+        event = hx.Event(trainer, "fit", step, 0, {"score": np.float32(scores)}, live=np.ones(2, bool))
+        callback.on_validation_end(event)
+    again, other = EarlyStopping("score"), EarlyStopping("score", mode="max")
+    again.load_state_dict(callback.state_dict())
+    other.load_state_dict(callback.state_dict())
+    assert (again.best_scores.tolist(), again.wait_counts.tolist()) == ([1, 1], [1, 0])
+    assert other.best_scores is None
+
+
+@pytest.mark.parametrize(
+    ("how", "got"),
+    [
+        ({"mode": "least"}, "mode=...). Got 'least'"),
+        ({"patience": 0}, "patience=...). Got 0"),
+        ({"patience": True}, "patience=...). Got True"),
+        ({"min_delta": -1}, "min_delta=...). Got -1"),
+        ({"stopping_threshold": "low"}, "stopping_threshold=...). Got 'low'"),
+        ({"divergence_threshold": NAN}, "divergence_threshold=...). Got nan"),
+    ],
+)
+def test_bad_arguments_are_refused(how, got):
+    with pytest.raises(ArgumentError) as refused:
+        EarlyStopping(**how)
+    assert got in str(refused.value)
+
+
+# ---- in fits
+
+HEADS, EVERY, STEPS = 4, 2, 24
+SLICES = hx.Slices.prefix([3, 8, 16, 24], num_rows=40)
+
+
+class Scripted(Classifier):
+    """Validation scores that follow a table, [validations, H], whatever the models are."""
+
+    TABLE = np.float32([[4, 3, 2, 1], [3, 3, 1, 1], [2, 3, 3, 1], [1, 3, 3, 1], [0, 3, 3, 1]] + [[0, 3, 3, 1]] * 9)
+
+    def validation_step(self, model, batch, ctx):
+        self.log("score", jax.numpy.asarray(self.TABLE)[ctx.step // EVERY - 1, ctx.head])
+
+
+def fit(*callbacks, **how):
+    settings = {"max_steps": STEPS, "val_check_interval": EVERY, "check_val_every_n_epoch": None, "chunk": 2, **QUIET}
+    trainer = hx.Trainer(callbacks=list(callbacks), **{**settings, **how})
+    data = data_of(SLICES, "mlp", rows_of("mlp"), val=rows_of("mlp"))
+    return trainer, trainer.fit(Scripted("mlp"), data)
+
+
+@pytest.fixture(scope="module")
+def after():
+    """The heads after a number of steps, in a fit that nobody stops."""
+    kept = {}
+
+    class Keeps(hx.Callback):
+        def next_due(self, step):
+            return (step // EVERY + 1) * EVERY
+
+        def on_train_steps_end(self, event):
+            kept[event.step] = jax.tree.map(np.asarray, event.trainer.heads)
+
+    fit(Keeps())
+    return kept
+
+
+def kernels(heads, number):
+    return [np.asarray(leaf)[number] for leaf in jax.tree.leaves(heads)]
+
+
+# By hand: patience 2 with scores every 2 steps. Head 0: best at 10, 12 and 14 no better. Head 1: best at 2, stops at 6.
+# Head 2: best at 4, stops at 8. Head 3: best at 2, stops at 6.
+STOPS, BEST = [14, 6, 8, 6], [10, 2, 4, 2]
+
+
+@pytest.mark.parametrize(("restore", "kept_at"), [(False, STOPS), (True, BEST)])
+def test_a_stopped_head_is_bit_for_bit_the_one_of_its_step(after, restore, kept_at):
+    _, result = fit(EarlyStopping("score", patience=2, restore_best_weights=restore))
+    for head, step in enumerate(kept_at):
+        np.testing.assert_array_equal(
+            np.concatenate([leaf.ravel() for leaf in kernels(result.heads, head)]),
+            np.concatenate([leaf.ravel() for leaf in kernels(after[step], head)]),
+        )
+    assert not result.live.any()
+
+
+def test_the_fit_ends_with_the_last_head_and_says_why_each_stopped(caplog):
+    with caplog.at_level(logging.INFO, "hydrax"):
+        trainer, result = fit(EarlyStopping("score", patience=2))
+    assert result.step == max(STOPS)
+    assert [row["status"] for row in result.ledger] == ["stopped"] * HEADS
+    why = "score did not improve in 2 validations"
+    assert [row["reason"] for row in result.ledger] == [f"{why} (step {step})" for step in STOPS]
+    assert f"the stop of all heads reached. 4 stopped: {why}." in caplog.text
+
+
+def test_heads_that_never_stop_get_their_best_model_at_the_end(after):
+    # By then heads 1, 2 and 3 have stopped; head 0 has its best at 10.
+    _, result = fit(EarlyStopping("score", patience=2, restore_best_weights=True), max_steps=12)
+    found = np.concatenate([leaf.ravel() for leaf in kernels(result.heads, 0)])
+    np.testing.assert_array_equal(found, np.concatenate([leaf.ravel() for leaf in kernels(after[10], 0)]))
+    assert result.live.tolist() == [True, False, False, False]
+
+
+def test_two_callbacks_keep_their_own_snapshots(after, tmp_path):
+    from hydrax.callbacks import ModelCheckpoint
+
+    saver = ModelCheckpoint("score", mode="max", dirpath=tmp_path)
+    fit(EarlyStopping("score", patience=2, restore_best_weights=True), saver)
+    best = hx.Heads.load(saver.best_model_path, Scripted("mlp"))
+    # Most is best for this one: of head 0 at step 2, of head 2 at step 6.
+    for head, step in ((0, 2), (2, 6)):
+        np.testing.assert_array_equal(
+            np.concatenate([leaf.ravel() for leaf in kernels(best, head)]),
+            np.concatenate([leaf.ravel() for leaf in kernels(after[step], head)]),
+        )
+
+
+def test_a_snapshot_of_the_moment_of_a_stop_holds_what_was_scored(after):
+    class Keeps(hx.Callback):
+        """Hears of the stop of head 1, at step 6, after EarlyStopping has restored it."""
+
+        def on_validation_end(self, event):
+            return hx.Control(snapshot=np.ones(HEADS, bool)) if event.step == 6 else None
+
+    keeps = Keeps()
+    trainer, _ = fit(EarlyStopping("score", patience=2, restore_best_weights=True), keeps)
+    found = np.concatenate([leaf.ravel() for leaf in kernels(trainer.snapshots_of(keeps), 1)])
+    np.testing.assert_array_equal(found, np.concatenate([leaf.ravel() for leaf in kernels(after[6], 1)]))
+
+
+def test_a_metric_that_validation_does_not_log_is_refused_before_training():
+    with pytest.raises(ArgumentError, match="monitor=.*Got 'val_los', expected one of what validation logs: score"):
+        fit(EarlyStopping("val_los"))

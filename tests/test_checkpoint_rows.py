@@ -1,0 +1,67 @@
+"""One head is read from a checkpoint without the others, with the bits that reading all gives it."""
+
+import jax
+import numpy as np
+import pytest
+from heads_under_test import NUM_ROWS, Classifier, data_of, run
+
+import hydrax as hx
+from hydrax import checkpoint
+from hydrax.callbacks import ModelCheckpoint
+from hydrax.errors import ArgumentError, DamagedCheckpointError
+
+HEADS = 5
+SLICES = hx.Slices.random_subset([40, 17, 9, 30, 22], NUM_ROWS, seed=1)
+MODULE = Classifier("norm_dropout")  # parameters, batch statistics, and PRNG keys
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The folders of a run's checkpoint and of saved heads, and the heads."""
+    folder = tmp_path_factory.mktemp("saved")
+    saver = ModelCheckpoint(dirpath=folder)
+    data = data_of(SLICES, "norm_dropout")
+    heads = run(MODULE, data, callbacks=[saver], max_steps=3, enable_checkpointing=True).result.heads
+    return {"run": folder / "last", "heads": heads.save(folder / "heads")}, heads
+
+
+def words(model):
+    keys = lambda a: jax.random.key_data(a) if jax.numpy.issubdtype(a.dtype, jax.dtypes.prng_key) else a  # noqa: E731
+    return [np.asarray(keys(leaf)) for leaf in jax.tree.leaves(model)]
+
+
+@pytest.mark.parametrize("kind", ["run", "heads"])
+@pytest.mark.parametrize("head", [0, 3, -1])
+def test_one_head_is_the_one_that_reading_all_gives(saved, kind, head):
+    folders, heads = saved
+    found, expected = hx.Heads.load(folders[kind], MODULE, head=head), heads[head]
+    assert type(found) is type(expected)
+    for one, other in zip(words(found), words(expected), strict=True):
+        np.testing.assert_array_equal(one, other)
+    x = np.ones((2, 6), np.float32)
+    np.testing.assert_array_equal(found(x), expected(x))
+
+
+def test_the_arrays_of_the_others_are_not_read(saved, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_read_arrays", lambda *_: pytest.fail("all heads were read"))
+    hx.Heads.load(saved[0]["heads"], MODULE, head=2)
+
+
+@pytest.mark.parametrize("head", [HEADS, -HEADS - 1, "2", 1.0, True])
+def test_a_head_that_is_not_there_is_refused(saved, head):
+    with pytest.raises(ArgumentError, match="There is no such head: .*expected -5 to 4"):
+        hx.Heads.load(saved[0]["heads"], MODULE, head=head)
+
+
+def test_another_module_is_refused(saved):
+    with pytest.raises(checkpoint.CheckpointError, match="does not fit"):
+        hx.Heads.load(saved[0]["heads"], Classifier("cnn"), head=1)
+
+
+def test_a_head_whose_digest_is_another_ones_is_damaged(saved):
+    (path,) = [path for path in saved[0]["heads"].parent.iterdir() if path.name.isdigit()]
+    meta = checkpoint.read_meta(path)
+    names = [name for name, leaf in meta["leaves"].items() if leaf["size"]]
+    of_others = meta["row_digests"][:4] + meta["row_digests"]  # three bytes further on
+    with pytest.raises(DamagedCheckpointError, match="head 2. Got bytes with another digest"):
+        checkpoint.checkpoint_rows.read(path / "arrays", names, 2, of_others)

@@ -1,0 +1,199 @@
+"""Signals, callbacks that raise, and folders that two runs want: a fit ends in good order and nothing is lost."""
+
+import functools
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from heads_under_test import NUM_ROWS, Classifier, data_of, differing, run
+
+import hydrax as hx
+from hydrax.callbacks import ModelCheckpoint
+from hydrax.errors import ArgumentError, CallbackError
+
+HEADS, STEPS, AT = 3, 14, 6
+SLICES = hx.Slices.random_subset([40, 17, 9], NUM_ROWS, seed=1)  # 5 batches of 8 an epoch
+HOW = {"max_steps": STEPS, "val_check_interval": 2, "check_val_every_n_epoch": None, "enable_checkpointing": True}
+
+
+class Sends(hx.Callback):
+    """Sends a signal to its own process, so many times, when a hook is first heard at a step or after it."""
+
+    def __init__(self, hook, number=signal.SIGINT, times=1, at=AT):
+        self.number, self.left, self.at = number, times, at
+        setattr(self, hook, self.send)
+
+    def next_due(self, step):
+        return self.at if step < self.at else None
+
+    def send(self, event):
+        while self.left and event.step >= self.at:
+            self.left -= 1
+            os.kill(os.getpid(), self.number)
+
+    def on_train_steps_end(self, event): ...
+    def on_validation_start(self, event): ...
+    def on_validation_end(self, event): ...
+    def on_save_checkpoint(self, event): ...
+    def on_train_epoch_end(self, event): ...
+    def on_train_end(self, event): ...
+
+
+def fit(folder, *callbacks, ckpt_path=None):
+    return run(Classifier("mlp"), data_of(SLICES), ckpt_path, callbacks, default_root_dir=folder, **HOW)
+
+
+def at_the_end(arrays):
+    return {name: array for name, array in arrays.items() if not name.startswith("step.")}
+
+
+@functools.cache
+def unbroken(root):
+    return at_the_end(fit(root).arrays)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return unbroken(tmp_path_factory.mktemp("whole"))
+
+
+HOOKS = ["on_train_steps_end", "on_validation_start", "on_validation_end", "on_train_epoch_end"]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_after_ctrl_c_the_run_is_saved_and_goes_on_to_the_same_bits(tmp_path, whole, hook):
+    broken = fit(tmp_path, Sends(hook))
+    assert broken.result.interrupted
+    assert broken.result.step < STEPS
+    resumed = fit(tmp_path, ckpt_path="last")
+    assert not resumed.result.interrupted
+    assert differing(at_the_end(resumed.arrays), whole) == []
+
+
+def test_ctrl_c_in_the_middle_of_a_save_lets_it_end(tmp_path, whole):
+    broken = fit(tmp_path, ModelCheckpoint(every_n_steps=4), Sends("on_save_checkpoint", at=4))
+    assert (broken.result.interrupted, broken.result.step) == (True, 4)
+    resumed = fit(tmp_path, ckpt_path="last")
+    assert differing(at_the_end(resumed.arrays), whole) == []
+
+
+def test_ctrl_c_when_all_is_done_changes_nothing(tmp_path, whole):
+    broken = fit(tmp_path, Sends("on_train_end"))
+    assert broken.result.step == STEPS
+    assert differing(at_the_end(broken.arrays), whole) == []
+
+
+def test_a_second_ctrl_c_raises_at_once(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, Sends("on_train_steps_end", times=2))
+
+
+def test_sigterm_saves_and_exits_with_143(tmp_path, whole):
+    with pytest.raises(SystemExit) as ended:
+        fit(tmp_path, Sends("on_validation_start", signal.SIGTERM))
+    assert ended.value.code == 143
+    resumed = fit(tmp_path, ckpt_path="last")
+    assert differing(at_the_end(resumed.arrays), whole) == []
+
+
+def test_ctrl_c_before_the_first_step_raises_at_once(tmp_path):
+    class Impatient(Classifier):
+        def configure_model(self, key):
+            os.kill(os.getpid(), signal.SIGINT)
+            return super().configure_model(key)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Impatient("mlp"), data_of(SLICES), default_root_dir=tmp_path, **HOW)
+
+
+def test_handlers_are_given_back_and_those_of_a_user_stay(tmp_path):
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append("mine"))
+    try:
+        result = fit(tmp_path, Sends("on_train_steps_end", signal.SIGTERM)).result
+        assert (heard, result.interrupted, result.step) == (["mine"], False, STEPS)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class Fails(hx.Callback):
+    """Raises once, in a hook at a step."""
+
+    def __init__(self, hook, at=AT):
+        self.at = at
+        setattr(self, hook, self.fail)
+
+    def next_due(self, step):
+        return self.at if step < self.at else None
+
+    def fail(self, event):
+        if event.step == self.at:
+            raise RuntimeError("no more")
+
+    def on_train_steps_end(self, event): ...
+    def on_validation_end(self, event): ...
+    def on_train_epoch_end(self, event): ...
+
+
+class Listens(hx.Callback):
+    def __init__(self):
+        self.errors = []
+
+    def on_exception(self, event):
+        self.errors.append(str(event.error))
+
+
+@pytest.mark.parametrize(
+    ("hook", "at"), [("on_train_steps_end", 6), ("on_validation_end", 6), ("on_train_epoch_end", 5)]
+)
+def test_a_callback_that_raises_is_named_and_the_run_saved(tmp_path, whole, hook, at):
+    listens = Listens()
+    with pytest.raises(CallbackError, match=rf"Fails\.(fail|{hook}) at step {at}\. Got RuntimeError: no more"):
+        fit(tmp_path, Fails(hook, at), listens)
+    assert len(listens.errors) == 1
+    resumed = fit(tmp_path, ckpt_path="last")
+    assert differing(at_the_end(resumed.arrays), whole) == []
+
+
+HOLDER = """
+    import sys, time
+    from pathlib import Path
+    from hydrax.callbacks.model_checkpoint import _locked
+    lock = _locked(Path(sys.argv[1]))
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_that_another_fit_writes_in_is_refused_with_its_holder(tmp_path):
+    command = [sys.executable, "-c", textwrap.dedent(HOLDER), str(tmp_path / "shared")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(ArgumentError, match=rf"Another fit writes there: .*Got process {holder.pid} on"):
+                fit(tmp_path, ModelCheckpoint(dirpath=tmp_path / "shared"))
+        finally:
+            holder.kill()
+    # A lock ends with its process, even a killed one.
+    fit(tmp_path, ModelCheckpoint(dirpath=tmp_path / "shared"))
+
+
+def test_two_fits_one_after_the_other_share_a_folder(tmp_path):
+    for _ in range(2):
+        fit(tmp_path, ModelCheckpoint(dirpath=tmp_path / "shared"))
+    assert sorted(path.name for path in (tmp_path / "shared").iterdir() if path.is_dir()) == ["last", "last-1"]
+
+
+def test_training_goes_on_where_no_folder_can_be_written(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    with caplog.at_level(logging.WARNING, "hydrax"):
+        result = fit(tmp_path, ModelCheckpoint(dirpath=tmp_path / "file" / "below")).result
+    assert result.step == STEPS
+    assert "A save has failed: ModelCheckpoint" in caplog.text
+    assert np.isfinite(result.metrics["train_loss"]).all()
