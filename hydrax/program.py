@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from hydrax.draw import DeviceRows, Draw
-from hydrax.finite import stays_finite
+from hydrax.finite import all_finite, stays_finite
 from hydrax.state import HeadInputs, HeadsState, select
 from hydrax.step import HeadProgram
 
@@ -95,8 +95,9 @@ class Programs:
 
     @staticmethod
     def _take_back(before: HeadsState, state: HeadsState, values: dict[str, Any]) -> Any:
-        watched = lambda s: (s.trainable, s.opt_state, s.state)  # noqa: E731
-        lost = values["lost"].any(axis=0) | ~jax.vmap(stays_finite)(watched(before), watched(state))
+        others = lambda s: (s.opt_state, s.state)  # noqa: E731
+        sound = jax.vmap(all_finite)(state.trainable) & jax.vmap(stays_finite)(others(before), others(state))
+        lost = values["lost"].any(axis=0) | ~sound
         values = values | {"lost": jnp.broadcast_to(lost, values["lost"].shape)}
         state = select(lost, before, state)
         return state._replace(live=state.live & ~lost), values

@@ -74,7 +74,8 @@ def take_back(
         if gone.any():
             codes = engine.find_fault(state, steps.taken, steps.first, number)
             for head in np.flatnonzero(gone):
-                faults[int(head)] = Fault(steps.first + number, names[codes[head]])
+                leaf = names[codes[head]] if codes[head] >= 0 else "unknown"
+                faults[int(head)] = Fault(steps.first + number, leaf)
     # Only a program that does not repeat itself, as some on a GPU, loses a head in one run and not in the next.
     ended = steps.first + steps.num_steps
     faults |= {int(head): Fault(ended, "unknown") for head in np.flatnonzero(lost) if int(head) not in faults}

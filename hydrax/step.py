@@ -132,10 +132,9 @@ class HeadProgram:
     ) -> jax.Array:
         """The first array that a step makes NaN or infinite, as its place in `fault_names`, or -1; as `train`."""
         new, _, loss, gradients = self._update(head, inputs, base_key, data, rows, mask, step)
-        found = [~is_finite(leaf) for leaf in jax.tree.leaves((loss, gradients))]
-        old = [leaf for _, tree in _watched(head) for leaf in jax.tree.leaves(tree)]
-        leaves = [leaf for _, tree in _watched(new) for leaf in jax.tree.leaves(tree)]
-        found += [is_finite(before) & ~is_finite(after) for before, after in zip(old, leaves, strict=True)]
+        found = [~is_finite(leaf) for leaf in jax.tree.leaves((loss, gradients, new.trainable))]
+        old, others = (jax.tree.leaves((one.opt_state, one.state)) for one in (head, new))
+        found += [is_finite(before) & ~is_finite(after) for before, after in zip(old, others, strict=True)]
         return jnp.where(jnp.stack(found).any(), jnp.argmax(jnp.stack(found)), -1)
 
     def _update(
@@ -307,17 +306,13 @@ class HeadProgram:
 
 def fault_names(head: HeadsState) -> list[str]:
     """What `HeadProgram.find_fault` numbers; takes arrays or shapes."""
-    trees = [("loss", 0.0), ("gradient", head.trainable), *_watched(head)]
+    trees = [("loss", 0.0), ("gradient", head.trainable), ("parameter", head.trainable)]
+    trees += [("opt_state", head.opt_state), ("model state", head.state)]
     return [
         kind + jax.tree_util.keystr(path)
         for kind, tree in trees
         for path, _ in jax.tree_util.tree_leaves_with_path(tree)
     ]
-
-
-def _watched(head: HeadsState) -> list[tuple[str, Any]]:
-    """What of a head must stay finite."""
-    return [("parameter", head.trainable), ("opt_state", head.opt_state), ("model state", head.state)]
 
 
 def _accumulator(value: Any, mask: jax.Array) -> Any:

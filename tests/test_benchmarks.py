@@ -68,7 +68,7 @@ def test_every_script_has_a_small_form():
 
 
 # Each small form compiles for ten seconds or more; the others are run with the longer forms.
-ALWAYS = ("engine", "streaming")
+ALWAYS = ("engine",)
 FORMS = [pytest.param(script, marks=() if script in ALWAYS else pytest.mark.slow) for script in SMALL]
 
 

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from heads_under_test import NUM_ROWS, QUIET, Classifier, data_of, differing, run, state_of
+from heads_under_test import NUM_ROWS, QUIET, PlainClassifier, data_of, differing, run, state_of
 
 import hydrax as hx
 from hydrax import callbacks
@@ -33,7 +33,7 @@ def name(request):
 @pytest.fixture(scope="module")
 def alone():
     """The bits of a fit without any plug-in."""
-    return parameters(run(Classifier("mlp"), data_of(SLICES), max_steps=STEPS))
+    return parameters(run(PlainClassifier(), data_of(SLICES), max_steps=STEPS))
 
 
 def parameters(fitted):
@@ -51,33 +51,34 @@ def test_it_is_a_callback_in_a_file_of_its_own_with_its_arguments_explained(name
 
 
 def test_it_changes_no_bit_of_any_head(name, alone):
-    fitted = run(Classifier("mlp"), data_of(SLICES), callbacks=[make(name)], max_steps=STEPS)
+    fitted = run(PlainClassifier(), data_of(SLICES), callbacks=[make(name)], max_steps=STEPS)
     assert differing(parameters(fitted), alone) == []
 
 
+@pytest.mark.slow
 def test_one_object_hears_two_fits(name, tmp_path):
     callback = make(name)
     for _ in range(2):
         trainer = hx.Trainer(max_steps=STEPS, chunk=4, callbacks=[callback], default_root_dir=tmp_path, **QUIET)
-        assert trainer.fit(Classifier("mlp"), data_of(SLICES)).step == STEPS
+        assert trainer.fit(PlainClassifier(), data_of(SLICES)).step == STEPS
 
 
 def test_it_works_where_nothing_is_to_be_written(name):
     trainer = hx.Trainer(max_steps=2, chunk=4, callbacks=[make(name)], fast_dev_run=2, enable_progress_bar=False)
-    trainer.fit(Classifier("mlp"), data_of(SLICES))
+    trainer.fit(PlainClassifier(), data_of(SLICES))
     assert trainer.log_dir is None
 
 
 def test_it_hears_evaluations_without_a_fit_before(name):
-    heads = hx.Trainer(max_steps=1, chunk=4, barebones=True).fit(Classifier("mlp"), data_of(SLICES)).heads
+    heads = hx.Trainer(max_steps=1, chunk=4, barebones=True).fit(PlainClassifier(), data_of(SLICES)).heads
     trainer = hx.Trainer(max_steps=1, chunk=4, callbacks=[make(name)], **QUIET)
-    assert np.isfinite(trainer.validate(Classifier("mlp"), data_of(SLICES), heads, verbose=False)["val_loss"]).all()
-    assert np.isfinite(trainer.test(Classifier("mlp"), data_of(SLICES), heads, verbose=False)["test_loss"]).all()
+    assert np.isfinite(trainer.validate(PlainClassifier(), data_of(SLICES), heads, verbose=False)["val_loss"]).all()
+    assert np.isfinite(trainer.test(PlainClassifier(), data_of(SLICES), heads, verbose=False)["test_loss"]).all()
 
 
 def test_its_state_can_be_saved_and_taken_back(name, tmp_path):
     callback = make(name)
-    run(Classifier("mlp"), data_of(SLICES), callbacks=[callback], max_steps=STEPS, default_root_dir=tmp_path)
+    run(PlainClassifier(), data_of(SLICES), callbacks=[callback], max_steps=STEPS, default_root_dir=tmp_path)
     state = callback.state_dict()
     arrays = {key: value for key, value in state.items() if isinstance(value, np.ndarray)}
     json.dumps({key: value for key, value in state.items() if key not in arrays})
@@ -95,10 +96,10 @@ def test_it_ends_in_order_after_an_error_of_another_callback(name, tmp_path):
     callback = make(name)
     trainer = hx.Trainer(max_steps=STEPS, chunk=4, callbacks=[callback, Fails()], default_root_dir=tmp_path, **QUIET)
     with pytest.raises(hx.CallbackError, match="Fails.on_train_epoch_end"):
-        trainer.fit(Classifier("mlp"), data_of(SLICES))
+        trainer.fit(PlainClassifier(), data_of(SLICES))
     # All it holds is free again: the same object serves the next fit.
     again = hx.Trainer(max_steps=STEPS, chunk=4, callbacks=[callback], default_root_dir=tmp_path, **QUIET)
-    assert again.fit(Classifier("mlp"), data_of(SLICES)).step == STEPS
+    assert again.fit(PlainClassifier(), data_of(SLICES)).step == STEPS
     assert state_of(again)
 
 

@@ -4,7 +4,7 @@ import csv
 import logging
 
 import pytest
-from heads_under_test import NUM_ROWS, Classifier, Curves, data_of
+from heads_under_test import NUM_ROWS, Curves, PlainClassifier, data_of
 
 import hydrax as hx
 from hydrax.callbacks import CSVLogger
@@ -24,7 +24,7 @@ def logged(tmp_path_factory):
     trainer = hx.Trainer(
         callbacks=[CSVLogger(), curves], log_every_n_steps=3, default_root_dir=tmp_path_factory.mktemp("root"), **HOW
     )
-    result = trainer.fit(Classifier("mlp"), data_of(SLICES))
+    result = trainer.fit(PlainClassifier(), data_of(SLICES))
     return read(result.log_dir / "metrics.csv"), curves, result
 
 
@@ -51,7 +51,7 @@ def test_a_file_that_cannot_be_written_stops_nothing(tmp_path, caplog):
     logger = CSVLogger("nowhere/metrics.csv")
     with caplog.at_level(logging.WARNING, "hydrax"):
         result = hx.Trainer(callbacks=[logger], default_root_dir=tmp_path, **HOW).fit(
-            Classifier("mlp"), data_of(SLICES)
+            PlainClassifier(), data_of(SLICES)
         )
     assert result.step == 12
     assert logger.num_dropped > 0
@@ -60,5 +60,5 @@ def test_a_file_that_cannot_be_written_stops_nothing(tmp_path, caplog):
 
 def test_nothing_is_written_without_a_folder():
     logger = CSVLogger()
-    hx.Trainer(callbacks=[logger], barebones=True, max_steps=2).fit(Classifier("mlp"), data_of(SLICES))
+    hx.Trainer(callbacks=[logger], barebones=True, max_steps=2).fit(PlainClassifier(), data_of(SLICES))
     assert logger.num_dropped == 0

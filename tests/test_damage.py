@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from heads_under_test import NUM_ROWS, Classifier, data_of, named_arrays, run
+from heads_under_test import NUM_ROWS, PlainClassifier, data_of, named_arrays, run
 
 import hydrax as hx
 from hydrax import checkpoint
@@ -46,8 +46,8 @@ def saved(tmp_path_factory):
     """A folder with two steps of a run, and the heads of both."""
     folder = tmp_path_factory.mktemp("saved")
     saver = ModelCheckpoint(every_n_steps=OLD, dirpath=folder)
-    run(Classifier("mlp"), data_of(SLICES), callbacks=[saver], max_steps=NEW, enable_checkpointing=True)
-    load = functools.partial(hx.Heads.load, module=Classifier("mlp"))
+    run(PlainClassifier(), data_of(SLICES), callbacks=[saver], max_steps=NEW, enable_checkpointing=True)
+    load = functools.partial(hx.Heads.load, module=PlainClassifier())
     return folder, {step: named_arrays(load(folder / "last" / str(step))) for step in (OLD, NEW)}
 
 
@@ -60,7 +60,7 @@ def test_a_damaged_newest_step_is_never_read_as_if_it_were_whole(saved, tmp_path
     DAMAGES[number % 4](files[number // 4 % len(files)], rng)
     with caplog.at_level(logging.WARNING, "hydrax"):
         step = checkpoint.first_sound(last, checkpoint.check)
-    found = named_arrays(hx.Heads.load(step, Classifier("mlp")))
+    found = named_arrays(hx.Heads.load(step, PlainClassifier()))
     assert found.keys() == heads[int(step.name)].keys()
     for name, array in heads[int(step.name)].items():
         np.testing.assert_array_equal(found[name], array)
@@ -72,7 +72,7 @@ def test_the_damaged_step_is_renamed_and_a_run_goes_on_from_the_one_before(saved
     last = shutil.copytree(saved[0] / "last", tmp_path / "last")
     delete(last / str(NEW) / "meta" / "metadata", None)
     saver = ModelCheckpoint(dirpath=tmp_path)
-    fitted = run(Classifier("mlp"), data_of(SLICES), last, callbacks=[saver], max_steps=NEW, enable_checkpointing=True)
+    fitted = run(PlainClassifier(), data_of(SLICES), last, callbacks=[saver], max_steps=NEW, enable_checkpointing=True)
     assert fitted.result.step == NEW
     assert sorted(path.name for path in last.iterdir()) == [str(OLD), str(NEW), f"{NEW}.damaged-1"]
     for name, array in saved[1][NEW].items():
@@ -83,5 +83,5 @@ def test_a_step_that_is_asked_for_by_name_has_no_other(saved, tmp_path):
     last = shutil.copytree(saved[0] / "last", tmp_path / "last")
     zero(last / str(NEW) / "meta" / "metadata", None)
     with pytest.raises(DamagedCheckpointError, match="cannot be read"):
-        hx.Heads.load(last / str(NEW), Classifier("mlp"))
+        hx.Heads.load(last / str(NEW), PlainClassifier())
     assert (last / str(NEW)).is_dir()

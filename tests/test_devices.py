@@ -23,7 +23,7 @@ def fit(kind, num_heads, devices, chunk=1, **how):
     return run(module, data_of(slices, kind), devices=devices, chunk=chunk, max_steps=7, **how)
 
 
-@pytest.mark.parametrize(("num_heads", "chunk"), [(5, 1), (9, 4)])
+@pytest.mark.parametrize(("num_heads", "chunk"), [(5, 1), pytest.param(9, 4, marks=pytest.mark.slow)])
 def test_bits_do_not_depend_on_the_number_of_devices(num_heads, chunk):
     one, two = (fit("mlp", num_heads, devices, chunk) for devices in (1, 2))
     assert two.trainer._training.engine.layout.num_lanes == 2

@@ -10,7 +10,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from heads_under_test import NUM_ROWS, Classifier, data_of, differing, run
+from heads_under_test import NUM_ROWS, Classifier, PlainClassifier, data_of, differing, run
 
 import hydrax as hx
 from hydrax.callbacks import ModelCheckpoint
@@ -45,7 +45,7 @@ class Sends(hx.Callback):
 
 
 def fit(folder, *callbacks, ckpt_path=None):
-    return run(Classifier("mlp"), data_of(SLICES), ckpt_path, callbacks, default_root_dir=folder, **HOW)
+    return run(PlainClassifier(), data_of(SLICES), ckpt_path, callbacks, default_root_dir=folder, **HOW)
 
 
 def at_the_end(arrays):
@@ -62,7 +62,12 @@ def whole(tmp_path_factory):
     return unbroken(tmp_path_factory.mktemp("whole"))
 
 
-HOOKS = ["on_train_steps_end", "on_validation_start", "on_validation_end", "on_train_epoch_end"]
+HOOKS = [
+    "on_validation_start",
+    "on_train_epoch_end",
+    pytest.param("on_train_steps_end", marks=pytest.mark.slow),
+    pytest.param("on_validation_end", marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("hook", HOOKS)

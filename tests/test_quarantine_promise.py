@@ -171,7 +171,13 @@ def test_one_message_names_head_step_and_array(caplog):
     assert "head 3 at step 17: opt_state[1]['extra']" in messages[0]
 
 
-@pytest.mark.parametrize("how", [{"steps_per_call": 1}, {"steps_per_call": 7}, {"devices": 1}])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"steps_per_call": 7},
+        *(pytest.param(how, marks=pytest.mark.slow) for how in ({"steps_per_call": 1}, {"devices": 1})),
+    ],
+)
 def test_what_is_kept_depends_on_no_cut_into_supersteps_and_no_device(how, sound):
     _, result = fit([(head, "parameter", 37) for head in range(HEADS - 1)], **how)
     np.testing.assert_array_equal(result.heads.trainable["w"][:-1], sound[37]["w"][:-1])

@@ -122,13 +122,13 @@ def uninterrupted(settings="plain"):
 
 
 KILLS = [
-    ("plain", 3, "on_train_steps_end"),  # inside an epoch
+    pytest.param("plain", 3, "on_train_steps_end", marks=pytest.mark.slow),  # inside an epoch
     ("plain", 4, "on_train_steps_end"),  # before the validation that is due then
     ("plain", 4, "on_validation_end"),
-    ("plain", 5, "on_train_steps_end"),  # before the epoch's end is heard
+    pytest.param("plain", 5, "on_train_steps_end", marks=pytest.mark.slow),  # before the epoch's end is heard
     ("plain", 10, "on_train_epoch_end"),
     ("accumulated", 5, "on_validation_end"),
-    ("accumulated", 7, "on_train_steps_end"),
+    pytest.param("accumulated", 7, "on_train_steps_end", marks=pytest.mark.slow),
 ]
 
 
