@@ -95,9 +95,10 @@ class Programs:
 
     @staticmethod
     def _take_back(before: HeadsState, state: HeadsState, values: dict[str, Any]) -> Any:
-        others = lambda s: (s.opt_state, s.state)  # noqa: E731
-        sound = jax.vmap(all_finite)(state.trainable) & jax.vmap(stays_finite)(others(before), others(state))
-        lost = values["lost"].any(axis=0) | ~sound
+        def is_sound(old: HeadsState, new: HeadsState) -> jax.Array:
+            return all_finite(new.trainable) & stays_finite((old.opt_state, old.state), (new.opt_state, new.state))
+
+        lost = values["lost"].any(axis=0) | ~jax.vmap(is_sound)(before, state)
         values = values | {"lost": jnp.broadcast_to(lost, values["lost"].shape)}
         state = select(lost, before, state)
         return state._replace(live=state.live & ~lost), values

@@ -221,3 +221,19 @@ def test_a_resumed_run_knows_its_lost_heads(tmp_path, sound):
     unbroken = fit(spoiled)[1]
     np.testing.assert_array_equal(result.heads.trainable["w"], unbroken.heads.trainable["w"])
     np.testing.assert_array_equal(result.metrics["train_loss"], unbroken.metrics["train_loss"])
+
+
+class Bare(Regression):
+    """Plain gradient descent: no optimiser state, no model state."""
+
+    def configure_optimizers(self):
+        return optax.sgd(0.01)
+
+
+def test_a_head_without_any_optimiser_state_is_watched_too():
+    slices, rows = hx.Slices.partition_by(np.arange(ROWS) % HEADS), arrays()
+    rows["y"][np.arange(ROWS) % HEADS == 3] = np.nan
+    trainer = hx.Trainer(max_steps=3, chunk=4, **QUIET)
+    module = Bare(hx.PerHead(np.full(HEADS, -1)), hx.PerHead(np.full(HEADS, NEVER)))
+    trainer.fit(module, ArrayDataModule(rows, slices=slices, batch_size=B, check_finite="off"))
+    assert dict(trainer.quarantined) == {3: (0, "loss")}
