@@ -345,5 +345,12 @@ def _orbax() -> Any:
     """Orbax, imported when it is first needed, and kept from writing 70 lines for each save."""
     import orbax.checkpoint as ocp
 
-    logging.getLogger("absl").setLevel(max(logging.WARNING, logging.getLogger("absl").level))
+    log = logging.getLogger("absl")
+    log.setLevel(max(logging.WARNING, log.level))
+    log.addFilter(_is_no_advice)
     return ocp
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    """False for what Orbax says of pieces that are small on purpose."""
+    return "target_byte_size" not in record.getMessage()

@@ -1,5 +1,7 @@
 """One head is read from a checkpoint without the others, with the bits that reading all gives it."""
 
+import logging
+
 import jax
 import numpy as np
 import pytest
@@ -45,6 +47,13 @@ def test_one_head_is_the_one_that_reading_all_gives(saved, kind, head):
 def test_the_arrays_of_the_others_are_not_read(saved, monkeypatch):
     monkeypatch.setattr(checkpoint, "_read_arrays", lambda *_: pytest.fail("all heads were read"))
     hx.Heads.load(saved[0]["heads"], MODULE, head=2)
+
+
+def test_a_save_says_nothing(saved, tmp_path, caplog, capfd):
+    with caplog.at_level(logging.INFO):
+        saved[1].save(tmp_path)
+    assert [record for record in caplog.records if record.name == "absl"] == []
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("head", [HEADS, -HEADS - 1, "2", 1.0, True])
