@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
@@ -11,6 +12,7 @@ from typing import TextIO
 import numpy as np
 
 from hydrax import Callback, Event
+from hydrax.errors import ArgumentError
 
 COLUMNS = ("step", "head", "metric", "value")
 
@@ -25,11 +27,19 @@ class CSVLogger(Callback):
     Args:
       filename: of the table.
 
+    Raises:
+      ArgumentError: the filename is none.
+
     Attributes:
       num_dropped: values that could not be written.
     """
 
-    def __init__(self, filename: str = "metrics.csv") -> None:
+    def __init__(self, filename: str | os.PathLike[str] = "metrics.csv") -> None:
+        if not isinstance(filename, str | os.PathLike):
+            raise ArgumentError(
+                f"A file has no such name: CSVLogger(filename=...). Got {filename!r}, expected a name or path. Fix: leave it "
+                'out for "metrics.csv".'
+            )
         self.filename = filename
         self.num_dropped = 0
         self._file: TextIO | None = None

@@ -56,6 +56,9 @@ class EarlyStopping(Callback):
         for name, value in (("stopping", stopping_threshold), ("divergence", divergence_threshold)):
             if value is not None and not _is_number(value):
                 raise _error(f"{name}_threshold", value, "a number, or None", "leave it out for none")
+        for name, flag in (("check_finite", check_finite), ("restore_best_weights", restore_best_weights)):
+            if not isinstance(flag, bool):
+                raise _error(name, flag, "True or False", "pass a bool")
         self.monitor, self.mode, self.min_delta, self.patience = monitor, mode, float(min_delta), int(patience)
         self.check_finite, self.restore_best_weights = check_finite, restore_best_weights
         self.stopping_threshold, self.divergence_threshold = stopping_threshold, divergence_threshold

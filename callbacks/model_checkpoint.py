@@ -84,7 +84,8 @@ class ModelCheckpoint(Callback):
             every_n_steps = _check_count("every_n_steps", every_n_steps, "leave it out to save at the end of epochs")
         if every_n_epochs is not None:
             every_n_epochs = _check_count("every_n_epochs", every_n_epochs, "leave it out")
-        if every_n_secs is not None and not (isinstance(every_n_secs, int | float) and every_n_secs > 0):
+        is_number = isinstance(every_n_secs, int | float) and not isinstance(every_n_secs, bool)
+        if every_n_secs is not None and not (is_number and every_n_secs > 0):
             raise ArgumentError(
                 f"Time out of range: ModelCheckpoint(every_n_secs=...). Got {every_n_secs!r}, expected more than 0. "
                 "Fix: leave it out to save at the end of epochs."

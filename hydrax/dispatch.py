@@ -1,4 +1,4 @@
-"""Calls the hooks of all callbacks in order, and adds up what they answer."""
+"""Calls the hooks of all callbacks in order, and gathers what they answer."""
 
 from __future__ import annotations
 

@@ -69,9 +69,8 @@ class Programs:
           The new state, and the values of `HeadProgram.train`, each `[K max, H]`, valid for the steps that ran.
         """
         axes = self._draw.axes
-        rows_axis = None if self._draw.shared else 1
         # Inlined, so the program is the same; but a jitted function is traced once, and not for each use below.
-        step = jax.jit(jax.vmap(self._head.train, in_axes=(0, 0, None, None, rows_axis, 1, None)), inline=True)
+        step = jax.jit(self._of_chunk(self._head.train), inline=True)
 
         def run_chunk(state: HeadsState, inputs: HeadInputs, *parts: Any) -> Any:
             # All K steps at once, outside their loop: one wide computation costs less than K small ones.
@@ -93,8 +92,14 @@ class Programs:
         given = ((inputs, 0), *((batches[name], axis) for name, axis in axes.items()))
         return self._over_chunks(run_chunk, state, given, num_chunks)
 
+    def _of_chunk(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """One head's function with the arguments of `HeadProgram.train`, for the heads of a chunk."""
+        return jax.vmap(step, in_axes=(0, 0, None, None, None if self._draw.shared else 1, 1, None))
+
     @staticmethod
     def _take_back(before: HeadsState, state: HeadsState, values: dict[str, Any]) -> Any:
+        """Heads that are NaN or infinite after these steps, as they were before, and frozen."""
+
         def is_sound(old: HeadsState, new: HeadsState) -> jax.Array:
             return all_finite(new.trainable) & stays_finite((old.opt_state, old.state), (new.opt_state, new.state))
 
@@ -115,9 +120,7 @@ class Programs:
         num_chunks: jax.Array,
     ) -> jax.Array:
         """int32[H], of each head `HeadProgram.find_fault` for one of the steps; arguments as `superstep`."""
-        axes = self._draw.axes
-        rows_axis = None if self._draw.shared else 1
-        find = jax.vmap(self._head.find_fault, in_axes=(0, 0, None, None, rows_axis, 1, None))
+        axes, find = self._draw.axes, self._of_chunk(self._head.find_fault)
 
         def run_chunk(_: Any, state: HeadsState, inputs: HeadInputs, *parts: Any) -> Any:
             rows, mask = self._draw(dict(zip(axes, parts, strict=True)), inputs.ids)

@@ -77,8 +77,14 @@ class FitResult:
         return Path(path)
 
     def __repr__(self) -> str:
-        metrics = ", ".join(f"{name}={np.nanmedian(value):.4g}" for name, value in self.metrics.items())
+        metrics = ", ".join(f"{name}={_median(value):.4g}" for name, value in self.metrics.items())
         return f"FitResult({self.heads!r}, step={self.step}, median over heads: {metrics})"
+
+
+def _median(values: np.ndarray) -> float:
+    """Over the heads that have a value."""
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if known.size else np.nan
 
 
 def _column(values: list[Any]) -> np.ndarray:

@@ -62,3 +62,8 @@ def test_nothing_is_written_without_a_folder():
     logger = CSVLogger()
     hx.Trainer(callbacks=[logger], barebones=True, max_steps=2).fit(PlainClassifier(), data_of(SLICES))
     assert logger.num_dropped == 0
+
+
+def test_a_name_that_is_none_is_refused():
+    with pytest.raises(hx.ArgumentError, match=r"CSVLogger\(filename=.*Got 3, expected a name or path"):
+        CSVLogger(3)

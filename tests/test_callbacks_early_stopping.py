@@ -118,6 +118,8 @@ def test_scores_and_counts_survive_a_resume_unless_another_metric_is_monitored()
         ({"patience": True}, "patience=...). Got True"),
         ({"min_delta": -1}, "min_delta=...). Got -1"),
         ({"stopping_threshold": "low"}, "stopping_threshold=...). Got 'low'"),
+        ({"check_finite": 3}, "check_finite=...). Got 3"),
+        ({"restore_best_weights": "yes"}, "restore_best_weights=...). Got 'yes'"),
         ({"divergence_threshold": NAN}, "divergence_threshold=...). Got nan"),
     ],
 )

@@ -223,7 +223,7 @@ def test_every_n_epochs_saves_at_the_end_of_those_epochs(trainer, clock):
     assert saved == [0, 1, 1, 2, 2]
 
 
-@pytest.mark.parametrize("value", [0, -1.0, "60"])
+@pytest.mark.parametrize("value", [0, -1.0, "60", True, float("nan")])
 def test_seconds_must_be_above_0(value):
     with pytest.raises(ArgumentError, match=r"every_n_secs=\.\.\.\)\. Got"):
         ModelCheckpoint(every_n_secs=value)
