@@ -37,8 +37,8 @@ class CSVLogger(Callback):
     def __init__(self, filename: str | os.PathLike[str] = "metrics.csv") -> None:
         if not isinstance(filename, str | os.PathLike):
             raise ArgumentError(
-                f"A file has no such name: CSVLogger(filename=...). Got {filename!r}, expected a name or path. Fix: leave it "
-                'out for "metrics.csv".'
+                f"A file has no such name: CSVLogger(filename=...). Got {filename!r}, expected a name or path. Fix: "
+                'leave it out for "metrics.csv".'
             )
         self.filename = filename
         self.num_dropped = 0
