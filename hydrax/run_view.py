@@ -53,6 +53,7 @@ class RunView:
         self._loop: FitLoop | None = None
         self._interrupts = Interrupts()
         self._evaluated: dict[str, np.ndarray] = {}  # what validate and test found after the fit
+        self._scalars: dict[str, float] = {}
 
     @property
     def log_dir(self) -> Path | None:
@@ -138,6 +139,18 @@ class RunView:
         """Names that validation logs during the fit; empty where there is none."""
         training = self._training
         return frozenset(training.logged["validation"] if training and training.validation else ())
+
+    @property
+    def scalars(self) -> Mapping[str, float]:
+        """The latest numbers of the run as a whole, by name: what callbacks gave to `log_scalars`."""
+        return MappingProxyType(self._scalars)
+
+    def log_scalars(self, values: Mapping[str, float]) -> None:
+        """Logs numbers of the run as a whole, such as its speed: loggers write them with the next thing they write.
+
+        What belongs to heads is logged by the step (`self.log`) or by a callback's second tier.
+        """
+        self._scalars |= {name: float(value) for name, value in values.items()}
 
     def snapshots_of(self, callback: Callback) -> Heads | None:
         """The heads that a callback's `Control.snapshot` kept, or None."""

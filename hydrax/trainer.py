@@ -147,7 +147,7 @@ class Trainer(Fitting):
         _check_types(module, datamodule)
         self.module, self.datamodule = module, datamodule
         self._loop = self._training = self._laid_out = self._log_dir = None
-        self._evaluated = {}
+        self._evaluated, self._scalars = {}, {}
         checkpoint_path = self._find_checkpoint(ckpt_path)
         if checkpoint_path is not None:
             checkpoint_path = checkpoint.first_sound(checkpoint_path, checkpoint.check)

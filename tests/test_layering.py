@@ -43,6 +43,7 @@ LAYERS = (
     ),
     (
         *(
+            "figures",
             "compile_cache",
             "checkpoint_rows",
             "checkpoint",

@@ -1,0 +1,115 @@
+"""What is known of all heads at once, as pictures: scores against slice length, and heads over time."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hydrax.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CURVE_COLUMNS = ("length", "heads", "mean", "std", "min", "q10", "median", "q90", "max")
+_MOST_TICKS = 12
+_WIDE_SPAN = 20  # from here on an axis of lengths is logarithmic
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def curve_of(lengths: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Scores against slice length: a line for each length, over the heads of that length whose score is finite.
+
+    Args:
+      lengths: int[H], rows of each head's slice.
+      scores: float[H].
+
+    Returns:
+      float64[lengths, 9], columns `CURVE_COLUMNS`, ascending; a length without a finite score has no line.
+    """
+    lines = []
+    for length in np.unique(lengths[np.isfinite(scores)]):
+        own = scores[(lengths == length) & np.isfinite(scores)].astype(np.float64)
+        spread = np.quantile(own, [0, 0.1, 0.5, 0.9, 1])
+        lines.append((length, own.size, own.mean(), own.std(), *spread))
+    return np.array(lines, np.float64).reshape(-1, len(CURVE_COLUMNS))
+
+
+def learning_curve(lengths: np.ndarray, scores: np.ndarray, label: str, title: str = "") -> Figure:
+    """Draws a metric against slice length: each head a dot; where heads share a length, their median and spread.
+
+    Args:
+      lengths: int[H], rows of each head's slice.
+      scores: float[H]; NaN and infinite ones are left out.
+      label: of the metric.
+      title: of the figure.
+    """
+    curve = curve_of(lengths, scores)
+    figure = _figure((7, 4.5))
+    axes = figure.subplots()
+    shown = np.isfinite(scores)
+    axes.plot(lengths[shown], scores[shown], ".", color="C0", markersize=3, alpha=0.35, label="a head")
+    if (curve[:, 1] > 1).any():
+        axes.fill_between(curve[:, 0], curve[:, 5], curve[:, 7], color="C0", alpha=0.2, label="10 % to 90 %")
+        axes.plot(curve[:, 0], curve[:, 6], "o-", color="C0", markersize=3, label="median")
+    if len(curve) and curve[-1, 0] > _WIDE_SPAN * curve[0, 0]:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(xlabel="rows to learn from", ylabel=label, title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def heat_map(steps: np.ndarray, values: np.ndarray, names: np.ndarray, label: str, title: str = "") -> Figure:
+    """Draws a metric of all heads over time: a row for each head, a column for each time; what is not finite is grey.
+
+    Args:
+      steps: int[T], updates done at each time.
+      values: float[H, T].
+      names: [H], what each head is called.
+      label: of the metric.
+      title: of the figure.
+    """
+    figure = _figure((7, 6))
+    axes = figure.subplots()
+    axes.set_facecolor("0.7")
+    # Colours span the middle 98 %, so that one odd head does not make all others one colour.
+    finite = values[np.isfinite(values)]
+    low, high = np.quantile(finite, [0.01, 0.99]) if finite.size else (0, 1)
+    shown = np.ma.masked_invalid(values)
+    image = axes.imshow(shown, aspect="auto", interpolation="nearest", cmap="viridis", vmin=low, vmax=high)
+    figure.colorbar(image, label=label, extend="both")
+    for axis, ticks in ((axes.xaxis, steps), (axes.yaxis, names)):
+        places = np.unique(np.linspace(0, len(ticks) - 1, min(len(ticks), _MOST_TICKS)).round().astype(int))
+        axis.set_ticks(places, [str(ticks[place]) for place in places])
+    axes.set(xlabel="step", ylabel="head", title=title)
+    return figure
+
+
+def to_png(figure: Figure, dots_per_inch: int = 100) -> bytes:
+    """A figure as the bytes of a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=dots_per_inch)
+    return file.getvalue()
+
+
+def _figure(inches: tuple[float, float]) -> Any:
+    if not can_draw():
+        raise ArgumentError(
+            "Nothing can be drawn: hydrax.figures. Got no matplotlib, expected it to be installed. Fix: pip install "
+            "'hydrax-heads[plots]'."
+        )
+    # Not pyplot: it keeps every figure alive, and asks which window system there is.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=inches, layout="constrained")
