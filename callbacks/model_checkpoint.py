@@ -1,8 +1,9 @@
-"""Keeps the newest state of all heads, and each head's best model."""
+"""Keeps the newest state of all heads, and each head's best models."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import logging
 import os
@@ -12,9 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from hydrax import Callback, Control, Event
+from hydrax import Callback, Control, Event, Heads
 from hydrax.errors import ArgumentError, CallbackError, CheckpointError, NonFiniteError
 
 MODES = ("min", "max")
@@ -29,7 +32,8 @@ class ModelCheckpoint(Callback):
     |---|---|---|
     | `last/` | all that a resume needs, of the newest `keep_last` saves | as below, and at the end of training |
     | `best/` | of each head the model that scored best, as one `Heads` | at the end of fit, if `monitor` is given |
-    | `heads.csv` | the ledger: a line a head, with its best score | with each of these |
+    | `best-2/`, ... | of each head the second best, and so on, up to `save_top_k` | with it |
+    | `heads.csv` | the ledger: a line a head, with its best scores and their steps | with each of these |
 
     `last` is saved every `every_n_steps` steps, at the end of every `every_n_epochs`-th epoch, and every `every_n_secs`
     seconds, whichever of them are given. Where none is, at the end of an epoch, if the last save (or the
@@ -39,9 +43,10 @@ class ModelCheckpoint(Callback):
     number that is free, and the logger "hydrax" says so; a resumed fit goes on in it.
 
     Best is per head, whatever its neighbours do: a head's model is kept as its snapshot at each validation in which its
-    score is better than ever before. Ties do not improve, nor does a score that is NaN or infinite. A stopped head no
-    longer changes, so it keeps its own. The check before training starts does not count. For a head that never scored,
-    `best/` holds its model of the moment at which the first head was kept, and its score in `heads.csv` is NaN.
+    score is better than ever before, or than the worst of its `save_top_k`. Ties do not improve, nor does a score that
+    is NaN or infinite. A stopped head no longer changes, so it keeps its own. The check before training starts does not
+    count. For a head that never scored, or not as often, a folder holds its model of the moment at which the first head
+    was kept there, and its score in `heads.csv` is NaN.
 
     Where a callback raises, or all heads are lost, `last` is saved before the fit ends with its error. While a fit runs
     it holds the folder: another one that is to write there is refused, and told who holds it.
@@ -52,6 +57,7 @@ class ModelCheckpoint(Callback):
     Args:
       monitor: the validation metric that scores a head; None keeps no best.
       mode: "min" if a lower score is better, else "max".
+      save_top_k: how many models of each head to keep, the best ones; each takes the memory of all heads' models.
       every_n_steps: steps between two saves of `last`; the superstep ends there.
       every_n_epochs: epochs between two saves of `last`.
       every_n_secs: seconds between two saves of `last`; the step after them is a superstep of its own.
@@ -68,6 +74,7 @@ class ModelCheckpoint(Callback):
         self,
         monitor: str | None = None,
         mode: str = "min",
+        save_top_k: int = 1,
         every_n_steps: int | None = None,
         every_n_epochs: int | None = None,
         every_n_secs: float | None = None,
@@ -92,6 +99,7 @@ class ModelCheckpoint(Callback):
             )
         self.monitor = monitor
         self.mode = mode
+        self.save_top_k = _check_count("save_top_k", save_top_k, "leave monitor out to keep no best")
         self.every_n_steps, self.every_n_epochs, self.every_n_secs = every_n_steps, every_n_epochs, every_n_secs
         self.save_last = save_last
         self.keep_last = _check_count("keep_last", keep_last, "pass save_last=False to keep none")
@@ -101,8 +109,7 @@ class ModelCheckpoint(Callback):
         self._lock: TextIO | None = None
         self._last_save_secs = 0.0
         self._due_step = -1  # the step that every_n_secs asked for
-        self._best_scores: np.ndarray | None = None
-        self._best_steps: np.ndarray | None = None
+        self._best: _Best | None = None
         self._best_model_path: Path | None = None
         self._last_model_path: Path | None = None
 
@@ -113,12 +120,12 @@ class ModelCheckpoint(Callback):
     @property
     def best_scores(self) -> np.ndarray | None:
         """Float[H], NaN for a head that has none yet; None without `monitor` or before training."""
-        return self._best_scores
+        return None if self._best is None else self._best.ranked()[0][0]
 
     @property
     def best_steps(self) -> np.ndarray | None:
         """int64[H], the updates done when a head had its best score, -1 for a head that has none yet; else as above."""
-        return self._best_steps
+        return None if self._best is None else self._best.ranked()[1][0]
 
     @property
     def best_model_path(self) -> Path | None:
@@ -153,10 +160,9 @@ class ModelCheckpoint(Callback):
         # A fit that starts anew has nothing to do with the one before; a resumed one goes on from load_state_dict.
         if event.step == 0:
             self._best_model_path = self._last_model_path = None
-            self._best_scores = self._best_steps = None
-        if self.monitor is not None and self._best_scores is None:
-            self._best_scores = np.full(event.trainer.num_heads, np.nan, np.float32)
-            self._best_steps = np.full(event.trainer.num_heads, -1, np.int64)
+            self._best = None
+        if self.monitor is not None and self._best is None:
+            self._best = _Best.of(self.save_top_k, event.trainer.num_heads, self.mode)
         self._owns_last = event.step > 0
         if self._folder is not None and self.save_last:
             # Now and not at the first save: a run killed before it would be resumed from the other run's steps.
@@ -171,18 +177,11 @@ class ModelCheckpoint(Callback):
     def on_validation_end(self, event: Event) -> Control | None:
         if self.monitor is None or event.stage != "fit":
             return None
-        scores = event.metrics[self.monitor]
         # At step 0 it is the check before training: untrained models, a few batches.
-        if event.step == 0 or self._folder is None or self._best_scores is None or self._best_steps is None:
+        if event.step == 0 or self._folder is None or self._best is None:
             return None
-        with np.errstate(invalid="ignore"):
-            better = scores < self._best_scores if self.mode == "min" else scores > self._best_scores
-        improved = np.isfinite(scores) & (better | np.isnan(self._best_scores))
-        if not improved.any():
-            return None
-        self._best_scores = np.where(improved, scores, self._best_scores)
-        self._best_steps = np.where(improved, event.step, self._best_steps)
-        return Control(snapshot=improved)
+        improved = self._best.take(event.metrics[self.monitor], event.step)
+        return Control(snapshot=improved) if improved.any() else None
 
     def on_train_epoch_end(self, event: Event) -> None:
         if self.every_n_epochs is not None:
@@ -200,11 +199,15 @@ class ModelCheckpoint(Callback):
         """Here and not in `on_train_end`: by now the last validation's Control has been carried out."""
         if self._folder is None:
             return
-        if self._best_scores is not None and not np.isnan(self._best_scores).all():
-            path = self._folder / "best"
-            with _reporting(path):
-                event.trainer.snapshots_of(self).save(path)
-                self._best_model_path = path
+        if self._best is not None:
+            kept = [event.trainer.snapshots_of(self, slot) for slot in range(self.save_top_k)]
+            for rank, (order, score) in enumerate(zip(self._best.order(), self._best.ranked()[0], strict=True)):
+                if np.isnan(score).all():
+                    break
+                path = self._folder / ("best" if rank == 0 else f"best-{rank + 1}")
+                with _reporting(path):
+                    _picked(kept, order).save(path)
+                    self._best_model_path = path if rank == 0 else self._best_model_path
         self._write_ledger(event)
 
     def on_exception(self, event: Event) -> None:
@@ -220,15 +223,26 @@ class ModelCheckpoint(Callback):
         return {
             "monitor": self.monitor,
             "mode": self.mode,
-            "best_scores": self._best_scores,
-            "best_steps": self._best_steps,
+            "best_scores": None if self._best is None else self._best.scores,
+            "best_steps": None if self._best is None else self._best.steps,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the best scores back, unless another metric is monitored now: they would mean nothing."""
-        if (state["monitor"], state["mode"]) == (self.monitor, self.mode) and state["best_scores"] is not None:
-            self._best_scores = np.array(state["best_scores"])
-            self._best_steps = np.array(state["best_steps"])
+        """Takes the best scores back, unless another metric is monitored now: they would mean nothing.
+
+        Raises:
+          ArgumentError: fewer models of a head are to be kept than were.
+        """
+        if (state["monitor"], state["mode"]) != (self.monitor, self.mode) or state["best_scores"] is None:
+            return
+        scores, steps = (np.atleast_2d(state[name]) for name in ("best_scores", "best_steps"))
+        if len(scores) > self.save_top_k:
+            raise ArgumentError(
+                f"Models would be lost: ModelCheckpoint(save_top_k=...). Got {self.save_top_k}, expected at least the "
+                f"{len(scores)} that the checkpoint holds. Fix: save_top_k={len(scores)}."
+            )
+        self._best = _Best.of(self.save_top_k, scores.shape[1], self.mode)
+        self._best.scores[: len(scores)], self._best.steps[: len(scores)] = scores, steps
 
     def _find_folder(self, event: Event) -> Path | None:
         if self.dirpath is not None:
@@ -260,7 +274,67 @@ class ModelCheckpoint(Callback):
         assert self._folder is not None
         path = self._folder / "heads.csv"
         with _reporting(path):
-            event.trainer.save_ledger(path, self.monitor, self._best_scores)
+            if self._best is None:
+                event.trainer.save_ledger(path, self.monitor)
+                return
+            scores, steps = self._best.ranked()
+            more = {"step": steps[0]}
+            for rank in range(1, self.save_top_k):
+                more |= {f"score_{rank + 1}": scores[rank], f"step_{rank + 1}": steps[rank]}
+            event.trainer.save_ledger(path, self.monitor, scores[0], more)
+
+
+@dataclasses.dataclass
+class _Best:
+    """The best scores of each head so far, one in each slot.
+
+    Attributes:
+      scores: float[slots, H], in no order; NaN where there is none yet.
+      steps: int64[slots, H], the updates done then; -1 where there is none yet.
+      sign: 1 where a lower score is better, else -1.
+    """
+
+    scores: np.ndarray
+    steps: np.ndarray
+    sign: int
+
+    @classmethod
+    def of(cls, slots: int, heads: int, mode: str) -> _Best:
+        shape = slots, heads
+        return cls(np.full(shape, np.nan, np.float32), np.full(shape, -1, np.int64), 1 if mode == "min" else -1)
+
+    def take(self, scores: np.ndarray, step: int) -> np.ndarray:
+        """bool[slots, H], the slots whose place new scores [H] took: the worst of a head, where its score is better."""
+        costs = self._costs()
+        worst = costs.argmax(axis=0)
+        # Its own float type: a "64-true" run tells scores apart that float32 does not.
+        self.scores = self.scores.astype(np.result_type(self.scores, scores), copy=False)
+        improved = np.isfinite(scores) & (self.sign * scores < costs.max(axis=0))
+        taken = improved & (np.arange(len(costs))[:, None] == worst)
+        self.scores, self.steps = np.where(taken, scores, self.scores), np.where(taken, step, self.steps)
+        return taken
+
+    def order(self) -> np.ndarray:
+        """int64[slots, H], the slots of each head from the best on; of equal ones the first scored comes first."""
+        return np.lexsort((self.steps, self._costs()), axis=0)
+
+    def ranked(self) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and steps, [slots, H], each head's best first."""
+        order = self.order()
+        return np.take_along_axis(self.scores, order, axis=0), np.take_along_axis(self.steps, order, axis=0)
+
+    def _costs(self) -> np.ndarray:
+        return np.where(np.isnan(self.scores), np.inf, self.sign * self.scores)
+
+
+def _picked(kept: list[Heads | None], slots: np.ndarray) -> Heads:
+    """Heads of which each comes from a slot of its own, int[H]."""
+    filled = [heads for heads in kept if heads is not None]
+    if len(filled) == 1:
+        return filled[0]
+    places = np.minimum(slots, len(filled) - 1)  # a slot that nobody filled counts as the last that somebody did
+    picked: Heads = jax.tree.map(lambda *leaves: jnp.stack(leaves)[places, np.arange(len(places))], *filled)
+    return picked
 
 
 def _check_count(name: str, value: int, fix: str) -> int:

@@ -57,7 +57,7 @@ class TrainerView(Protocol):
     @property
     def heads(self) -> Any: ...
 
-    def snapshots_of(self, callback: Callback) -> Any: ...
+    def snapshots_of(self, callback: Callback, slot: int = 0) -> Any: ...
 
     @property
     def plan(self) -> Any: ...
@@ -70,9 +70,22 @@ class TrainerView(Protocol):
 
     def callback_state(self, callback: Callback) -> Any: ...
 
-    def ledger(self, monitor: str | None = None, scores: np.ndarray | None = None) -> list[dict[str, Any]]: ...
+    def head_settings(self) -> list[dict[str, Any]]: ...
 
-    def save_ledger(self, path: str | Path, monitor: str | None = None, scores: np.ndarray | None = None) -> None: ...
+    def ledger(
+        self,
+        monitor: str | None = None,
+        scores: np.ndarray | None = None,
+        more: Mapping[str, np.ndarray] | None = None,
+    ) -> list[dict[str, Any]]: ...
+
+    def save_ledger(
+        self,
+        path: str | Path,
+        monitor: str | None = None,
+        scores: np.ndarray | None = None,
+        more: Mapping[str, np.ndarray] | None = None,
+    ) -> None: ...
 
     def save_checkpoint(self, path: str | Path, keep: int | None = None) -> Path: ...
 
@@ -111,8 +124,8 @@ class Control:
     Attributes:
       stop: bool[H], True freezes the head bit for bit from here on; a fit whose heads are all stopped ends.
       snapshot: bool[H], True keeps this head's present model as its snapshot (`trainer.snapshots_of(callback)`), until
-        this callback asks for the next one.
-      restore: bool[H], True gives a head the model of its snapshot back; before it stops, after it is kept.
+        this callback asks for the next one; or bool[slots, H], for several snapshots of a head, a row for each slot.
+      restore: bool[H], True gives a head the model of its snapshot (in slot 0) back; before it stops, after it is kept.
       reason: why heads stop: one text, or H of them; it stands in the ledger, and in what a fit says at its end.
     """
 

@@ -89,6 +89,16 @@ def keys(callbacks: Sequence[Callback]) -> dict[str, Callback]:
     return found
 
 
+def snapshot_name(key: str, slot: int) -> str:
+    """What a callback's snapshot in a slot is called; `key` is the callback's."""
+    return key if slot == 0 else f"{key}@{slot}"
+
+
+def owner_of(snapshot: str) -> str:
+    """The key of the callback that a snapshot belongs to."""
+    return snapshot.partition("@")[0]
+
+
 def check_callbacks(callbacks: Any) -> list[Callback]:
     """One callback or several as a list; anything else is an error."""
     given = [] if callbacks is None else [callbacks] if isinstance(callbacks, Callback) else callbacks
@@ -117,7 +127,8 @@ def _checked(control: Any, where: str, num_heads: int) -> Control:
     for name in ("stop", "snapshot", "restore"):
         mask = getattr(control, name)
         masks[name] = mask = None if mask is None else np.asarray(mask)
-        if mask is not None and (mask.shape != (num_heads,) or mask.dtype != bool):
+        shape = () if mask is None else mask.shape[1:] if name == "snapshot" and mask.ndim == 2 else mask.shape
+        if mask is not None and (shape != (num_heads,) or mask.dtype != bool):
             raise _wrong_form(where, f"{mask.dtype}{list(mask.shape)}", name, num_heads)
     reason = control.reason
     if not isinstance(reason, str) and len(reason) != num_heads:

@@ -15,6 +15,19 @@ from hydrax.slice_axes import LEDGER_COLUMNS
 from hydrax.slices import Slices
 
 
+def head_settings(slices: Slices, module: HydraModule) -> list[dict[str, Any]]:
+    """One dict a head of what makes it this head: head, recipe, seed, length, axes of its slices, `PerHead` values.
+
+    An axis `seed` is the head's seed, and that of its slice is then `slice_seed`. An axis and a `PerHead` of one name
+    and equal values are one column; else each has its origin before its name: `axis.lr` and `hparams.lr`. So has a
+    `PerHead` with the name of one of the ledger's own columns.
+
+    Returns:
+      `head` is its id; `seed` is that of the slice, None where its rows depend on none, unless it is an axis.
+    """
+    return _rows(_own(slices) | _chosen(slices, module))
+
+
 def ledger(
     slices: Slices,
     module: HydraModule,
@@ -24,12 +37,9 @@ def ledger(
     finite: np.ndarray,
     lost: np.ndarray,
     reasons: Mapping[int, str],
+    more: Mapping[str, np.ndarray] | None = None,
 ) -> list[dict[str, Any]]:
-    """One dict a head: head, recipe, seed, length, score, status, reason, axes of its slices, `PerHead` values.
-
-    An axis `seed` is the head's seed, and that of its slice is then `slice_seed`. An axis and a `PerHead` of one name
-    and equal values are one column; else each has its origin before its name: `axis.lr` and `hparams.lr`. So has a
-    `PerHead` with the name of one of the first columns.
+    """`head_settings`, and what became of each head: score, status, reason.
 
     Args:
       slices: the heads' slices.
@@ -39,28 +49,45 @@ def ledger(
       finite: bool[H], False where a parameter is NaN or Inf.
       lost: bool[H], True where a head is in quarantine.
       reasons: why heads no longer learn, by place.
+      more: further columns [H] by name; they stand behind the score.
 
     Returns:
-      `seed` is that of the slice, None where its rows depend on none, unless it is an axis; `status` is "ok", "stopped"
-      "quarantined" or "not finite".
+      `status` is "ok", "stopped", "quarantined" or "not finite".
     """
-    axes = dict(slices.axes)
-    of_slices = [None if seed < 0 else seed for seed in slices.seeds.tolist()]
-    of_heads = axes.pop("seed").tolist() if "seed" in axes else None
-    values = {f"axis.{name}": column for name, column in axes.items()} | {
-        name if "." in name else f"module.{name}": per_head.values for name, per_head in per_head_values(module).items()
-    }
-    columns: dict[str, Sequence[Any]] = {
-        "head": slices.ids.tolist(),
-        "recipe": slices.recipes(),
-        "seed": of_slices if of_heads is None else of_heads,
-        "length": slices.lengths.tolist(),
-        "score": [None] * len(slices) if score is None else [shortest(own) for own in score],
+    became: dict[str, Sequence[Any]] = {
+        "score": [None] * len(slices) if score is None else _plain(score),
+        **{name: _plain(np.asarray(column)) for name, column in (more or {}).items()},
         "status": np.select([lost, ~finite, live], ["quarantined", "not finite", "ok"], "stopped").tolist(),
         "reason": [reasons.get(place, "") for place in range(len(slices))],
-        **({} if of_heads is None else {"slice_seed": of_slices}),
-        **{name: _plain(column) for name, column in _named(values).items()},
     }
+    return _rows(_own(slices) | became | _chosen(slices, module))
+
+
+def _own(slices: Slices) -> dict[str, Sequence[Any]]:
+    of_slices = _slice_seeds(slices)
+    return {
+        "head": slices.ids.tolist(),
+        "recipe": slices.recipes(),
+        "seed": slices.axes["seed"].tolist() if "seed" in slices.axes else of_slices,
+        "length": slices.lengths.tolist(),
+    }
+
+
+def _chosen(slices: Slices, module: HydraModule) -> dict[str, Sequence[Any]]:
+    values = {f"axis.{name}": column for name, column in slices.axes.items() if name != "seed"} | {
+        name if "." in name else f"module.{name}": per_head.values for name, per_head in per_head_values(module).items()
+    }
+    return {
+        **({"slice_seed": _slice_seeds(slices)} if "seed" in slices.axes else {}),
+        **{name: column.tolist() if column.ndim == 1 else list(column) for name, column in _named(values).items()},
+    }
+
+
+def _slice_seeds(slices: Slices) -> list[int | None]:
+    return [None if seed < 0 else seed for seed in slices.seeds.tolist()]
+
+
+def _rows(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
@@ -76,7 +103,7 @@ def _named(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _plain(column: np.ndarray) -> Sequence[Any]:
-    return column.tolist() if column.ndim == 1 else list(column)
+    return column.tolist() if column.dtype.kind in "iub" else [shortest(value) for value in column]
 
 
 def shortest(score: np.floating) -> float:

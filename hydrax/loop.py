@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hydrax.callback import Callback, Control
-from hydrax.dispatch import Dispatcher, keys
+from hydrax.dispatch import Dispatcher, keys, snapshot_name
 from hydrax.engine import Blocks, Engine, heads_of, read_steps
 from hydrax.errors import CallbackError
 from hydrax.feed import Feed
@@ -65,7 +65,7 @@ class FitLoop:
       state: the heads, padded, as the last dispatched superstep leaves them.
       step: updates dispatched.
       live: bool[H], False for stopped heads.
-      snapshots: `(trainable, state)` that `Control.snapshot` kept, padded, by callback key.
+      snapshots: `(trainable, state)` that `Control.snapshot` kept, padded, by `dispatch.snapshot_name`.
       metrics: the latest value of everything logged, float[H] by name.
       heard: the hooks that callbacks have heard at this step.
       faults: of heads that became NaN or infinite, how, by place among all heads.
@@ -311,8 +311,11 @@ class FitLoop:
         key = next(key for key, known in keys(self._emit.callbacks).items() if known is callback)
         if control.snapshot is not None:
             now = self._scored or heads_of(self.state)
-            old = self.snapshots[key] if key in self.snapshots else jax.tree.map(jnp.copy, now)
-            self.snapshots[key] = self._engine.keep(control.snapshot, now, old)
+            for slot, mask in enumerate(np.atleast_2d(control.snapshot)):
+                name = snapshot_name(key, slot)
+                if mask.any():
+                    old = self.snapshots[name] if name in self.snapshots else jax.tree.map(jnp.copy, now)
+                    self.snapshots[name] = self._engine.keep(mask, now, old)
         if control.restore is not None and control.restore.any():
             self._restore(key, control.restore)
         if control.stop is not None:

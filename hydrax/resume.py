@@ -14,6 +14,7 @@ import numpy as np
 
 from hydrax import checkpoint
 from hydrax.callback import Callback
+from hydrax.dispatch import owner_of
 from hydrax.engine import Blocks, Engine
 from hydrax.errors import CallbackError, CheckpointError
 from hydrax.lowering import Lowering
@@ -30,7 +31,7 @@ class Resumed(NamedTuple):
     Attributes:
       state: the heads.
       step: updates done.
-      snapshots: `(trainable, state)` that `Control.snapshot` kept, by callback key.
+      snapshots: `(trainable, state)` that `Control.snapshot` kept, by `dispatch.snapshot_name`.
       metrics: the latest value of everything logged, float[H] by name.
       heard: the hooks that callbacks had heard at this step.
       faults: of heads that became NaN or infinite, how, by place.
@@ -109,7 +110,7 @@ def load(path: Path, *, engine: Engine, callbacks: Mapping[str, Callback], finge
             here,
         )
     shapes = engine.state_shapes()
-    kept = [key for key in meta["snapshots"] if key in callbacks]
+    kept = [name for name in meta["snapshots"] if owner_of(name) in callbacks]
     like = {"heads": shapes, "snapshots": dict.fromkeys(kept, (shapes.trainable, shapes.state))}
     found = checkpoint.load(step_dir, like)
     known = {key: values for key, values in meta["callback_arrays"].items() if key in callbacks}
@@ -123,7 +124,7 @@ def load(path: Path, *, engine: Engine, callbacks: Mapping[str, Callback], finge
     return Resumed(
         state=engine.scatter(found["heads"]),
         step=int(meta["step"]),
-        snapshots={key: engine.scatter(found["snapshots"][key]) for key in kept},
+        snapshots={name: engine.scatter(found["snapshots"][name]) for name in kept},
         metrics=dict(zip(meta["metrics"], on_host["metrics"], strict=True)),
         heard=meta["heard"],
         faults={int(head): Fault(*fault) for head, fault in meta["faults"].items()},

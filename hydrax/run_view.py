@@ -13,12 +13,12 @@ import numpy as np
 from hydrax.assembly import Checked, Training
 from hydrax.callback import Callback
 from hydrax.data import DataModule
-from hydrax.dispatch import keys
+from hydrax.dispatch import keys, snapshot_name
 from hydrax.engine import heads_of
 from hydrax.errors import ArgumentError
 from hydrax.heads import Heads
 from hydrax.interrupts import Interrupts
-from hydrax.ledger import ledger, write_csv
+from hydrax.ledger import head_settings, ledger, write_csv
 from hydrax.loop import FitLoop
 from hydrax.machine import limits
 from hydrax.module import HydraModule
@@ -152,10 +152,10 @@ class RunView:
         """
         self._scalars |= {name: float(value) for name, value in values.items()}
 
-    def snapshots_of(self, callback: Callback) -> Heads | None:
-        """The heads that a callback's `Control.snapshot` kept, or None."""
+    def snapshots_of(self, callback: Callback, slot: int = 0) -> Heads | None:
+        """The heads that a callback's `Control.snapshot` kept in a slot, or None."""
         loop, training = self._running()
-        kept = loop.snapshots.get(self._key(callback))
+        kept = loop.snapshots.get(snapshot_name(self._key(callback), slot))
         return None if kept is None else self._as_heads(*training.engine.gather(kept))
 
     @property
@@ -179,12 +179,23 @@ class RunView:
         loop, training = self._running()
         return training.engine.read(tuple(block.callbacks[self._key(callback)] for block in loop.state))
 
-    def ledger(self, monitor: str | None = None, scores: np.ndarray | None = None) -> list[dict[str, Any]]:
-        """One dict a head: head, recipe, seed, length, score, status, reason, axes of its slices, `PerHead` values.
+    def head_settings(self) -> list[dict[str, Any]]:
+        """What makes each head this head: head, recipe, seed, length, axes of its slices, `PerHead` values."""
+        assert self.module is not None
+        return head_settings(self._running()[1].slices, self.module)
+
+    def ledger(
+        self,
+        monitor: str | None = None,
+        scores: np.ndarray | None = None,
+        more: Mapping[str, np.ndarray] | None = None,
+    ) -> list[dict[str, Any]]:
+        """`head_settings`, and what became of each head: score, status, reason.
 
         Args:
           monitor: the metric whose latest value is the score where no scores are given; None: `val_loss`.
           scores: float[H].
+          more: further columns [H] by name; they stand behind the score.
         """
         loop, training = self._running()
         finite = training.engine.finite(tuple(block.trainable for block in loop.state))
@@ -198,15 +209,22 @@ class RunView:
             finite=finite,
             lost=loop.lost,
             reasons=self._reasons(loop),
+            more=more,
         )
 
     def _reasons(self, loop: FitLoop) -> dict[int, str]:
         lost = {head: f"{fault.leaf} at step {fault.step}" for head, fault in loop.faults.items()}
         return {**loop.reasons, **lost}
 
-    def save_ledger(self, path: str | Path, monitor: str | None = None, scores: np.ndarray | None = None) -> None:
-        """Writes the ledger as CSV, whole or not at all."""
-        write_csv(Path(path), self.ledger(monitor, scores))
+    def save_ledger(
+        self,
+        path: str | Path,
+        monitor: str | None = None,
+        scores: np.ndarray | None = None,
+        more: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Writes the ledger as CSV, whole or not at all; arguments as `ledger`."""
+        write_csv(Path(path), self.ledger(monitor, scores, more))
 
     def _key(self, callback: Callback) -> str:
         return next(key for key, known in keys(self.callbacks).items() if known is callback)

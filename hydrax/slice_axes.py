@@ -13,7 +13,7 @@ Axes = dict[str, NDArray[Any]]
 
 SLICE = "slice"  # The axis that every product has.
 # Columns of the ledger that no axis may fill; one called "seed" may.
-LEDGER_COLUMNS = ("head", "recipe", "length", "score", "status", "reason", "slice_seed")
+LEDGER_COLUMNS = ("head", "recipe", "length", "score", "step", "status", "reason", "slice_seed")
 _LEDGER_PREFIXES = ("axis.", "hparams.", "module.")  # What tells columns of equal name apart there.
 
 

@@ -33,10 +33,10 @@ class FakeTrainer:
     validation_metrics: frozenset[str] = frozenset({"val_loss", "val_acc"})
     snapshots: FakeHeads = field(default_factory=FakeHeads)
     saves: list[tuple[Path, int | None]] = field(default_factory=list)
-    ledgers: list[tuple[Path, str | None, list[float] | None]] = field(default_factory=list)
+    ledgers: list[tuple[Path, str | None, list[float] | None, dict[str, list[float]]]] = field(default_factory=list)
     failure: Exception | None = None
 
-    def snapshots_of(self, callback: ModelCheckpoint) -> FakeHeads:
+    def snapshots_of(self, callback: ModelCheckpoint, slot: int = 0) -> FakeHeads:
         return self.snapshots
 
     def save_checkpoint(self, path: Path, keep: int | None = None) -> Path:
@@ -45,10 +45,13 @@ class FakeTrainer:
             raise self.failure
         return path / str(len(self.saves))
 
-    def save_ledger(self, path: Path, monitor: str | None = None, scores: np.ndarray | None = None) -> None:
+    def save_ledger(
+        self, path: Path, monitor: str | None = None, scores: np.ndarray | None = None, more: Any = None
+    ) -> None:
         if self.failure is not None:
             raise self.failure
-        self.ledgers.append((path, monitor, None if scores is None else scores.tolist()))
+        columns = {name: column.tolist() for name, column in (more or {}).items()}
+        self.ledgers.append((path, monitor, None if scores is None else scores.tolist(), columns))
 
 
 @pytest.fixture
@@ -75,7 +78,8 @@ def started(trainer: FakeTrainer, *args: Any, step: int = 0, **kwargs: Any) -> M
 
 
 def snapshot(control: Control | None) -> list[bool]:
-    return [] if control is None or control.snapshot is None else control.snapshot.tolist()
+    """Heads kept, in the one slot there is by default."""
+    return [] if control is None or control.snapshot is None else control.snapshot[0].tolist()
 
 
 # Validation by validation: scores of the four heads, and which of them are better than ever before.
@@ -287,12 +291,13 @@ def test_heads_csv_goes_with_each_save_and_has_the_best_scores(trainer, hook):
     checkpoint.on_validation_end(at(10, trainer, [1.0, 2.5, 3.0, 4.0]))
     checkpoint.on_validation_end(at(20, trainer, [0.5, 9.0, 9.0, NAN]))
     getattr(checkpoint, hook)(at(20, trainer))
-    assert trainer.ledgers == [(trainer.log_dir / "checkpoints" / "heads.csv", "val_loss", [0.5, 2.5, 3.0, 4.0])]
+    path = trainer.log_dir / "checkpoints" / "heads.csv"
+    assert trainer.ledgers == [(path, "val_loss", [0.5, 2.5, 3.0, 4.0], {"step": [20, 10, 10, 10]})]
 
 
 def test_heads_csv_goes_without_scores_where_nothing_is_monitored(trainer):
     started(trainer).on_fit_end(at(10, trainer))
-    assert trainer.ledgers == [(trainer.log_dir / "checkpoints" / "heads.csv", None, None)]
+    assert trainer.ledgers == [(trainer.log_dir / "checkpoints" / "heads.csv", None, None, {})]
 
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), CheckpointError("It is full: the disk.")])
@@ -314,7 +319,7 @@ def test_dirpath_takes_the_place_of_the_log_dir(tmp_path, trainer):
     checkpoint = started(trainer, dirpath=str(tmp_path / "mine"))
     checkpoint.on_train_end(at(10, trainer))
     assert trainer.saves == [(tmp_path / "mine" / "last", 2)]
-    assert [path for path, _, _ in trainer.ledgers] == [tmp_path / "mine" / "heads.csv"]
+    assert [path for path, *_ in trainer.ledgers] == [tmp_path / "mine" / "heads.csv"]
 
 
 def steps_below(folder: Path) -> dict[str, list[str]]:
