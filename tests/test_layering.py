@@ -21,7 +21,7 @@ LAYERS = (
     (
         *("slice_arguments", "rotation", "row_law", "row_windows", "row_strata", "row_lists", "row_bits", "row_sets"),
         *("row_draws", "row_weights", "slice_recipes", "row_store", "slice_axes", "slice_description"),
-        *("computed_slices", "listed_slices", "slices", "hparams", "settings"),
+        *("computed_slices", "listed_slices", "slices", "spread", "hparams", "settings"),
     ),
     ("columns", "module", "data", "callback"),
     (
@@ -75,6 +75,8 @@ ORDER = [unit for layer in LAYERS for unit in layer]
 # The guard's whole job is to read and write XLA_FLAGS; tests/test_jaxlib_guard.py holds what it may do.
 PURE = {unit for layer in LAYERS[:4] for unit in layer} - {"jaxlib_guard"}
 PLUG_INS = ("callbacks", "datamodules")
+# Core files that plug-ins may import from, besides what `hydrax` itself offers.
+OPEN = ("hydrax.errors", "hydrax.figures", "hydrax.spread")
 
 IO_MODULES = {"fcntl", "glob", "io", "mmap", "os", "pathlib", "pickle", "shutil", "socket", "subprocess", "tempfile"}
 IO_CALLS = {"input", "open", "print"}
@@ -155,15 +157,17 @@ def purity_complaints(file: str, tree: ast.Module) -> list[str]:
 
 
 def plug_in_complaints(file: str, tree: ast.Module) -> list[str]:
-    """A plug-in uses public names of hydrax and the error classes; its folder's __init__.py gathers the folder."""
-    public = {f"hydrax.{name}" for name in hydrax.__all__} | {"hydrax", "hydrax.errors"}
+    """A plug-in uses public names of hydrax and of OPEN; its folder's __init__.py gathers the folder."""
+    public = {f"hydrax.{name}" for name in hydrax.__all__} | {"hydrax", *OPEN}
     folder, name = Path(file).parts
     gathered = (f"hydrax.{folder}.",) if name == "__init__.py" else ()
     complaints = [
         f"{file}:{found.line} imports {target}, which hydrax does not offer to plug-ins"
         for found in imports(tree)
         for target in found.targets
-        if is_ours(target) and target not in public and not target.startswith(("hydrax.errors.", *gathered))
+        if is_ours(target)
+        and target not in public
+        and not target.startswith((*(f"{file}." for file in OPEN), *gathered))
     ]
     aliases = {
         alias.asname or alias.name

@@ -82,15 +82,13 @@ def test_the_wheel_puts_nothing_but_hydrax_into_site_packages(wheel):
     assert {name.split("/")[0] for name in wheel} == {"hydrax", f"hydrax_heads-{PROJECT['version']}.dist-info"}
 
 
-@pytest.mark.parametrize("folder", ["hydrax", "hydrax/nn", "datamodules"])
-def test_every_import_is_a_declared_dependency_or_of_the_extra_for_tables(folder):
-    declared = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["tables"]
+@pytest.mark.parametrize(
+    ("folder", "extras"),
+    [("hydrax", ["tables", "plots"]), ("hydrax/nn", []), ("datamodules", ["tables"]), ("callbacks", [])],
+)
+def test_every_import_is_a_declared_dependency_or_of_an_extra_of_its_folder(folder, extras):
+    declared = PROJECT["dependencies"] + [one for extra in extras for one in PROJECT["optional-dependencies"][extra]]
     assert third_party_imports(folder) <= {normal(requirement) for requirement in declared}
-
-
-def test_callbacks_import_declared_dependencies_and_the_extra_for_plots():
-    declared = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["plots"]
-    assert third_party_imports("callbacks") <= {normal(requirement) for requirement in declared}
 
 
 def test_constraints_hold_only_names_versions_and_python_markers():
