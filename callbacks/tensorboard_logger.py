@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import logging
-import os
-import sys
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hydrax import Callback, Event
-from hydrax.spread import count_not_finite, finite, spread
+from hydrax import Callback, Event, summaries
+from hydrax.errors import ArgumentError
+from hydrax.event_files import EventFiles
+from hydrax.figures import HeadsOverTime, can_draw, heat_map, learning_curve
 
 if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
-    from tensorboardX.proto.summary_pb2 import HistogramProto, Summary
+    from tensorboardX.proto.summary_pb2 import Summary
 
-NUM_BINS = 30
-FLUSH_SECS = 5
-MAX_QUEUE = 10_000
-"""Logs that may wait for the disk, some kilobytes each: room for all the rows that one long superstep brings."""
-
-_file_numbers = itertools.count()
+MAX_FIGURE_METRICS = 4
+DRAW_SHARE = 50
+"""Between figures drawn in a fit lies so many times the time that drawing takes."""
 
 
 class TensorBoardLogger(Callback):
@@ -41,31 +34,75 @@ class TensorBoardLogger(Callback):
     | `heads/live` | heads that still learn |
     | `heads/not_finite` | heads with a NaN or an infinity in one of the metrics written together |
     | `heads/steps_per_sec` | head-steps per second since training metrics were last written, evaluation included |
+    | `learning_curve/<metric>` | figure: the metric against slice length, where there are three lengths or more |
+    | `heads_over_time/<metric>` | figure: a heat map, heads (by slice length) x time |
+    | others | numbers of the run as a whole, which callbacks gave to `trainer.log_scalars` |
 
     A margin chart of each metric (min, median, max) stands under "Custom Scalars" from the end of the first epoch on.
     TensorBoard takes one layout a run, so a metric that first comes later gets no chart.
 
+    Some heads have a run of their own beside it, `head_<id>`, with every metric under its plain name. Their
+    hyper-parameters, with slice length, seed and axes, stand under "HParams", with their scores.
+
+    Figures, of the first four validation metrics, need matplotlib (`pip install 'hydrax-heads[plots]'`). They are drawn
+    at the end of a fit, and during it as often as takes no more than 2 % of its time.
+
     A disk that is full or cannot be written never stops or delays a fit: logs are then dropped and counted, and the
     logger "hydrax" says so once.
+
+    Args:
+      max_head_runs: how many heads have a run of their own, from the one with the shortest slice to the one with the
+        longest; 0: none. TensorBoard becomes slow beyond some 250 runs.
+      heads: ids of the heads that have one instead.
+      figures: whether to draw any.
+
+    Raises:
+      ArgumentError: an argument is out of its range; in `on_train_start`, no head has such an id.
 
     Attributes:
       num_dropped: logs that could not be written.
     """
 
-    def __init__(self) -> None:
-        self.num_dropped = 0
-        self._writer: _Writer | None = None
+    def __init__(self, max_head_runs: int = 8, heads: Sequence[int] | None = None, figures: bool = True) -> None:
+        if isinstance(max_head_runs, bool) or not isinstance(max_head_runs, int) or max_head_runs < 0:
+            raise _error("max_head_runs", max_head_runs, "an int of 0 or more", "leave it out for 8")
+        if heads is not None and not all(isinstance(head, int | np.integer) for head in heads):
+            raise _error("heads", heads, "ids of heads, ints", "leave it out for an even choice")
+        if not isinstance(figures, bool):
+            raise _error("figures", figures, "True or False", "leave it out for True")
+        self.max_head_runs, self.heads, self.figures = max_head_runs, heads, figures
+        self._files: EventFiles | None = None
+        self._dropped = 0
+        self._history: dict[str, HeadsOverTime] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forgets the run before."""
+        self._close()
+        self._warned = self._charted = False
         self._metric_names: dict[str, None] = {}  # a set that keeps the order
         self._counted_from: tuple[float, int] | None = None
+        self._settings: list[dict[str, Any]] = []
+        self._own_runs: dict[str, int] = {}  # the places of the heads that have one
+        self._without_hparams: set[str] = set()
+        self._drawn_at, self._draw_secs = time.monotonic(), 1.0  # a guess, until the first is drawn
+
+    @property
+    def num_dropped(self) -> int:
+        return self._dropped + (0 if self._files is None else self._files.num_dropped)
 
     def on_train_start(self, event: Event) -> None:
-        self._close()
-        self._metric_names = {}
-        self._counted_from = None
-        if event.trainer.log_dir is not None:
-            # A run that was cut off may have logged beyond the step it resumes from. What it logged at that step stays:
-            # it is not logged again.
-            self._writer = _Writer(event.trainer.log_dir, purge_step=event.step + 1 if event.step > 0 else None)
+        self._begin()
+        if event.step == 0:
+            self._history = {}
+        if event.trainer.log_dir is None:
+            return
+        self._settings = event.trainer.head_settings()
+        self._own_runs = {f"head_{self._settings[place]['head']}": place for place in self._places()}
+        self._without_hparams = set(self._own_runs)
+        # A run that was cut off may have logged beyond the step it resumes from. What it logged at that step stays:
+        # it is not logged again.
+        self._open(event, purge_step=event.step + 1 if event.step > 0 else None)
 
     def on_train_steps_end(self, event: Event) -> None:
         if self._counted_from is None and event.steps.size:
@@ -83,10 +120,20 @@ class TensorBoardLogger(Callback):
         self._log(event, event.metrics, event.step, histograms=True)
         if event.stage != "fit":
             self._close()  # nothing else ends an evaluation outside a fit
+            return
+        self._remember(event)
+        if time.monotonic() - self._drawn_at > DRAW_SHARE * self._draw_secs:
+            self._draw(event)
 
     def on_train_epoch_end(self, event: Event) -> None:
         self._log(event, event.metrics, event.step)
+        if not event.trainer.validation_metrics:
+            self._remember(event)
         self._chart()
+
+    def on_fit_end(self, event: Event) -> None:
+        self._draw(event)
+        self._close()
 
     def on_test_end(self, event: Event) -> None:
         self._log(event, event.metrics, event.step)
@@ -97,6 +144,21 @@ class TensorBoardLogger(Callback):
 
     def teardown(self, event: Event) -> None:
         self._close()
+
+    def state_dict(self) -> dict[str, Any]:
+        # By number: a metric's name may hold what a checkpoint cannot have in the name of an array.
+        arrays = {
+            f"{part}_{number}": array
+            for number, known in enumerate(self._history.values())
+            for part, array in known.state().items()
+        }
+        return {"metrics": list(self._history), **arrays}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._history = {
+            name: HeadsOverTime.of_state({part: state[f"{part}_{number}"] for part in HeadsOverTime.PARTS})
+            for number, name in enumerate(state["metrics"])
+        }
 
     def _head_steps_per_sec(self, event: Event) -> float | None:
         assert self._counted_from is not None
@@ -119,160 +181,104 @@ class TensorBoardLogger(Callback):
         if not metrics or event.trainer.log_dir is None:
             return
         self._metric_names |= dict.fromkeys(metrics)
-        if self._writer is None:
-            self._writer = _Writer(event.trainer.log_dir)  # validate or test, without a fit
-        if not self._writer.is_ready():
-            self.num_dropped += 1
-            return
-        summary = _summary(metrics, histograms)
+        if self._files is None:
+            self._open(event)  # validate or test, without a fit
+        summary = summaries.of_all_heads(metrics, histograms)
         summary.value.add(tag="heads/live", simple_value=np.count_nonzero(event.live))
         if rate is not None:
             summary.value.add(tag="heads/steps_per_sec", simple_value=rate)
-        self._writer.add(summary, step)
+        for name, value in event.trainer.scalars.items():
+            summary.value.add(tag=name, simple_value=value)
+        assert self._files is not None
+        self._files.add({"": summary, **self._of_single_heads(event, metrics)}, step)
+
+    def _of_single_heads(self, event: Event, metrics: Mapping[str, np.ndarray]) -> dict[str, Summary]:
+        """What goes into the runs of single heads."""
+        found = {run: summaries.of_one_head(metrics, place) for run, place in self._own_runs.items()}
+        # TensorBoard takes the table's columns from what comes first: so from where all that scores a head is known.
+        scores = sorted(event.trainer.validation_metrics) or list(metrics)
+        if self._without_hparams and set(scores) <= set(metrics):
+            hparams = event.trainer.module.hparams if event.trainer.module else {}
+            for run in self._without_hparams:
+                values = {**hparams, **self._settings[self._own_runs[run]]}
+                found[run].MergeFrom(summaries.hyperparameters(values, scores))
+            self._without_hparams = set()
+        return found
+
+    def _places(self) -> list[int]:
+        """The places of the heads that have runs of their own."""
+        ids = [settings["head"] for settings in self._settings]
+        if self.heads is None:
+            order = self._by_length()
+            chosen = np.linspace(0, len(order) - 1, min(self.max_head_runs, len(order))).round().astype(int)
+            return sorted(order[chosen].tolist())
+        unknown = [head for head in self.heads if head not in ids]
+        if unknown:
+            raise _error("heads", unknown[0], f"ids of heads: {min(ids)} to {max(ids)}", "leave it out")
+        return [ids.index(head) for head in self.heads]
+
+    def _by_length(self) -> np.ndarray:
+        """int64[H], places of the heads, the shortest slice first."""
+        return np.argsort([settings["length"] for settings in self._settings], kind="stable")
+
+    def _remember(self, event: Event) -> None:
+        """Notes what the heat maps show."""
+        if not self.figures or not self._settings:
+            return
+        for name, values in list(event.metrics.items())[:MAX_FIGURE_METRICS]:
+            self._history.setdefault(name, HeadsOverTime(self._by_length())).add(event.step, values)
+
+    def _draw(self, event: Event) -> None:
+        if self._files is None or not self._history or not can_draw():
+            return
+        start = time.monotonic()
+        figures: dict[str, Any] = {}
+        lengths = np.array([settings["length"] for settings in self._settings])
+        ids = np.array([settings["head"] for settings in self._settings])
+        for name, history in self._history.items():
+            if len(np.unique(lengths)) > 2:
+                title = f"after {history.steps[-1]} steps"
+                figures[f"learning_curve/{name}"] = learning_curve(lengths, history.latest, name, title)
+            if len(history.steps) > 1 and len(ids) > 1:
+                figures[f"heads_over_time/{name}"] = heat_map(history.steps, history.values, ids[history.places], name)
+        if figures:
+            self._files.add({"": summaries.of_figures(figures)}, event.step)
+        self._drawn_at = time.monotonic()
+        self._draw_secs = self._drawn_at - start
 
     def _chart(self) -> None:
-        if self._writer is not None and self._metric_names:
-            self._writer.add_charts(list(self._metric_names))
+        if self._files is not None and self._metric_names and not self._charted:
+            self._charted = True
+            self._files.add({"": summaries.margin_charts(list(self._metric_names))}, 0)
+
+    def _open(self, event: Event, purge_step: int | None = None) -> None:
+        folder = event.trainer.log_dir
+        assert folder is not None
+
+        def report(trouble: str) -> None:
+            if not self._warned:
+                self._warned = True
+                logging.getLogger("hydrax").warning(
+                    "Logs for TensorBoard are dropped: TensorBoardLogger, folder %s. Got %s, expected a folder that "
+                    "takes them. Fix: make room there, or give Trainer another default_root_dir; the run goes on "
+                    "without them.",
+                    folder,
+                    trouble,
+                )
+
+        self._charted = False
+        self._files = EventFiles(folder, report, purge_step)
 
     def _close(self) -> None:
-        if self._writer is not None:
-            self._chart()
-            self._writer.close()
-            self._writer = None
-
-
-class _Writer:
-    """tensorboardX's SummaryWriter, except that it never makes its caller wait and never raises for the disk's sake.
-
-    SummaryWriter hands over to a thread by a bounded queue. A write error ends the thread, without a word; soon after,
-    each of its methods waits for room in the queue for ever, and so does the interpreter's exit. Hence `is_ready`, and
-    hence the use of its private parts: it has no public way to ask.
-    """
-
-    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
-        self._folder = folder
-        self._warned = False
-        self._charted = False
-        self._writer: SummaryWriter | None = None
-        # The file's name has the second it was begun in and else only this. Readers sort by name: hence the zeros.
-        suffix = f".{os.getpid()}.{next(_file_numbers):04d}"
-        try:
-            self._writer = _summary_writer()(
-                str(folder), purge_step=purge_step, max_queue=MAX_QUEUE, flush_secs=FLUSH_SECS, filename_suffix=suffix
-            )
-            # Else the interpreter's exit waits until a dead thread has read all that is queued. Nothing is lost by it:
-            # close, which tensorboardX itself calls at exit, waits for a live one.
-            self._events._event_queue.cancel_join_thread()
-        except OSError as error:
-            self._give_up(repr(error))
-
-    def is_ready(self) -> bool:
-        """Whether the next write will be taken at once. False for good once the thread has died."""
-        if self._writer is None:
-            return False
-        if not self._events._worker.is_alive():
-            self._give_up("a writer thread that has died of an error")
-            return False
-        # Nobody else fills the queue, so it will still have room when the caller writes.
-        if self._events._event_queue.full():
-            self._warn(f"a disk that is {MAX_QUEUE:,} logs behind")
-            return False
-        return True
-
-    def add(self, summary: Summary, step: int) -> None:
-        assert self._writer is not None
-        # One Summary with many values: `add_scalar` for each of them would cost ten times as much.
-        self._writer.file_writer.add_summary(summary, step)
-
-    def add_charts(self, metric_names: list[str]) -> None:
-        """Adds a margin chart for each metric, once; a second call does nothing."""
-        if self._charted or not self.is_ready():
+        if self._files is None:
             return
-        assert self._writer is not None
-        self._charted = True
-        # A margin chart takes [value, lower, upper].
-        charts = {name: ["Margin", [f"{name}/{word}" for word in ("median", "min", "max")]] for name in metric_names}
-        self._writer.add_custom_scalars({"heads": charts})
-
-    def close(self) -> None:
-        if self._writer is None:
-            return
-        try:
-            if self.is_ready():
-                self._writer.close()
-        except OSError as error:
-            self._give_up(repr(error))
-
-    @property
-    def _events(self) -> Any:
-        assert self._writer is not None
-        return self._writer.file_writer.event_writer
-
-    def _give_up(self, reason: str) -> None:
-        self._warn(reason)
-        if self._writer is None:
-            return
-        events, self._writer = self._events, None
-        # tensorboardX closes its writers at exit; this one it would find open, and fail on.
-        events._closed = True
-        if events._worker.is_alive():
-            events._worker.stop()
-        with contextlib.suppress(OSError, ValueError):
-            events._ev_writer._py_recordio_writer.close()
-
-    def _warn(self, reason: str) -> None:
-        if not self._warned:
-            self._warned = True
-            logging.getLogger("hydrax").warning(
-                "Logs for TensorBoard are dropped: TensorBoardLogger, folder %s. Got %s, expected a folder that takes "
-                "them. Fix: make room there, or give Trainer another default_root_dir; the run goes on without them.",
-                self._folder,
-                reason,
-            )
+        self._chart()
+        self._files.close()
+        self._dropped += self._files.num_dropped
+        self._files = None
 
 
-def _summary_writer() -> type[SummaryWriter]:
-    """tensorboardX's writer, imported when the first one is needed, and without PyTorch.
-
-    It takes no more from PyTorch than the name of a type, for annotations, and for that imports it where it is
-    installed: two seconds and 200 MB.
-    """
-    absent = "torch" not in sys.modules
-    if absent:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # Python's own way to say that it cannot be imported
-    try:
-        from tensorboardX import SummaryWriter
-    finally:
-        if absent:
-            del sys.modules["torch"]
-    return SummaryWriter  # type: ignore[no-any-return]
-
-
-def _summary(metrics: Mapping[str, np.ndarray], histograms: bool) -> Summary:
-    """The spread of each metric, float[H], over its finite heads; nothing of a metric that has none."""
-    from tensorboardX.proto.summary_pb2 import Summary
-
-    summary = Summary()
-    for name, values in metrics.items():
-        for word, number in spread(values).items():
-            summary.value.add(tag=f"{name}/{word}", simple_value=number)
-        if histograms and (numbers := finite(values)).size:
-            summary.value.add(tag=f"{name}/heads", histo=_histogram(numbers))
-    summary.value.add(tag="heads/not_finite", simple_value=count_not_finite(metrics))
-    return summary
-
-
-def _histogram(numbers: np.ndarray) -> HistogramProto:
-    from tensorboardX.proto.summary_pb2 import HistogramProto
-
-    counts, edges = np.histogram(numbers, NUM_BINS)
-    return HistogramProto(
-        min=numbers.min(),
-        max=numbers.max(),
-        num=numbers.size,
-        sum=numbers.sum(),
-        sum_squares=numbers @ numbers,
-        # TensorBoard wants the right edge of each bin, and takes the first one to begin at -infinity: so an empty one.
-        bucket_limit=edges.tolist(),
-        bucket=[0, *counts.tolist()],
+def _error(name: str, value: Any, expected: str, fix: str) -> ArgumentError:
+    return ArgumentError(
+        f"An argument has no meaning: TensorBoardLogger({name}=...). Got {value!r}, expected {expected}. Fix: {fix}."
     )

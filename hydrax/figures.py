@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CURVE_COLUMNS = ("length", "heads", "mean", "std", "min", "q10", "median", "q90", "max")
+MAX_TIMES = 128
+MAX_HEADS = 1024
 _MOST_TICKS = 12
 _WIDE_SPAN = 20  # from here on an axis of lengths is logarithmic
 
@@ -68,6 +71,69 @@ def learning_curve(lengths: np.ndarray, scores: np.ndarray, label: str, title: s
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
+
+
+class HeadsOverTime:
+    """A metric of all heads over time, thinned out: never more than `MAX_TIMES` times and `MAX_HEADS` heads.
+
+    Args:
+      order: int[H], places of the heads in the order in which they are to be shown.
+
+    Attributes:
+      places: int64[h], the heads kept, in that order.
+      latest: float[H], what was added last, of all heads.
+    """
+
+    PARTS = ("places", "steps", "values", "counts", "latest")
+
+    def __init__(self, order: np.ndarray) -> None:
+        self.places = np.asarray(order)[np.unique(np.linspace(0, len(order) - 1, MAX_HEADS).round().astype(int))]
+        self._steps: list[int] = []
+        self._columns: list[np.ndarray] = []
+        self._stride, self._count = 1, 0
+        self._last_step, self.latest = 0, np.full(len(order), np.nan, np.float32)
+
+    def add(self, step: int, values: np.ndarray) -> None:
+        """Adds float[H] after `step` updates."""
+        self._last_step, self.latest = step, np.asarray(values)
+        if self._count % self._stride == 0:
+            self._steps.append(step)
+            self._columns.append(self.latest[self.places])
+        self._count += 1
+        if len(self._steps) > MAX_TIMES:
+            # As even as before, and what was dropped was no better than what is kept.
+            self._steps, self._columns, self._stride = self._steps[::2], self._columns[::2], 2 * self._stride
+
+    @property
+    def steps(self) -> np.ndarray:
+        """int64[T], the times kept, and the last one."""
+        steps = np.array(self._steps, np.int64)
+        return steps if self._is_last_kept else np.append(steps, self._last_step)
+
+    @property
+    def values(self) -> np.ndarray:
+        """float[h, T] at those times."""
+        kept = self._columns if self._is_last_kept else [*self._columns, self.latest[self.places]]
+        return np.stack(kept, axis=1)
+
+    @property
+    def _is_last_kept(self) -> bool:
+        return self._steps[-1:] == [self._last_step]
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All of it as arrays, by the names in `PARTS`; at least one time must have been added."""
+        counts = np.array([self._stride, self._count, self._last_step])
+        values = np.stack(self._columns, axis=1)
+        return dict(zip(self.PARTS, (self.places, np.array(self._steps), values, counts, self.latest), strict=True))
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, np.ndarray]) -> HeadsOverTime:
+        """What `state` gave, back."""
+        own = cls(np.arange(len(state["latest"])))
+        own.places, own.latest = np.array(state["places"]), np.array(state["latest"])
+        own._steps, own._columns = state["steps"].tolist(), list(np.array(state["values"]).T)
+        own._stride, own._count, own._last_step = state["counts"].tolist()
+        return own
 
 
 def heat_map(steps: np.ndarray, values: np.ndarray, names: np.ndarray, label: str, title: str = "") -> Figure:

@@ -1,9 +1,10 @@
 """hydrax.callbacks.TensorBoardLogger: what TensorBoard reads back, and that a broken disk never holds a fit up."""
 
 import logging
+import struct
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
 
-from hydrax import Event
+from hydrax import Event, PerHead, figures
 from hydrax.callbacks import TensorBoardLogger, tensorboard_logger
+from hydrax.errors import ArgumentError
 
 LIVE = np.array([True, True, False, True])
 WORDS = ("mean", "min", "q10", "median", "q90", "max")
@@ -25,6 +28,13 @@ class FakeTrainer:
 
     log_dir: Path | None
     log_every_n_steps: int = 50
+    module: SimpleNamespace | None = None
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    validation_metrics: frozenset[str] = frozenset({"val_loss"})
+    lengths: tuple[int, ...] = (30, 10, 40, 20)
+
+    def head_settings(self) -> list[dict[str, object]]:
+        return [{"head": 100 + place, "length": length, "seed": None} for place, length in enumerate(self.lengths)]
 
 
 @pytest.fixture
@@ -198,17 +208,8 @@ def test_a_resumed_fit_takes_the_place_of_what_was_logged_after_its_step(trainer
 
 def test_two_files_begun_in_one_second_have_two_names(trainer, logger):
     for _ in range(3):
-        logger.on_train_start(at(0, trainer))
+        logger.on_validation_end(at(50, trainer, {"val_loss": np.ones(4)}, stage="validate"))
     assert len(list(trainer.log_dir.iterdir())) == 3
-
-
-def test_twenty_metrics_of_a_thousand_heads_are_one_write(trainer, logger, monkeypatch):
-    written = []
-    monkeypatch.setattr("tensorboardX.writer.FileWriter.add_summary", lambda writer, *_: written.append(writer))
-    logger.on_train_start(at(0, trainer))
-    metrics = {f"metric_{i}": np.ones((50, 1000), np.float32) for i in range(20)}
-    logger.on_train_steps_end(Event(trainer, "fit", 50, 0, metrics, np.arange(1, 51), np.ones(1000, bool)))
-    assert len(written) == 1
 
 
 @pytest.mark.parametrize(
@@ -234,46 +235,153 @@ def test_no_thread_is_left_after_teardown(trainer, logger):
     logger.on_train_start(at(0, trainer))
     logger.on_train_steps_end(superstep(1, 50, trainer))
     logger.teardown(at(50, trainer))
-    # The queue's own thread ends by itself a little after the writer's.
-    [thread.join(10) for thread in threading.enumerate() if thread.name.startswith("QueueFeeder")]
-    assert threading.active_count() <= before
+    assert threading.active_count() == before
 
 
-# /dev/full takes a file's opening and refuses every write to it, as a full disk does. tensorboardX's thread dies of it.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_full_disk_drops_and_counts_logs_says_so_once_and_never_blocks(trainer, logger, monkeypatch, caplog):
-    monkeypatch.setattr("tensorboardX.record_writer.open_file", lambda path: open("/dev/full", "wb"))
-    monkeypatch.setattr(tensorboard_logger, "FLUSH_SECS", 0.01)
-    logger.on_train_start(at(0, trainer))
-    threads = [thread for thread in threading.enumerate() if type(thread).__name__ == "_EventLoggerThread"]
-    logger.on_train_steps_end(superstep(1, 50, trainer))
-    [thread.join(10) for thread in threads]
-    for step in range(100, 2100, 50):
-        logger.on_train_steps_end(superstep(step - 49, step, trainer))
-    logger.teardown(at(2050, trainer))
-    assert logger.num_dropped == 40
-    assert [(record.name, record.levelno) for record in caplog.records] == [("hydrax", logging.WARNING)]
-
-
-def test_a_disk_that_lags_too_far_behind_is_not_waited_for(trainer, logger, monkeypatch, caplog):
-    monkeypatch.setattr(tensorboard_logger, "MAX_QUEUE", 3)
-    may_write = threading.Event()
-    write = "tensorboardX.event_file_writer.EventsWriter.write_event"
-    logger.on_train_start(at(0, trainer))
-    monkeypatch.setattr(write, lambda writer, event: may_write.wait(30))
-    for step in range(50, 1050, 50):
-        logger.on_train_steps_end(superstep(step - 49, step, trainer))
-    may_write.set()
-    assert logger.num_dropped > 0
-    assert len(caplog.records) == 1
-
-
-def test_a_folder_that_cannot_be_made_stops_nothing(tmp_path, caplog):
+def test_a_folder_that_cannot_be_made_stops_nothing_and_is_said_once(tmp_path, caplog):
     (tmp_path / "file").write_text("in the way")
     trainer, logger = FakeTrainer(tmp_path / "file" / "run"), TensorBoardLogger()
     logger.on_train_start(at(0, trainer))
-    logger.on_train_steps_end(superstep(1, 100, trainer))
-    logger.teardown(at(100, trainer))
-    assert logger.num_dropped == 2
-    assert len(caplog.records) == 1
+    for step in range(50, 1050, 50):
+        logger.on_train_steps_end(superstep(step - 49, step, trainer))
+    logger.teardown(at(1000, trainer))
+    assert logger.num_dropped == 21  # 20 logs, and the charts
+    assert [(record.name, record.levelno) for record in caplog.records] == [("hydrax", logging.WARNING)]
     assert str(trainer.log_dir) in caplog.text
+
+
+def test_numbers_of_the_run_as_a_whole_go_with_each_log(trainer, logger):
+    trainer.scalars = {"throughput/rows_per_sec": 12.5}
+    logger.on_validation_end(at(7, trainer, {"val_loss": np.ones(4)}))
+    logger.teardown(at(7, trainer))
+    assert points(trainer.log_dir, "throughput/rows_per_sec") == [(7, 12.5)]
+
+
+def fitted(trainer, logger, *, steps=(50, 100)):
+    """Hooks of a short fit: head h has loss step + h in training and 10 * h + step in validation."""
+    logger.on_train_start(at(0, trainer))
+    for step in steps:
+        logger.on_train_steps_end(superstep(step - 49, step, trainer))
+        logger.on_validation_end(at(step, trainer, {"val_loss": np.float32(10 * np.arange(4) + step)}))
+    logger.on_fit_end(at(steps[-1], trainer))
+    logger.teardown(at(steps[-1], trainer))
+
+
+def test_single_heads_have_runs_of_their_own_with_plain_names(trainer, logger):
+    fitted(trainer, logger)
+    assert sorted(path.name for path in trainer.log_dir.iterdir() if path.is_dir()) == [
+        *("head_100", "head_101", "head_102", "head_103")
+    ]
+    assert points(trainer.log_dir / "head_102", "loss") == [(50, 52.0), (100, 102.0)]
+    assert points(trainer.log_dir / "head_102", "val_loss") == [(50, 70.0), (100, 120.0)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "runs"),
+    [
+        ({"max_head_runs": 2}, {"head_101", "head_102"}),  # the shortest slice and the longest
+        ({"max_head_runs": 1}, {"head_101"}),
+        ({"max_head_runs": 0}, set()),
+        ({"heads": [103]}, {"head_103"}),
+    ],
+)
+def test_which_heads_have_a_run_can_be_chosen(trainer, arguments, runs):
+    fitted(trainer, TensorBoardLogger(**arguments))
+    assert {path.name for path in trainer.log_dir.iterdir() if path.is_dir()} == runs
+
+
+def test_a_thousand_heads_leave_nine_files(tmp_path):
+    trainer = FakeTrainer(tmp_path / "run", lengths=tuple(range(1, 1001)))
+    logger = TensorBoardLogger()
+    logger.on_train_start(at(0, trainer))
+    logger.on_validation_end(at(50, trainer, {"val_loss": np.ones(1000)}))
+    logger.teardown(at(50, trainer))
+    assert len(list(trainer.log_dir.rglob("events.*"))) == 9
+
+
+def test_a_head_that_no_slice_has_is_refused(trainer):
+    with pytest.raises(ArgumentError, match=r"heads=\.\.\.\). Got 7, expected ids of heads: 100 to 103"):
+        TensorBoardLogger(heads=[7]).on_train_start(at(0, trainer))
+
+
+@pytest.mark.parametrize("argument", [{"max_head_runs": -1}, {"max_head_runs": True}, {"heads": ["a"]}, {"figures": 1}])
+def test_an_argument_without_meaning_is_refused(argument):
+    with pytest.raises(ArgumentError, match=next(iter(argument))):
+        TensorBoardLogger(**argument)
+
+
+def test_the_table_of_hyper_parameters_has_a_line_for_each_run_with_its_scores(trainer, logger):
+    trainer.module = SimpleNamespace(hparams={"width": 64, "name": "mlp", "lr": PerHead([0.1, 0.2, 0.3, 0.4])})
+    settings = trainer.head_settings
+    trainer.head_settings = lambda: [{**own, "lr": (place + 1) / 10} for place, own in enumerate(settings())]
+    fitted(trainer, logger)
+    data = read(trainer.log_dir / "head_102").summary_metadata
+    start = plugin_data_pb2.HParamsPluginData.FromString(
+        data["_hparams_/session_start_info"].plugin_data.content
+    ).session_start_info
+    assert {name: value.WhichOneof("kind") for name, value in start.hparams.items()} == {
+        "width": "number_value", "name": "string_value", "lr": "number_value", "head": "number_value",
+        "length": "number_value",
+    }  # fmt: skip
+    assert (start.hparams["lr"].number_value, start.hparams["length"].number_value) == (0.3, 40.0)
+    content = data["_hparams_/experiment"].plugin_data.content
+    experiment = plugin_data_pb2.HParamsPluginData.FromString(content).experiment
+    assert [metric.name.tag for metric in experiment.metric_infos] == ["val_loss"]
+
+
+def test_the_figures_are_pictures_of_the_size_they_say(trainer, logger):
+    fitted(trainer, logger)
+    images = EventAccumulator(str(trainer.log_dir), {"images": 0}).Reload()
+    assert images.Tags()["images"] == ["learning_curve/val_loss", "heads_over_time/val_loss"]
+    [image] = images.Images("learning_curve/val_loss")
+    assert (image.step, image.encoded_image_string[:4]) == (100, b"\x89PNG")
+    assert struct.unpack(">II", image.encoded_image_string[16:24]) == (image.width, image.height)
+
+
+def test_heads_of_one_length_have_no_learning_curve(tmp_path, logger):
+    trainer = FakeTrainer(tmp_path / "run", lengths=(10, 10, 10, 10))
+    fitted(trainer, logger)
+    assert EventAccumulator(str(trainer.log_dir), {"images": 0}).Reload().Tags()["images"] == [
+        "heads_over_time/val_loss"
+    ]
+
+
+def test_figures_take_a_small_part_of_a_fit(trainer, logger, monkeypatch):
+    """Drawing takes 3 s here, and there is a validation every second: so a figure comes every 150 s."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr(tensorboard_logger, "time", clock)
+    drawn = []
+
+    def slow(*args):
+        drawn.append(clock.now)
+        clock.now += 3
+        return figures.learning_curve(*args)
+
+    monkeypatch.setattr(tensorboard_logger, "learning_curve", slow)
+    monkeypatch.setattr(tensorboard_logger, "heat_map", lambda *args: figures.heat_map(*args))
+    logger.on_train_start(at(0, trainer))
+    for step in range(1, 400):
+        clock.now += 1
+        logger.on_validation_end(at(step, trainer, {"val_loss": np.ones(4)}))
+    assert drawn == [51, 205, 359]
+
+
+def test_a_resumed_fit_remembers_what_its_heat_map_showed(trainer, logger):
+    logger.on_train_start(at(0, trainer))
+    logger.on_validation_end(at(50, trainer, {"val/loss": np.float32([1, 2, 3, 4])}))
+    logger.teardown(at(50, trainer))
+    again = TensorBoardLogger()
+    again.load_state_dict(logger.state_dict())
+    again.on_train_start(at(50, trainer))
+    again.on_validation_end(at(100, trainer, {"val/loss": np.float32([5, 6, 7, 8])}))
+    again.teardown(at(100, trainer))
+    state = again.state_dict()
+    assert state["metrics"] == ["val/loss"]
+    np.testing.assert_array_equal(state["steps_0"], [50, 100])
+    np.testing.assert_array_equal(state["values_0"], [[2, 6], [4, 8], [1, 5], [3, 7]])  # the shortest slice first
+
+
+def test_without_matplotlib_all_else_is_written(trainer, logger, monkeypatch):
+    monkeypatch.setattr(tensorboard_logger, "can_draw", lambda: False)
+    fitted(trainer, logger)
+    assert points(trainer.log_dir, "val_loss/min") == [(50, 50.0), (100, 100.0)]

@@ -44,6 +44,8 @@ LAYERS = (
     (
         *(
             "figures",
+            "summaries",
+            "event_files",
             "compile_cache",
             "checkpoint_rows",
             "checkpoint",
@@ -76,7 +78,7 @@ ORDER = [unit for layer in LAYERS for unit in layer]
 PURE = {unit for layer in LAYERS[:4] for unit in layer} - {"jaxlib_guard"}
 PLUG_INS = ("callbacks", "datamodules")
 # Core files that plug-ins may import from, besides what `hydrax` itself offers.
-OPEN = ("hydrax.errors", "hydrax.figures", "hydrax.spread")
+OPEN = ("hydrax.errors", "hydrax.event_files", "hydrax.figures", "hydrax.spread", "hydrax.summaries")
 
 IO_MODULES = {"fcntl", "glob", "io", "mmap", "os", "pathlib", "pickle", "shutil", "socket", "subprocess", "tempfile"}
 IO_CALLS = {"input", "open", "print"}
