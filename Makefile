@@ -1,7 +1,7 @@
 # Needs GNU make and Python 3.11, 3.12 or 3.13; everything else goes into .venv.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow bench lint format clean
+.PHONY: help demo test test-slow test-browser bench lint format clean
 
 PYTHON ?= python3.11 python3.12 python3.13 python3
 # One test process per core, as most of a test is compiling, which is serial; 8 at most, as each holds its own JAX. A file
@@ -21,6 +21,9 @@ test: .venv/installed-dev  ## run the tests; ARGS="-k parity" picks some
 
 test-slow: .venv/installed-dev  ## run the longer forms of the tests
 	$(PYTEST) -m slow $(ARGS)
+
+test-browser: .venv/installed-dev  ## look at TensorBoard in a browser; needs Chromium and ChromeDriver
+	$(PYTEST) -m browser $(ARGS)
 
 bench: .venv/installed-bench  ## measure speed; ARGS="--quick" is a small form, PyTorch takes part where it is installed
 	.venv/bin/python benchmarks/engine.py $(ARGS)

@@ -200,7 +200,7 @@ class TensorBoardLogger(Callback):
         if self._without_hparams and set(scores) <= set(metrics):
             hparams = event.trainer.module.hparams if event.trainer.module else {}
             for run in self._without_hparams:
-                values = {**hparams, **self._settings[self._own_runs[run]]}
+                values = {**hparams, **self._settings[self._own_runs[run]], "head": None}  # its name says which
                 found[run].MergeFrom(summaries.hyperparameters(values, scores))
             self._without_hparams = set()
         return found

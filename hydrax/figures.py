@@ -17,6 +17,7 @@ CURVE_COLUMNS = ("length", "heads", "mean", "std", "min", "q10", "median", "q90"
 MAX_TIMES = 128
 MAX_HEADS = 1024
 _MOST_TICKS = 12
+_MOST_LENGTHS = 30
 _WIDE_SPAN = 20  # from here on an axis of lengths is logarithmic
 
 
@@ -40,15 +41,19 @@ def curve_of(lengths: np.ndarray, scores: np.ndarray) -> np.ndarray:
       float64[lengths, 9], columns `CURVE_COLUMNS`, ascending; a length without a finite score has no line.
     """
     lines = []
-    for length in np.unique(lengths[np.isfinite(scores)]):
-        own = scores[(lengths == length) & np.isfinite(scores)].astype(np.float64)
-        spread = np.quantile(own, [0, 0.1, 0.5, 0.9, 1])
-        lines.append((length, own.size, own.mean(), own.std(), *spread))
+    finite = np.flatnonzero(np.isfinite(scores))
+    finite = finite[np.argsort(lengths[finite], kind="stable")]
+    present, starts = np.unique(lengths[finite], return_index=True)
+    for length, heads in zip(present, np.split(finite, starts)[1:], strict=True):
+        own = scores[heads].astype(np.float64)
+        lines.append((length, own.size, own.mean(), own.std(), *np.quantile(own, [0, 0.1, 0.5, 0.9, 1])))
     return np.array(lines, np.float64).reshape(-1, len(CURVE_COLUMNS))
 
 
 def learning_curve(lengths: np.ndarray, scores: np.ndarray, label: str, title: str = "") -> Figure:
-    """Draws a metric against slice length: each head a dot; where heads share a length, their median and spread.
+    """Draws a metric against slice length: each head a dot, and median and spread of those of a length.
+
+    Where there are many lengths, those of neighbouring lengths count together.
 
     Args:
       lengths: int[H], rows of each head's slice.
@@ -56,10 +61,10 @@ def learning_curve(lengths: np.ndarray, scores: np.ndarray, label: str, title: s
       label: of the metric.
       title: of the figure.
     """
-    curve = curve_of(lengths, scores)
     figure = _figure((7, 4.5))
     axes = figure.subplots()
     shown = np.isfinite(scores)
+    curve = curve_of(_grouped(lengths), scores)
     axes.plot(lengths[shown], scores[shown], ".", color="C0", markersize=3, alpha=0.35, label="a head")
     if (curve[:, 1] > 1).any():
         axes.fill_between(curve[:, 0], curve[:, 5], curve[:, 7], color="C0", alpha=0.2, label="10 % to 90 %")
@@ -71,6 +76,16 @@ def learning_curve(lengths: np.ndarray, scores: np.ndarray, label: str, title: s
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
+
+
+def _grouped(lengths: np.ndarray) -> np.ndarray:
+    """float[H], the length to count each head under: its own, or where there are many the median of its neighbours."""
+    if len(np.unique(lengths)) <= _MOST_LENGTHS:
+        return lengths
+    edges = np.geomspace(max(1, lengths.min()), lengths.max() + 1, _MOST_LENGTHS + 1)
+    groups = np.searchsorted(edges, lengths, side="right")
+    present, places = np.unique(groups, return_inverse=True)
+    return np.array([np.median(lengths[groups == group]) for group in present])[places]
 
 
 class HeadsOverTime:

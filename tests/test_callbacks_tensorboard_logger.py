@@ -320,9 +320,11 @@ def test_the_table_of_hyper_parameters_has_a_line_for_each_run_with_its_scores(t
         data["_hparams_/session_start_info"].plugin_data.content
     ).session_start_info
     assert {name: value.WhichOneof("kind") for name, value in start.hparams.items()} == {
-        "width": "number_value", "name": "string_value", "lr": "number_value", "head": "number_value",
+        "width": "number_value",
+        "name": "string_value",
+        "lr": "number_value",
         "length": "number_value",
-    }  # fmt: skip
+    }
     assert (start.hparams["lr"].number_value, start.hparams["length"].number_value) == (0.3, 40.0)
     content = data["_hparams_/experiment"].plugin_data.content
     experiment = plugin_data_pb2.HParamsPluginData.FromString(content).experiment

@@ -34,6 +34,15 @@ def test_a_learning_curve_shows_each_finite_head_and_the_median_of_each_length()
     np.testing.assert_array_equal(medians.get_xydata(), [[1, 5], [10, 3]])
 
 
+def test_a_learning_curve_of_many_lengths_counts_neighbours_together():
+    lengths = np.arange(1, 1001)
+    axes = figures.learning_curve(lengths, np.log(lengths).astype(np.float32), "loss").axes[0]
+    dots, medians = axes.lines
+    assert len(dots.get_xdata()) == 1000
+    assert 15 < len(medians.get_xdata()) <= 30
+    np.testing.assert_allclose(medians.get_ydata(), np.log(medians.get_xdata()), atol=0.05)
+
+
 def test_a_learning_curve_over_a_wide_span_has_a_logarithmic_axis():
     assert figures.learning_curve(np.arange(1, 785), np.ones(784), "loss").axes[0].get_xscale() == "log"
     assert figures.learning_curve(np.arange(50, 60), np.ones(10), "loss").axes[0].get_xscale() == "linear"
