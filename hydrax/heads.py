@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,9 @@ import numpy as np
 
 from hydrax import checkpoint
 from hydrax.columns import check_dataset, num_rows
-from hydrax.errors import ArgumentError
+from hydrax.errors import ArgumentError, ModuleError
+from hydrax.export import export
+from hydrax.hparams import Hyperparameters
 from hydrax.model import Structure
 from hydrax.module import HydraModule, per_head_values
 from hydrax.preflight import Preflight
@@ -34,16 +37,29 @@ class Heads:
       state: the models' other arrays, leaves `[H, ...]`.
       structure: what the models have in common.
       ids: int32[H], the heads' ids.
+      hparams: the hyper-parameters they were trained with, or None where these are not known.
     """
 
-    def __init__(self, trainable: Any, state: Any, structure: Structure, ids: np.ndarray) -> None:
+    def __init__(
+        self,
+        trainable: Any,
+        state: Any,
+        structure: Structure,
+        ids: np.ndarray,
+        hparams: Hyperparameters | None = None,
+    ) -> None:
         self.trainable, self.state = trainable, state
-        self._aux = _Aux(structure, np.asarray(ids), jax.tree.leaves(trainable)[0].ndim)
+        self._aux = _Aux(structure, np.asarray(ids), jax.tree.leaves(trainable)[0].ndim, hparams)
 
     @property
     def ids(self) -> np.ndarray:
         """int32[H], the heads' ids, as in `Slices.ids`."""
         return self._aux.ids
+
+    @property
+    def hparams(self) -> Hyperparameters | None:
+        """The hyper-parameters they were trained with; each `PerHead` holds one value for each of these heads."""
+        return self._aux.hparams
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -76,11 +92,12 @@ class Heads:
             )
         with self._own_width():
             trainable, state = jax.tree.map(lambda a: a[picked], (self.trainable, self.state))
-        return Heads(trainable, state, self._aux.structure, self.ids[picked])
+        hparams = None if self.hparams is None else self.hparams.of_heads(picked)
+        return Heads(trainable, state, self._aux.structure, self.ids[picked], hparams)
 
     def with_trainable(self, trainable: Any) -> Heads:
         """The same heads with other parameters, of the same structure and shapes."""
-        return Heads(trainable, self.state, self._aux.structure, self.ids)
+        return Heads(trainable, self.state, self._aux.structure, self.ids, self.hparams)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls every head's model, in evaluation mode, on the same arguments; outputs lead with `[H]`."""
@@ -122,9 +139,33 @@ class Heads:
         """Writes the heads into a folder; what another save left there is replaced once the new one is whole."""
         path = Path(path)
         steps = [int(p.name) for p in path.iterdir() if p.name.isdigit()] if path.is_dir() else []
-        meta = {"kind": "heads", "num_heads": len(self), "ids": self.ids.tolist()}
+        hparams = {} if self.hparams is None else self.hparams.to_json()
+        meta = {"kind": "heads", "num_heads": len(self), "ids": self.ids.tolist(), "hparams": hparams}
         return checkpoint.save(path, max(steps, default=-1) + 1, self._tree(), meta, keep=1)
 
+    def export(self, path: str | Path, head: int | None = None) -> Path:
+        """Writes arrays by name into one file, for use without Hydrax: parameters and the models' other state.
+
+        Args:
+          path: ends in `.npz` (NumPy's own) or `.safetensors` (needs `pip install 'hydrax-heads[export]'`).
+          head: writes this one alone, as its model has them; None: all, `[H, ...]`.
+
+        Returns:
+          The file.
+        """
+        trainable, state = self.trainable, self.state
+        if head is not None:
+            place = _place(head, len(self))
+            with self._own_width():
+                trainable, state = jax.tree.map(lambda a: a[place], (trainable, state))
+        return export(checkpoint.named_leaves(trainable) | checkpoint.named_leaves(state), Path(path))
+
+    @overload
+    @classmethod
+    def load(cls, path: str | Path, module: HydraModule, head: None = None) -> Heads: ...
+    @overload
+    @classmethod
+    def load(cls, path: str | Path, module: HydraModule, head: int) -> Any: ...
     @classmethod
     def load(cls, path: str | Path, module: HydraModule, head: int | None = None) -> Any:
         """Reads heads that `save` wrote, or those of a run's checkpoint.
@@ -160,7 +201,7 @@ class Heads:
                 found = checkpoint.load_head(step, like, _place(head, count))["heads"]
                 return _model(structure, found["trainable"], found["state"])
             found = checkpoint.load(step, like)["heads"]
-        return cls(found["trainable"], found["state"], structure, ids)
+        return cls(found["trainable"], found["state"], structure, ids, _kept(meta))
 
     @property
     def _is_wide(self) -> bool:
@@ -191,14 +232,60 @@ class Heads:
 class _Aux:
     """What a Heads holds besides arrays; hashable, so that jax can keep compiled calls."""
 
-    def __init__(self, structure: Structure, ids: np.ndarray, ndim: int) -> None:
-        self.structure, self.ids, self.ndim = structure, ids, ndim
+    def __init__(self, structure: Structure, ids: np.ndarray, ndim: int, hparams: Hyperparameters | None) -> None:
+        self.structure, self.ids, self.ndim, self.hparams = structure, ids, ndim, hparams
 
+    # Hyper-parameters are a note on heads, and no part of what they compute.
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Aux) and self.structure == other.structure and np.array_equal(self.ids, other.ids)
 
     def __hash__(self) -> int:
         return hash((self.structure, self.ids.tobytes()))
+
+
+def load_with(kind: type[HydraModule], path: str | Path, head: int | None, given: Mapping[str, Any]) -> Any:
+    """Reads heads as `Heads.load` does, with a module built from the hyper-parameters that were saved with them.
+
+    Args:
+      kind: the class of the module they were trained with.
+      given: arguments of its `__init__` that count instead of the saved ones.
+    """
+
+    def read(step: Path) -> Any:
+        arguments = _arguments(kind, {**_kept(checkpoint.read_meta(step)), **given}, given, step)
+        return Heads._read(step, kind(**arguments), head)
+
+    return checkpoint.first_sound(Path(path), read)
+
+
+def _kept(meta: Mapping[str, Any]) -> Hyperparameters:
+    # Checkpoints of the first versions hold none.
+    return Hyperparameters.from_json(meta.get("hparams", {}))
+
+
+def _arguments(
+    kind: type[HydraModule], values: Mapping[str, Any], given: Mapping[str, Any], step: Path
+) -> dict[str, Any]:
+    """Those of the values that `kind.__init__` takes; a base class may have kept others of its own."""
+    parameters = [] if kind.__init__ is object.__init__ else list(inspect.signature(kind).parameters.values())
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return dict(values)
+    named = [p for p in parameters if p.kind is not p.VAR_POSITIONAL]
+    names = {parameter.name for parameter in named}
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        raise ModuleError(
+            f"Unknown argument: {kind.__name__}.load_from_checkpoint({unknown[0]}=...). Got {unknown[0]!r}, expected "
+            f"an argument of {kind.__name__}.__init__: {', '.join(sorted(names)) or 'none'}. Fix: leave it out."
+        )
+    missing = [p.name for p in named if p.default is p.empty and p.name not in values]
+    if missing:
+        raise ModuleError(
+            f"A checkpoint does not hold an argument: {kind.__name__}.load_from_checkpoint, {step}. Got "
+            f"{', '.join(sorted(values)) or 'none'}, expected {missing[0]!r} too. Fix: pass {missing[0]}=..., and call "
+            "self.save_hyperparameters() in __init__, which keeps numbers, text, lists, tuples and dicts of them."
+        )
+    return {name: value for name, value in values.items() if name in names}
 
 
 def _as_saved(leaf: Any, dtype: str | None) -> Any:

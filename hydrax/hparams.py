@@ -102,6 +102,19 @@ class Hyperparameters(Mapping[str, Any]):
             f"hyper-parameters are read-only: {name!r}. Fix: build the module again with the new value."
         )
 
+    def of_heads(self, heads: Any) -> Hyperparameters:
+        """The same for some heads (list, slice, mask): each `PerHead` holds their values only."""
+        return Hyperparameters({n: v[heads] if isinstance(v, PerHead) else v for n, v in self.items()})
+
+    def to_json(self) -> dict[str, Any]:
+        """What JSON can hold of them; others, such as functions and arrays, are left out."""
+        return {name: form for name, value in self.items() if (form := _to_json(value)) is not None}
+
+    @classmethod
+    def from_json(cls, forms: Mapping[str, Any]) -> Hyperparameters:
+        """What `to_json` gave, back."""
+        return cls({name: _from_json(form) for name, form in forms.items()})
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
@@ -110,3 +123,30 @@ class Hyperparameters(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return "Hyperparameters(" + ", ".join(f"{k}={v!r}" for k, v in self.items()) + ")"
+
+
+def _to_json(value: Any) -> dict[str, Any] | None:
+    """A value with the name of its kind, which JSON alone would not keep; None for what it cannot hold."""
+    if isinstance(value, PerHead):
+        return {"PerHead": value.values.tolist(), "dtype": str(value.values.dtype)}
+    value = value.item() if isinstance(value, np.generic) else value
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"value": value}
+    if isinstance(value, tuple | list):
+        parts = [_to_json(part) for part in value]
+        return None if None in parts else {type(value).__name__: parts} if type(value) in (tuple, list) else None
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        parts_by_name = {key: _to_json(part) for key, part in value.items()}
+        return None if None in parts_by_name.values() else {"dict": parts_by_name}
+    return None
+
+
+def _from_json(form: Mapping[str, Any]) -> Any:
+    if "PerHead" in form:
+        return PerHead(np.array(form["PerHead"], form["dtype"]))
+    if "dict" in form:
+        return {key: _from_json(part) for key, part in form["dict"].items()}
+    for kind in (tuple, list):
+        if kind.__name__ in form:
+            return kind(_from_json(part) for part in form[kind.__name__])
+    return form["value"]

@@ -17,6 +17,8 @@ from hydrax.errors import ModuleError
 from hydrax.hparams import Hyperparameters, PerHead
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import optax
 
 _Module = TypeVar("_Module", bound="HydraModule")
@@ -139,6 +141,24 @@ class HydraModule:
 
     def teardown(self, stage: str) -> None:
         """Called on the host after a stage ended, also by an error."""
+
+    @classmethod
+    def load_from_checkpoint(cls, path: str | Path, head: int | None = None, **hparams: Any) -> Any:
+        """Models that were trained with a module of this class, read from a checkpoint.
+
+        Args:
+          path: a run's checkpoints or `Heads.save`'s folder; the newest step is read.
+          head: gives what `heads[head]` would, and reads nothing of the others; None: all, as `Heads`.
+          hparams: arguments of `__init__`, instead of those that the checkpoint holds. It holds what
+            `save_hyperparameters` kept, but for what is no number, text, tuple, list or dict.
+
+        Raises:
+          ModuleError: the checkpoint does not hold an argument that `__init__` needs.
+          CheckpointError: it holds heads of another module, or is damaged.
+        """
+        from hydrax.heads import load_with
+
+        return load_with(cls, path, head, hparams)
 
     @property
     def hparams(self) -> Hyperparameters:

@@ -232,7 +232,8 @@ class RunView:
     def _as_heads(self, trainable: Any, state: Any) -> Heads:
         training = self._running()[1]
         assert training.engine.structure is not None
-        return Heads(trainable, state, training.engine.structure, training.slices.ids)
+        assert self.module is not None
+        return Heads(trainable, state, training.engine.structure, training.slices.ids, self.module.hparams)
 
     def _running(self) -> tuple[FitLoop, Training]:
         if self._loop is None or self._training is None:

@@ -53,6 +53,7 @@ class Stages(RunView):
             fingerprint=training.fingerprint(),
             meta={
                 "ids": training.slices.ids.tolist(),
+                "hparams": {} if self.module is None else self.module.hparams.to_json(),
                 "heard": loop.heard,
                 "faults": {str(head): list(fault) for head, fault in loop.faults.items()},
                 "reasons": {str(head): reason for head, reason in loop.reasons.items()},

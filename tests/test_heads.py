@@ -239,6 +239,73 @@ def test_a_folder_without_heads_is_refused(tmp_path, module):
         hx.Heads.load(tmp_path, module)
 
 
+# ---- load_from_checkpoint
+
+
+@pytest.fixture(scope="module")
+def saved(trainer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    trainer.save_checkpoint(folder)
+    return folder
+
+
+def test_a_module_class_loads_all_heads_of_a_runs_checkpoint_with_their_hyper_parameters(saved, heads):
+    loaded = Learner.load_from_checkpoint(saved)
+    assert_same_bits(loaded, heads)
+    np.testing.assert_array_equal(loaded.hparams.lr.values, np.linspace(0.1, 0.5, HEADS))
+    assert loaded.hparams.width == 3
+
+
+def test_a_module_class_loads_one_head_as_its_model(saved, outputs):
+    model = Learner.load_from_checkpoint(saved, head=3)
+    assert isinstance(model, TinyNet)
+    np.testing.assert_allclose(model(X), outputs[3], rtol=1e-5, atol=1e-6)
+
+
+def test_heads_that_were_picked_are_loaded_with_their_own_hyper_parameters(heads, tmp_path):
+    heads[[4, 1]].save(tmp_path)
+    loaded = Learner.load_from_checkpoint(tmp_path)
+    np.testing.assert_allclose(loaded.hparams.lr.values, [0.5, 0.2])
+    assert loaded.ids.tolist() == [4, 1]
+
+
+class WithArray(Learner):
+    """Keeps an array, which a checkpoint does not hold as a hyper-parameter, and a base class's arguments."""
+
+    def __init__(self, table):
+        super().__init__(lr=0.5)
+        self.save_hyperparameters()
+
+
+@pytest.fixture
+def folder_of_an_array_module(heads, tmp_path):
+    module = WithArray(np.ones(2))
+    hx.Heads(heads.trainable, heads.state, heads._aux.structure, heads.ids, module.hparams).save(tmp_path)
+    return tmp_path
+
+
+def test_an_argument_that_a_checkpoint_cannot_hold_is_asked_for(folder_of_an_array_module):
+    with pytest.raises(hx.ModuleError, match=r"Got lr, width, expected 'table' too\. Fix: pass table="):
+        WithArray.load_from_checkpoint(folder_of_an_array_module)
+
+
+def test_an_argument_that_is_given_counts_and_those_of_a_base_class_are_left_to_it(folder_of_an_array_module, heads):
+    assert_same_bits(WithArray.load_from_checkpoint(folder_of_an_array_module, table=np.zeros(2)), heads)
+
+
+def test_an_argument_that_the_module_does_not_have_is_refused(saved):
+    with pytest.raises(hx.ModuleError, match=r"Got 'rate', expected an argument of Learner.__init__: lr, width"):
+        Learner.load_from_checkpoint(saved, rate=0.1)
+
+
+def test_a_module_of_its_own_start_takes_no_arguments(heads, tmp_path):
+    class Plain(hx.HydraModule):
+        configure_model = Learner.configure_model
+
+    hx.Heads(heads.trainable, heads.state, heads._aux.structure, heads.ids).save(tmp_path)
+    assert_same_bits(Plain.load_from_checkpoint(tmp_path), heads)
+
+
 def linear_heads(first_key):
     parts = [split(nnx.Linear(4, 2, rngs=nnx.Rngs(first_key + head))) for head in range(3)]
     trainable, state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[part[:2] for part in parts])

@@ -1,5 +1,7 @@
 """PerHead and Hyperparameters: what they hold, how they are read, and that they cannot be changed."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -131,3 +133,39 @@ def test_they_do_not_follow_the_mapping_they_were_made_from():
 
 def test_their_repr_shows_names_and_values(hparams):
     assert repr(hparams) == "Hyperparameters(lr=PerHead([0.001, 0.002, 0.004], heads=3), width=8)"
+
+
+# ---- as JSON
+
+
+@pytest.mark.parametrize(
+    "value",
+    [3, 0.1, True, None, "adam", (8, 16), [8, (16, "x")], {"a": [1], "b": {"c": None}}],
+    ids=repr,
+)
+def test_what_json_can_hold_comes_back_with_its_type(value):
+    form = json.loads(json.dumps(hx.Hyperparameters({"x": value}).to_json()))
+    found = hx.Hyperparameters.from_json(form)["x"]
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_per_head_values_come_back_bit_for_bit():
+    given = np.array([0.1, 1 / 3], np.float32)
+    form = json.loads(json.dumps(hx.Hyperparameters({"lr": hx.PerHead(given)}).to_json()))
+    found = hx.Hyperparameters.from_json(form).lr.values
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, given)
+
+
+def test_a_numpy_scalar_comes_back_as_pythons():
+    assert hx.Hyperparameters({"x": np.float32(0.5)}).to_json() == {"x": {"value": 0.5}}
+
+
+@pytest.mark.parametrize("value", [len, np.ones(2), [np.ones(2)], {"a": len}, {1: 2}, {1, 2}], ids=repr)
+def test_what_json_cannot_hold_is_left_out(value):
+    assert hx.Hyperparameters({"x": value, "lr": 0.1}).to_json() == {"lr": {"value": 0.1}}
+
+
+def test_of_some_heads_each_per_head_value_is_theirs(hparams):
+    some = hparams.of_heads([2, 0])
+    assert (some.lr.values.tolist(), some.width) == ([RATES[2], RATES[0]], 8)

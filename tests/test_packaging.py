@@ -84,7 +84,7 @@ def test_the_wheel_puts_nothing_but_hydrax_into_site_packages(wheel):
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("hydrax", ["tables", "plots"]), ("hydrax/nn", []), ("datamodules", ["tables"]), ("callbacks", [])],
+    [("hydrax", ["tables", "plots", "export"]), ("hydrax/nn", []), ("datamodules", ["tables"]), ("callbacks", [])],
 )
 def test_every_import_is_a_declared_dependency_or_of_an_extra_of_its_folder(folder, extras):
     declared = PROJECT["dependencies"] + [one for extra in extras for one in PROJECT["optional-dependencies"][extra]]

@@ -1,0 +1,69 @@
+"""Arrays by name in one file that others can read."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hydrax.errors import ArgumentError
+
+SUFFIXES = (".npz", ".safetensors")
+
+
+def export(arrays: Mapping[str, Any], path: Path) -> Path:
+    """Writes arrays by name; a reader sees the old file or the whole new one.
+
+    Args:
+      arrays: NumPy or jax arrays; of PRNG keys their words are written. NumPy's form has no bfloat16: it holds those
+        numbers as float32.
+      path: ends in one of `SUFFIXES`.
+
+    Returns:
+      The file.
+
+    Raises:
+      ArgumentError: it ends in something else, or safetensors is not installed.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ArgumentError(
+            f"A file has no such form: {path}. Got {path.suffix!r}, expected {' or '.join(SUFFIXES)}. Fix: give the "
+            "name one of these endings."
+        )
+    whole = {name or "array": np.ascontiguousarray(_to_numpy(array)) for name, array in arrays.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.stem}.part{path.suffix}")
+    if path.suffix == ".npz":
+        # np.savez takes names as its own arguments, of which it has some: "file" could not be one.
+        with zipfile.ZipFile(draft, "w") as archive:
+            for name, array in whole.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    np.lib.format.write_array(entry, _known_to_numpy(array), allow_pickle=False)
+    else:
+        _safetensors().save_file(whole, draft)
+    return draft.replace(path)
+
+
+def _to_numpy(array: Any) -> np.ndarray:
+    is_key = isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(array) if is_key else array)
+
+
+def _known_to_numpy(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32) if array.dtype == jnp.bfloat16 else array
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise ArgumentError(
+            "A file of safetensors cannot be written: export. Got no safetensors, expected it to be installed. Fix: "
+            "pip install 'hydrax-heads[export]', or write .npz."
+        ) from error
+    return safetensors.numpy
