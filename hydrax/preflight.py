@@ -57,7 +57,8 @@ class Preflight:
           program: with any structure.
           inputs: arrays or shapes of all heads, `[H, ...]`.
         """
-        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), inputs)
+        # NumPy's float64 becomes jax's float32 unless the run is in 64 bits; jax 0.11 warns of it in shapes.
+        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], jax.dtypes.canonicalize_dtype(a.dtype)), inputs)
         found: list[Structure] = []
 
         def build(inputs: HeadInputs, key: Any) -> Any:
