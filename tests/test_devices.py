@@ -43,6 +43,7 @@ def test_no_collective_is_in_the_compiled_program():
     assert [word for word in words if word in text] == []
 
 
+@pytest.mark.cpu
 def test_auto_is_every_core_of_a_cpu():
     assert find_devices("auto") == (jax.devices()[0],) * 2
 
@@ -51,6 +52,7 @@ def test_devices_of_the_users_own_are_taken_as_they_are():
     assert find_devices(jax.devices()[:1]) == tuple(jax.devices()[:1])
 
 
+@pytest.mark.cpu
 def test_more_devices_than_there_are_is_an_error_that_says_how_many_there_are():
     with pytest.raises(ArgumentError, match=rf"Got {2 + 1}, expected at most {2} cores"):
         find_devices(2 + 1)

@@ -86,6 +86,7 @@ def test_control_flow_and_custom_gradients_are_kept(flow, width):
     assert_close(fast(x, kernel), jax.tree.map(lambda *leaves: np.stack(leaves), *heads))
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("flow", [scanned, branched, rematerialised, jitted])
 def test_no_grouped_convolution_is_left_under_the_head_axis(flow):
     x, kernel = normal(0, 2, 2, 5, 5, 9), normal(1, 2, 3, 3, 9, 9)
