@@ -1,4 +1,4 @@
-"""What every test shares: Hydrax before JAX, no silent rank promotion, tests of one kind of device on that kind only."""
+"""What every test shares: Hydrax before JAX, no silent rank promotion, tests of one kind of device there only."""
 
 import hydrax  # noqa: F401  # isort: skip  # first: its guard must stand before JAX starts its backend
 
