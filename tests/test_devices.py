@@ -23,6 +23,7 @@ def fit(kind, num_heads, devices, chunk=1, **how):
     return run(module, data_of(slices, kind), devices=devices, chunk=chunk, max_steps=7, **how)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(("num_heads", "chunk"), [(5, 1), pytest.param(9, 4, marks=pytest.mark.slow)])
 def test_bits_do_not_depend_on_the_number_of_devices(num_heads, chunk):
     one, two = (fit("mlp", num_heads, devices, chunk) for devices in (1, 2))
@@ -30,6 +31,7 @@ def test_bits_do_not_depend_on_the_number_of_devices(num_heads, chunk):
     assert differing(one.arrays, two.arrays) == []
 
 
+@pytest.mark.cpu
 def test_nothing_compiles_twice_on_two_cores():
     programs = fit("mlp", 4, 2).trainer._training.engine.programs
     assert (programs["superstep"].num_compiled, programs["init"].num_compiled) == (1, 1)
