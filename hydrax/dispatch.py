@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +14,17 @@ from hydrax.callback import Callback, Control, Event, overrides
 from hydrax.errors import ArgumentError, CallbackError, HydraxError
 
 _log = logging.getLogger("hydrax")
+
+
+BEFORE_TRAINING = ("setup", "load_state_dict", "on_load_checkpoint", "on_fit_start", "on_train_start")
+"""Where callbacks check their arguments."""
+
+
+class Failure(NamedTuple):
+    """A callback that raised, and what."""
+
+    callback: Callback
+    error: Exception
 
 
 class Dispatcher:
@@ -31,38 +43,43 @@ class Dispatcher:
         """Calls one hook of every callback that overrides it; returns who answered what.
 
         Raises:
-          CallbackError: a hook raised; it names class, hook and step, the cause is attached.
+          CallbackError: a hook raised; it names class, hook and step, the cause is attached. All have heard by then.
+        """
+        answers, failures = self.hear(hook, **fields)
+        raise_first(failures)
+        return answers
+
+    def hear(
+        self, hook: str, only: Collection[Callback] | None = None, **fields: Any
+    ) -> tuple[list[tuple[Callback, Control]], list[Failure]]:
+        """As a call, but gives back what was raised: one callback's error keeps no moment from the others.
+
+        Args:
+          hook: its name.
+          only: the callbacks that are to hear it; None: all.
+          fields: of the event.
         """
         event: Event | None = None
-        answers = []
+        answers, failures = [], []
         for callback in self.callbacks:
-            if not overrides(callback, hook):
+            if not overrides(callback, hook) or (only is not None and callback not in only):
                 continue
             event = event or self._make_event(**fields)
             try:
-                control = getattr(callback, hook)(event)
-            except HydraxError:
-                raise
+                with naming(callback, hook, event.step):
+                    control = getattr(callback, hook)(event)
+                if control is not None:
+                    answers.append((callback, _checked(control, f"{type(callback).__name__}.{hook}", len(event.live))))
             except Exception as error:
-                raise CallbackError(
-                    f"A callback failed: {type(callback).__name__}.{hook} at step {event.step}. Got "
-                    f"{type(error).__name__}: {error}, expected the hook to return. Fix: the cause above names the "
-                    "line."
-                ) from error
-            if control is not None:
-                answers.append((callback, _checked(control, f"{type(callback).__name__}.{hook}", len(event.live))))
-        return answers
+                failures.append(Failure(callback, error))
+        return answers, failures
 
     def to_all(self, hook: str, **fields: Any) -> Exception | None:
         """Calls a hook of every callback, whatever one of them raises; logs errors and returns the first."""
-        errors: list[Exception] = []
-        for callback in self.callbacks:
-            try:
-                Dispatcher([callback], self._make_event)(hook, **fields)
-            except Exception as error:
-                _log.error("%s", error)
-                errors.append(error)
-        return errors[0] if errors else None
+        failures = self.hear(hook, **fields)[1]
+        for failure in failures:
+            _log.error("%s", failure.error)
+        return failures[0].error if failures else None
 
     def rounds(self) -> tuple[Dispatcher, Dispatcher]:
         """Those that do not save, and those that do: between the two, what the first answered can be carried out."""
@@ -75,8 +92,38 @@ class Dispatcher:
 
     def next_due(self, step: int) -> int | None:
         """The nearest step at which a callback must see the heads as they then are."""
-        dues = [callback.next_due(step) for callback in self.callbacks]
+        dues = []
+        for callback in self.callbacks:
+            with naming(callback, "next_due", step):
+                dues.append(callback.next_due(step))
         return min((due for due in dues if due is not None and due > step), default=None)
+
+
+@contextlib.contextmanager
+def naming(callback: Callback, method: str, step: int) -> Iterator[None]:
+    """Around a call of a callback's method: what it raises becomes a CallbackError that names class, method and step.
+
+    Before training an error of Hydrax stays what it is: a callback refuses its arguments.
+    """
+    try:
+        yield
+    except CallbackError:
+        raise
+    except Exception as error:
+        if isinstance(error, HydraxError) and method in BEFORE_TRAINING:
+            raise
+        raise CallbackError(
+            f"A callback failed: {type(callback).__name__}.{method} at step {step}. Got {type(error).__name__}: "
+            f"{error}, expected it to return. Fix: the cause above names the line."
+        ) from error
+
+
+def raise_first(failures: Sequence[Failure]) -> None:
+    """Raises the first error, if there is any; the others are logged."""
+    for failure in failures[1:]:
+        _log.error("%s", failure.error)
+    if failures:
+        raise failures[0].error
 
 
 def keys(callbacks: Sequence[Callback]) -> dict[str, Callback]:

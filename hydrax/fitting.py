@@ -83,7 +83,7 @@ class Fitting(Stages):
         if checkpoint_path is None:
             assert self._laid_out is not None
             checked, settled = self._laid_out
-            start = resume.Resumed(settled.start or engine.init(), 0, {}, {}, [], {}, {})
+            start = resume.Resumed(settled.start or engine.init(), 0, {}, {}, [], {}, {}, {})
             self._laid_out = checked, settled._replace(start=None)  # the first superstep gives it away
         else:
             start = resume.load(
@@ -108,6 +108,7 @@ class Fitting(Stages):
             snapshots=start.snapshots,
             metrics=start.metrics,
             heard=start.heard,
+            missed=start.missed,
             faults=start.faults,
             reasons=start.reasons,
             own_batches=training.own_batches,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
-import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hydrax.callback import Callback, Control
-from hydrax.dispatch import Dispatcher, keys, snapshot_name
+from hydrax.dispatch import Dispatcher, Failure, keys, raise_first, snapshot_name
 from hydrax.engine import Blocks, Engine, heads_of, read_steps
 from hydrax.errors import CallbackError
 from hydrax.feed import Feed
@@ -23,8 +22,9 @@ from hydrax.layout import Layout
 from hydrax.module import Logged
 from hydrax.quarantine import Fault, Steps, report, take_back
 from hydrax.schedule import Schedule
+from hydrax.step_clock import StepClock
 
-_TIMED_STEPS = 10
+_HEARD_AGAIN = ("on_validation_end", "on_train_epoch_end")  # by a callback that raised there, in a resumed fit
 _REST_SHARE = 0.25  # Of the heads that run: so many must have come to rest before they are moved out of the way.
 
 
@@ -68,6 +68,7 @@ class FitLoop:
       snapshots: `(trainable, state)` that `Control.snapshot` kept, padded, by `dispatch.snapshot_name`.
       metrics: the latest value of everything logged, float[H] by name.
       heard: the hooks that callbacks have heard at this step.
+      missed: those of them that some callbacks raised at: `callbacks`, by key, and the names of the event's `metrics`.
       faults: of heads that became NaN or infinite, how, by place among all heads.
       reasons: of heads that a callback stopped, why, likewise.
     """
@@ -88,6 +89,7 @@ class FitLoop:
         snapshots: Mapping[str, Blocks] | None = None,
         metrics: Mapping[str, np.ndarray] | None = None,
         heard: Sequence[str] = (),
+        missed: Mapping[str, Any] | None = None,
         faults: Mapping[int, Fault] | None = None,
         reasons: Mapping[int, str] | None = None,
         own_batches: np.ndarray | None = None,
@@ -97,6 +99,7 @@ class FitLoop:
     ) -> None:
         self.state, self.step, self.snapshots, self.heard = state, step, dict(snapshots or {}), list(heard)
         self.live = engine.read(tuple(block.live for block in state))
+        self.missed: dict[str, dict[str, list[str]]] = dict(missed or {})
         self.metrics: dict[str, np.ndarray] = dict(metrics or {})
         self.faults: dict[int, Fault] = dict(faults or {})
         self.reasons: dict[int, str] = dict(reasons or {})
@@ -108,20 +111,17 @@ class FitLoop:
         self._running = np.ones(engine.num_heads, bool)
         self._settled = np.full(engine.num_heads, validate is None)
         self._own_batches = np.full(engine.num_heads, np.iinfo(np.int64).max) if own_batches is None else own_batches
-        self._rounds = emit.rounds()
+        self._rounds, self._keys = emit.rounds(), keys(emit.callbacks)
         self._every_step = emit.hears("on_train_batch_end")
         self._steps_per_call = 1 if self._every_step else steps_per_call
         self._pending: _Pending | None = None
         self._scored: Blocks | None = None  # the models before some were restored, until all have heard of it
-        self._timing = (step + 1, 0.0)  # the step that timing starts after, and when
-        self._read_at: float | None = None  # when the superstep before was read, if nothing came between
-        self._timed = (0, 0.0)  # steps of supersteps read one after the other, and their seconds
+        self._clock = StepClock(step)
 
     @property
     def step_secs(self) -> float | None:
-        """Seconds of a step of all heads, where several supersteps came one after the other."""
-        steps, secs = self._timed
-        return secs / steps if steps else None
+        """Seconds of a step of all heads, or None; as `StepClock`."""
+        return self._clock.step_secs
 
     def training(self, step: int) -> np.ndarray:
         """bool[H], the heads that still learn once `step` steps are done: neither stopped nor through their passes."""
@@ -129,9 +129,19 @@ class FitLoop:
 
     def run(self) -> None:
         """Trains until the schedule ends or no head learns."""
+        try:
+            self._run()
+        except CallbackError:
+            # What was dispatched by then is trained, so that a checkpoint holds it: nobody may miss its metrics.
+            with contextlib.suppress(CallbackError):
+                self._read_pending()
+            raise
+
+    def _run(self) -> None:
         schedule, first = self._schedule, True
         self.tell("on_train_start")
         if self.step:
+            self._tell_again()
             self._finish_step()
         while not self._ended:
             new_epoch = schedule.is_epoch_end(self.step)
@@ -168,12 +178,14 @@ class FitLoop:
         for value in jax.tree.leaves(values):
             value.copy_to_host_async()
         self.step += num_steps
-        self.heard = []
+        self.heard, self.missed = [], {}
         self._expect()
-        self._read_pending()
-        # What was lost in the superstep before did not run in this one, unlike what a callback has stopped since.
-        live = live & ~self.lost
-        self._pending = _Pending(Steps(taken, first, num_steps, new_epoch), values, places, live)
+        try:
+            self._read_pending()
+        finally:
+            # What was lost in the superstep before did not run in this one, unlike what a callback has stopped since.
+            live = live & ~self.lost
+            self._pending = _Pending(Steps(taken, first, num_steps, new_epoch), values, places, live)
 
     def _rest(self) -> None:
         """Moves heads that came to rest behind those that run, once they are enough; no bit of any head changes."""
@@ -214,14 +226,20 @@ class FitLoop:
             rows = {
                 name: self._without_lost(row, np.arange(first, first + count)[:, None]) for name, row in rows.items()
             }
-        self._note_time(count)
+        self._clock.read(count)
         self.metrics |= {name: row[-1] for name, row in rows.items()}
         end = first + count
-        at = {"step": end, "epoch": self._schedule.epoch(end - 1)}
+        at: dict[str, Any] = {"step": end, "epoch": self._schedule.epoch(end - 1)}
+        failure: CallbackError | None = None
         if self._every_step:
-            self.tell("on_train_batch_end", metrics={name: row[-1] for name, row in rows.items()}, **at)
-            self._warn_of_cost(end)
+            try:
+                self.tell("on_train_batch_end", metrics={name: row[-1] for name, row in rows.items()}, **at)
+            except CallbackError as error:
+                failure = error  # not before the same moment's other hook was heard
+            self._clock.warn_of_cost(end)
         self.tell("on_train_steps_end", metrics=rows, steps=_sealed(np.arange(first + 1, end + 1)), **at)
+        if failure is not None:
+            raise failure
 
     def _read(self, pending: _Pending, path: Sequence[str]) -> np.ndarray:
         """What the loop reads of the device, [K, H]; it is one superstep old unless the host must wait."""
@@ -248,15 +266,9 @@ class FitLoop:
         ends = np.array([self.faults[head].step if head in self.faults else -1 for head in range(len(self.live))])
         return _sealed(np.where(self.lost & (steps >= ends), np.nan, values))
 
-    def _note_time(self, steps: int) -> None:
-        now = time.perf_counter()
-        if self._read_at is not None:
-            self._timed = self._timed[0] + steps, self._timed[1] + now - self._read_at
-        self._read_at = now
-
     def _finish_step(self) -> None:
         """Validation and the epoch's end, where they are due and were not heard at this step already."""
-        self._read_at = None
+        self._clock.pause()
         if self._interrupts.came:
             return  # a resumed fit begins with what is left out here
         schedule = self._schedule
@@ -295,20 +307,39 @@ class FitLoop:
         self.metrics |= found | {name.removesuffix("_epoch"): value for name, value in found.items()}
         self.tell("on_train_epoch_end", metrics=found, epoch=self._schedule.epoch(self.step - 1))
 
-    def tell(self, hook: str, **fields: Any) -> None:
-        """Calls a hook of all callbacks and carries out what they answer."""
+    def tell(self, hook: str, only: Collection[Callback] | None = None, **fields: Any) -> None:
+        """Calls a hook of all callbacks, or of some, and carries out what they answer.
+
+        Raises:
+          CallbackError: of the first that raised, once all have heard.
+        """
         self.heard.append(hook)
-        try:
-            for emit in self._rounds:
-                for callback, control in emit(hook, **fields):
+        failures: list[Failure] = []
+        for emit in self._rounds:
+            answers, failed = emit.hear(hook, only, **fields)
+            for callback, control in answers:
+                try:
                     self._carry_out(callback, control)
-        except CallbackError:
-            self.heard.remove(hook)  # a resumed fit calls it again
-            raise
+                except CallbackError as error:
+                    failed.append(Failure(callback, error))
+            failures += failed
+            if hook in _HEARD_AGAIN and failed:
+                names = [key for key, callback in self._keys.items() if callback in [one.callback for one in failed]]
+                missed = self.missed.setdefault(hook, {"callbacks": [], "metrics": list(fields["metrics"])})
+                missed["callbacks"] += names
         self._scored = None
+        raise_first(failures)
+
+    def _tell_again(self) -> None:
+        """Tells callbacks what they raised at before the checkpoint was written; the others have heard it."""
+        missed, self.missed = self.missed, {}
+        for hook, what in missed.items():
+            only = [self._keys[key] for key in what["callbacks"] if key in self._keys]
+            epoch = self._schedule.epoch(self.step - (hook == "on_train_epoch_end"))
+            self.tell(hook, only, metrics={name: self.metrics[name] for name in what["metrics"]}, epoch=epoch)
 
     def _carry_out(self, callback: Callback, control: Control) -> None:
-        key = next(key for key, known in keys(self._emit.callbacks).items() if known is callback)
+        key = next(key for key, known in self._keys.items() if known is callback)
         if control.snapshot is not None:
             now = self._scored or heads_of(self.state)
             for slot, mask in enumerate(np.atleast_2d(control.snapshot)):
@@ -342,19 +373,6 @@ class FitLoop:
 
     def _epoch_name(self, name: str) -> str:
         return f"{name}_epoch" if self._logged[name].on_step else name
-
-    def _warn_of_cost(self, end: int) -> None:
-        """Says once what returning to the host after every step costs; the first step compiles and does not count."""
-        first, started = self._timing
-        if end == first:
-            self._timing = (first, time.perf_counter())
-        if end == first + _TIMED_STEPS:
-            milliseconds = (time.perf_counter() - started) / _TIMED_STEPS * 1e3
-            warnings.warn(
-                f"A callback overrides on_train_batch_end, so every step returns to the host: {milliseconds:.1f} ms a "
-                "step here. Fix: override on_train_steps_end, which hears many steps at once.",
-                stacklevel=2,
-            )
 
 
 def _carried(rows: np.ndarray, stepped: np.ndarray, before: np.ndarray | None) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 
 from hydrax import checkpoint
 from hydrax.callback import Callback
-from hydrax.dispatch import owner_of
+from hydrax.dispatch import naming, owner_of
 from hydrax.engine import Blocks, Engine
 from hydrax.errors import CallbackError, CheckpointError
 from hydrax.lowering import Lowering
@@ -34,6 +34,7 @@ class Resumed(NamedTuple):
       snapshots: `(trainable, state)` that `Control.snapshot` kept, by `dispatch.snapshot_name`.
       metrics: the latest value of everything logged, float[H] by name.
       heard: the hooks that callbacks had heard at this step.
+      missed: those of them that some callbacks raised at, as in FitLoop.
       faults: of heads that became NaN or infinite, how, by place.
       reasons: of heads that a callback stopped, why, by place.
     """
@@ -43,6 +44,7 @@ class Resumed(NamedTuple):
     snapshots: dict[str, Blocks]
     metrics: dict[str, np.ndarray]
     heard: list[str]
+    missed: dict[str, dict[str, list[str]]]
     faults: dict[int, Fault]
     reasons: dict[int, str]
 
@@ -62,7 +64,7 @@ def save(
     keep: int | None,
 ) -> Path:
     """Writes everything a run needs to go on as if it had never stopped; without the padding heads."""
-    given = {key: _checked(key, callback.state_dict()) for key, callback in callbacks.items()}
+    given = {key: _state_of(key, callback, step) for key, callback in callbacks.items()}
     arrays = {key: {n: np.asarray(v) for n, v in values.items() if _is_array(v)} for key, values in given.items()}
     plain = {key: {n: v for n, v in values.items() if not _is_array(v)} for key, values in given.items()}
     tree = {"heads": engine.read(state), "callbacks": arrays, "metrics": list(metrics.values())}
@@ -120,13 +122,15 @@ def load(path: Path, *, engine: Engine, callbacks: Mapping[str, Callback], finge
     }
     on_host = checkpoint.load(step_dir, host_like, as_numpy=True)
     for key in known:
-        callbacks[key].load_state_dict({**meta["callbacks"][key], **on_host["callbacks"][key]})
+        with naming(callbacks[key], "load_state_dict", int(meta["step"])):
+            callbacks[key].load_state_dict({**meta["callbacks"][key], **on_host["callbacks"][key]})
     return Resumed(
         state=engine.scatter(found["heads"]),
         step=int(meta["step"]),
         snapshots={name: engine.scatter(found["snapshots"][name]) for name in kept},
         metrics=dict(zip(meta["metrics"], on_host["metrics"], strict=True)),
         heard=meta["heard"],
+        missed=meta.get("missed", {}),
         faults={int(head): Fault(*fault) for head, fault in meta["faults"].items()},
         reasons={int(head): reason for head, reason in meta["reasons"].items()},
     )
@@ -146,8 +150,10 @@ def read_choice(path: Path) -> Choice:
         ) from error
 
 
-def _checked(key: str, state: Any) -> dict[str, Any]:
-    """What a callback's `state_dict` gave, in a form that a checkpoint can hold: arrays, and what JSON can hold."""
+def _state_of(key: str, callback: Callback, step: int) -> dict[str, Any]:
+    """What a callback's `state_dict` gives, in a form that a checkpoint can hold: arrays, and what JSON can hold."""
+    with naming(callback, "state_dict", step):
+        state = callback.state_dict()
     values = {n: v.item() if isinstance(v, np.generic) else v for n, v in state.items()}
     for name, value in values.items():
         if _is_array(value) and np.asarray(value).dtype.kind in "fiub":

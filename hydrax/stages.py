@@ -14,7 +14,7 @@ import numpy as np
 from hydrax import compile_cache, resume
 from hydrax.callback import Callback, Event
 from hydrax.data import DataModule
-from hydrax.dispatch import Dispatcher, keys
+from hydrax.dispatch import Dispatcher, keys, raise_first
 from hydrax.module import HydraModule, set_frozen
 from hydrax.run_view import RunView
 from hydrax.settings import Settings
@@ -40,8 +40,8 @@ class Stages(RunView):
         """
         loop, training = self._running()
         emit = self._dispatcher("fit")
-        emit("on_save_checkpoint")
-        return resume.save(
+        _, failures = emit.hear("on_save_checkpoint")
+        saved = resume.save(
             Path(path),
             step=loop.step,
             plan=training.plan,
@@ -55,11 +55,14 @@ class Stages(RunView):
                 "ids": training.slices.ids.tolist(),
                 "hparams": {} if self.module is None else self.module.hparams.to_json(),
                 "heard": loop.heard,
+                "missed": loop.missed,
                 "faults": {str(head): list(fault) for head, fault in loop.faults.items()},
                 "reasons": {str(head): reason for head, reason in loop.reasons.items()},
             },
             keep=keep,
         )
+        raise_first(failures)  # not before: what a callback has to say of a save keeps nobody from it
+        return saved
 
     @contextlib.contextmanager
     def _stage(

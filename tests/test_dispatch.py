@@ -124,11 +124,49 @@ def test_ctrl_c_goes_through():
         Dispatcher([Raises(KeyboardInterrupt())], event)("on_train_start")
 
 
-def test_callbacks_after_one_that_failed_do_not_hear():
+def test_callbacks_after_one_that_failed_hear_all_the_same():
     heard = []
     with pytest.raises(CallbackError):
         Dispatcher([Raises(OSError()), Hears("b", heard)], event)("on_train_start")
-    assert heard == []
+    assert [name for name, _ in heard] == ["b"]
+
+
+def test_of_two_that_fail_the_first_is_raised_and_the_other_logged(caplog):
+    with pytest.raises(CallbackError, match="Got OSError: first"):
+        Dispatcher([Raises(OSError("first")), Raises(OSError("second"))], event)("on_train_start")
+    assert "Raises.on_train_start at step 7. Got OSError: second" in caplog.text
+
+
+def test_what_the_others_answered_comes_with_the_failures():
+    stops, fails = Hears(answer=Control(stop=flags(1))), Raises(OSError())
+    answers, failures = Dispatcher([fails, stops], event).hear("on_train_start")
+    assert [callback for callback, _ in answers] == [stops]
+    assert [failure.callback for failure in failures] == [fails]
+
+
+def test_only_some_hear_where_they_are_named():
+    heard = []
+    a, b = Hears("a", heard), Hears("b", heard)
+    Dispatcher([a, b], event).hear("on_train_start", only=[b])
+    assert [name for name, _ in heard] == ["b"]
+
+
+@pytest.mark.parametrize(("hook", "kind"), [("on_train_start", CheckpointError), ("on_train_end", CallbackError)])
+def test_an_error_of_hydrax_is_the_callback_s_once_training_has_begun(hook, kind):
+    fails = types.new_class("Fails", (Callback,), exec_body=lambda names: names.update({hook: Raises.on_train_start}))()
+    fails.error = CheckpointError("said already")
+    with pytest.raises(kind, match="said already") as failed:
+        Dispatcher([fails], event)(hook)
+    assert type(failed.value) is kind
+
+
+def test_an_error_of_next_due_names_it():
+    class Late(Callback):
+        def next_due(self, step):
+            return 1 // 0
+
+    with pytest.raises(CallbackError, match=r"Late\.next_due at step 7\. Got ZeroDivisionError"):
+        Dispatcher([Late()], event).next_due(7)
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,8 @@ LAYERS = (
             "engine",
             "interrupts",
         ),
-        *("quarantine", "dispatch", "loop", "heads", "predictions", "evaluation", "ledger", "result", "run_folder"),
-        *("resume", "assembly", "tune", "plan_report", "run_view", "stages", "fitting", "trainer"),
+        *("quarantine", "dispatch", "step_clock", "loop", "heads", "predictions", "evaluation", "ledger", "result"),
+        *("run_folder", "resume", "assembly", "tune", "plan_report", "run_view", "stages", "fitting", "trainer"),
     ),
     ("loss", "nn", "one_call"),
 )
