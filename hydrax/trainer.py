@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hydrax import checkpoint
+from hydrax import checkpoint, step_folders
 from hydrax.assembly import Training, check_training
 from hydrax.callback import Callback
 from hydrax.data import DataModule
@@ -150,7 +150,7 @@ class Trainer(Fitting):
         self._evaluated, self._scalars = {}, {}
         checkpoint_path = self._find_checkpoint(ckpt_path)
         if checkpoint_path is not None:
-            checkpoint_path = checkpoint.first_sound(checkpoint_path, checkpoint.check)
+            checkpoint_path = step_folders.first_sound(checkpoint_path, checkpoint.check)
         with self._stage(module, datamodule, "fit"), contextlib.ExitStack() as opened:
             self._add_defaults()
             checked = check_training(self._settings, module, datamodule, keys(self._heard()), self._root)

@@ -45,7 +45,7 @@ def test_one_head_is_the_one_that_reading_all_gives(saved, kind, head):
 
 
 def test_the_arrays_of_the_others_are_not_read(saved, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_read_arrays", lambda *_: pytest.fail("all heads were read"))
+    monkeypatch.setattr(checkpoint, "_read", lambda *_: pytest.fail("all heads were read"))
     hx.Heads.load(saved[0]["heads"], MODULE, head=2)
 
 
@@ -70,7 +70,7 @@ def test_another_module_is_refused(saved):
 def test_a_head_whose_digest_is_another_ones_is_damaged(saved):
     (path,) = [path for path in saved[0]["heads"].parent.iterdir() if path.name.isdigit()]
     meta = checkpoint.read_meta(path)
-    names = [name for name, leaf in meta["leaves"].items() if leaf["size"]]
+    forms = {n: (leaf["size"], checkpoint._stored_dtype(leaf)) for n, leaf in meta["leaves"].items() if leaf["size"]}
     of_others = meta["row_digests"][:4] + meta["row_digests"]  # three bytes further on
     with pytest.raises(DamagedCheckpointError, match="head 2. Got bytes with another digest"):
-        checkpoint.checkpoint_rows.read(path / "arrays", names, 2, of_others)
+        checkpoint.checkpoint_rows.read(path / "arrays", forms, 2, of_others)

@@ -48,6 +48,8 @@ LAYERS = (
             "event_files",
             "export",
             "compile_cache",
+            "step_folders",
+            "checkpoint_arrays",
             "checkpoint_rows",
             "checkpoint",
             "bad_row",
