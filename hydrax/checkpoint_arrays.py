@@ -31,6 +31,8 @@ def write(folder: Path, arrays: Mapping[str, np.ndarray], piece_bytes: Mapping[s
     # Parameters hardly compress; and what is not compressed cannot grow beyond its file when it is read.
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as writer:
         writer.save(folder.absolute(), args=ocp.args.PyTreeSave(dict(arrays), pieces))
+    # For file systems without renames; it names this machine's folders.
+    (folder / "commit_success.txt").unlink(missing_ok=True)
 
 
 def check_sizes(folder: Path, num_bytes: int) -> None:
