@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 
@@ -22,7 +22,8 @@ class CSVLogger(Callback):
 
     Training metrics are written at every step that `trainer.log_every_n_steps` divides, the others whenever they come;
     values that are NaN, of heads in quarantine or without a value yet, are left out. A file that cannot be written
-    never stops a fit: what does not get there is counted, and the logger "hydrax" says so once.
+    never stops a fit: what does not get there is counted, the logger "hydrax" says so once, and what comes later is
+    tried again.
 
     Args:
       filename: of the table.
@@ -42,21 +43,20 @@ class CSVLogger(Callback):
             )
         self.filename = filename
         self.num_dropped = 0
-        self._file: TextIO | None = None
         self._ids = np.zeros(0, np.int64)
+        self._end()
+
+    def _end(self) -> None:
+        self._path: Path | None = None
+        self._whole_bytes, self._warned = 0, False
 
     def on_train_start(self, event: Event) -> None:
-        self._close()
-        self._ids = np.zeros(0, np.int64)
+        self._end()
         if event.trainer.log_dir is None:
             return
         self._ids = np.asarray(event.trainer.heads.ids)
-        path = Path(event.trainer.log_dir) / self.filename
-        try:
-            self._file = path.open("w", newline="")
-            csv.writer(self._file).writerow(COLUMNS)
-        except OSError as error:
-            self._give_up(path, error)
+        self._path = Path(event.trainer.log_dir) / self.filename
+        self._append([])
 
     def on_train_steps_end(self, event: Event) -> None:
         for row in np.flatnonzero(event.steps % event.trainer.log_every_n_steps == 0):
@@ -69,10 +69,10 @@ class CSVLogger(Callback):
         self._write(event.step, event.metrics)
 
     def teardown(self, event: Event) -> None:
-        self._close()
+        self._end()
 
     def _write(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
-        if not self._ids.size:
+        if self._path is None:
             return  # nothing is to be written, or this is no fit
         lines = [
             (step, head, name, str(value))  # the fewest digits that are still this number
@@ -80,29 +80,40 @@ class CSVLogger(Callback):
             for head, value in zip(self._ids.tolist(), values, strict=True)
             if not np.isnan(value)
         ]
-        if self._file is None:
+        if not self._append(lines):
             self.num_dropped += len(lines)
-            return
+
+    def _append(self, lines: Iterable[tuple[int | str, ...]]) -> bool:
+        """Whether all lines are in the file now; else none of them is.
+
+        It is opened each time: it may be gone, or its disk may have had no room before.
+        """
+        assert self._path is not None
         try:
-            csv.writer(self._file).writerows(lines)
-            self._file.flush()
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("ab") as file:
+                # A disk that fills up takes the first half of a line.
+                whole = file.truncate(min(file.tell(), self._whole_bytes))
+                text = _csv(lines if whole else [COLUMNS, *lines])
+                file.write(text)
         except OSError as error:
-            self.num_dropped += len(lines)
-            self._give_up(Path(self._file.name), error)
+            self._warn(error)
+            return False
+        self._whole_bytes = whole + len(text)
+        return True
 
-    def _give_up(self, path: Path, error: OSError) -> None:
-        logging.getLogger("hydrax").warning(
-            "Values are dropped: CSVLogger, %s. Got %r, expected a file that takes them. Fix: make room there, or give "
-            "Trainer another default_root_dir; the run goes on without them.",
-            path,
-            error,
-        )
-        self._close()
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            self._warned = True
+            logging.getLogger("hydrax").warning(
+                "Values are dropped: CSVLogger, %s. Got %r, expected a file that takes them. Fix: make room there, or "
+                "give Trainer another default_root_dir; the run goes on without them.",
+                self._path,
+                error,
+            )
 
-    def _close(self) -> None:
-        if self._file is not None:
-            try:
-                self._file.close()
-            except OSError:  # what was left in its buffer
-                self.num_dropped += 1
-            self._file = None
+
+def _csv(lines: Iterable[tuple[int | str, ...]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text).writerows(lines)
+    return text.getvalue().encode()

@@ -197,9 +197,7 @@ class ModelCheckpoint(Callback):
 
     def on_fit_end(self, event: Event) -> None:
         """Here and not in `on_train_end`: by now the last validation's Control has been carried out."""
-        if self._folder is None:
-            return
-        if self._best is not None:
+        if self._folder is not None and self._best is not None:
             kept = [event.trainer.snapshots_of(self, slot) for slot in range(self.save_top_k)]
             for rank, (order, score) in enumerate(zip(self._best.order(), self._best.ranked()[0], strict=True)):
                 if np.isnan(score).all():
@@ -213,6 +211,9 @@ class ModelCheckpoint(Callback):
     def on_exception(self, event: Event) -> None:
         if isinstance(event.error, CallbackError | NonFiniteError):  # the heads are whole
             self._save_last(event)
+        elif isinstance(event.error, KeyboardInterrupt):
+            with contextlib.suppress(RuntimeError):  # of JAX: cut off in a superstep, the heads may be gone
+                self._write_ledger(event)
 
     def teardown(self, event: Event) -> None:
         if self._lock is not None:
@@ -253,11 +254,11 @@ class ModelCheckpoint(Callback):
         if self._folder is None or not self.save_last:
             return
         path = self._folder / "last"
+        self._write_ledger(event)  # first, as it takes no time: a second Ctrl-C may cut the save off
         with _reporting(path):
             self._set_aside(path)
             self._last_model_path = event.trainer.save_checkpoint(path, keep=self.keep_last)
             self._last_save_secs = time.monotonic()
-        self._write_ledger(event)
 
     def _set_aside(self, last: Path) -> None:
         """Renames a `last` that holds another run's steps; a save would take them for its own."""
@@ -271,7 +272,8 @@ class ModelCheckpoint(Callback):
         self._owns_last = True
 
     def _write_ledger(self, event: Event) -> None:
-        assert self._folder is not None
+        if self._folder is None:
+            return
         path = self._folder / "heads.csv"
         with _reporting(path):
             if self._best is None:

@@ -40,6 +40,8 @@ class EventFiles:
     """
 
     def __init__(self, folder: Path, on_trouble: Callable[[str], None], purge_step: int | None = None) -> None:
+        # Charts over time go wrong where time does, as when the machine's clock is set back in the middle of a run.
+        self._began_at = time.time() - time.monotonic()
         self._folder, self._on_trouble, self._purge_step = folder, on_trouble, purge_step
         self._make_file = _events_writer()
         self._queue: queue.Queue[Any] = queue.Queue(MAX_QUEUE)
@@ -64,7 +66,7 @@ class EventFiles:
           step: updates done.
         """
         try:
-            self._queue.put_nowait((time.time(), step, summaries))
+            self._queue.put_nowait((self._began_at + time.monotonic(), step, summaries))
         except queue.Full:
             self._num_refused += 1
             self._on_trouble(f"a disk that is {MAX_QUEUE:,} logs behind")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import operator
@@ -35,7 +36,7 @@ class _Pending(NamedTuple):
       steps: what was dispatched.
       values: what it gives for each step.
       places: int64[H], where the heads stood.
-      live: bool[H], those that were not stopped.
+      live: bool[H], those that were not stopped by then.
     """
 
     steps: Steps
@@ -114,7 +115,7 @@ class FitLoop:
         self._rounds, self._keys = emit.rounds(), keys(emit.callbacks)
         self._every_step = emit.hears("on_train_batch_end")
         self._steps_per_call = 1 if self._every_step else steps_per_call
-        self._pending: _Pending | None = None
+        self._pending: collections.deque[_Pending] = collections.deque()
         self._scored: Blocks | None = None  # the models before some were restored, until all have heard of it
         self._clock = StepClock(step)
 
@@ -133,8 +134,9 @@ class FitLoop:
             self._run()
         except CallbackError:
             # What was dispatched by then is trained, so that a checkpoint holds it: nobody may miss its metrics.
-            with contextlib.suppress(CallbackError):
-                self._read_pending()
+            while self._pending:
+                with contextlib.suppress(CallbackError):
+                    self._read_pending()
             raise
 
     def _run(self) -> None:
@@ -174,18 +176,14 @@ class FitLoop:
         except Interrupted:
             return
         self.state, values = self._engine.superstep(self.state, taken, first, num_steps, new_epoch)
-        places, live = self._engine.layout.places, self.live
         for value in jax.tree.leaves(values):
             value.copy_to_host_async()
         self.step += num_steps
         self.heard, self.missed = [], {}
+        steps = Steps(taken, first, num_steps, new_epoch)
+        self._pending.append(_Pending(steps, values, self._engine.layout.places, self.live))
         self._expect()
-        try:
-            self._read_pending()
-        finally:
-            # What was lost in the superstep before did not run in this one, unlike what a callback has stopped since.
-            live = live & ~self.lost
-            self._pending = _Pending(Steps(taken, first, num_steps, new_epoch), values, places, live)
+        self._read_pending(but=1)
 
     def _rest(self) -> None:
         """Moves heads that came to rest behind those that run, once they are enough; no bit of any head changes."""
@@ -208,11 +206,14 @@ class FitLoop:
             count = schedule.superstep(self.step, self._steps_per_call, self._emit.next_due(self.step))
             self._feed.expect(schedule.batches(self.step), schedule.counts(self.step, count))
 
-    def _read_pending(self) -> None:
-        """Reads the metrics of the last superstep not read yet, and tells the callbacks."""
-        pending, self._pending = self._pending, None
-        if pending is None:
-            return
+    def _read_pending(self, but: int = 0) -> None:
+        """Reads the metrics of supersteps not read yet, `but` for the last, and tells the callbacks."""
+        while len(self._pending) > but:
+            self._read_superstep(self._pending.popleft())
+
+    def _read_superstep(self, pending: _Pending) -> None:
+        # What was lost in the superstep before did not run in this one, unlike what a callback has stopped since.
+        pending = pending._replace(live=pending.live & ~self.lost)
         steps, values = pending[:2]
         first, count = steps.first, steps.num_steps
         if "lost" in values[0]:

@@ -283,9 +283,18 @@ class Trainer(Fitting):
     def _reason(self, training: Training, loop: FitLoop) -> str:
         if self.interrupted:
             return f'interrupted at step {loop.step}; fit(..., ckpt_path="last") goes on from a checkpoint.'
-        ended = self._settings.end(training.schedule.max_steps) if loop.live.any() else "the stop of all heads"
-        why = collections.Counter(reason.partition(" (step")[0] for reason in loop.reasons.values())
-        return f"{ended} reached." + "".join(f" {count} stopped: {reason}." for reason, count in why.most_common(5))
+        num_lost, ended = len(loop.faults), "the stop of all heads reached."
+        if loop.live.any():
+            ended = f"{self._settings.end(training.schedule.max_steps)} reached."
+        elif num_lost:
+            ended = f"no head is left: {len(loop.live) - num_lost} stopped, {num_lost} lost to NaN or infinity."
+        why = collections.Counter(
+            reason.partition(" (step")[0] for place, reason in loop.reasons.items() if place not in loop.faults
+        )
+        lines = [f" {count} stopped: {reason}." for reason, count in why.most_common(5)]
+        return (
+            ended + "".join(lines) + (f" {num_lost} lost to NaN or infinity." if num_lost and loop.live.any() else "")
+        )
 
     def _evaluate(
         self, stage: str, module: Any, datamodule: Any, heads: Any, ckpt_path: Any, verbose: bool

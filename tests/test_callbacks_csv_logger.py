@@ -48,7 +48,8 @@ def test_validation_and_epochs_are_there_at_their_steps(logged):
 
 
 def test_a_file_that_cannot_be_written_stops_nothing(tmp_path, caplog):
-    logger = CSVLogger("nowhere/metrics.csv")
+    (tmp_path / "file").write_text("")
+    logger = CSVLogger(tmp_path / "file" / "metrics.csv")
     with caplog.at_level(logging.WARNING, "hydrax"):
         result = hx.Trainer(callbacks=[logger], default_root_dir=tmp_path, **HOW).fit(
             PlainClassifier(), data_of(SLICES)

@@ -312,7 +312,7 @@ def test_a_save_that_fails_is_reported_and_tried_again_at_the_next_epoch(trainer
     assert len(trainer.saves) == 2
     assert checkpoint.last_model_path == trainer.log_dir / "checkpoints" / "last" / "2"
     reports = [(record.name, record.levelno, record.args[0].name) for record in caplog.records]
-    assert reports == [("hydrax", logging.WARNING, "last"), ("hydrax", logging.WARNING, "heads.csv")]
+    assert reports == [("hydrax", logging.WARNING, "heads.csv"), ("hydrax", logging.WARNING, "last")]
 
 
 def test_dirpath_takes_the_place_of_the_log_dir(tmp_path, trainer):
