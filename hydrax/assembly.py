@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hydrax.callback import Callback, overrides
+from hydrax.callback import Callback, has_second_tier, overrides
 from hydrax.checkpoint import tree_digest
 from hydrax.data import DataModule, check_settings, check_slices
 from hydrax.dataset import Dataset, open_dataset
@@ -211,7 +211,7 @@ def check_training(
             opened.callback(validation.close)
         program = HeadProgram(
             module=module,
-            callbacks={key: callback for key, callback in callbacks.items() if overrides(callback, "on_step")},
+            callbacks={key: callback for key, callback in callbacks.items() if has_second_tier(callback)},
             precision=settings.precision,
             clip_val=settings.gradient_clip_val,
             clip_algorithm=settings.gradient_clip_algorithm,

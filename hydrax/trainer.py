@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import datetime
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,9 @@ class Trainer(Fitting):
       logger: write TensorBoard events.
       enable_checkpointing: write checkpoints.
       enable_progress_bar: show progress.
+      enable_model_summary: say what one head's parameters are before training.
+      max_time: ends the fit, and saves, after so long: "DD:HH:MM:SS", a timedelta, or a dict such as {"hours": 2}. A
+        resumed fit goes on counting.
       default_root_dir: a run writes into `<root>/hydrax_logs/version_<n>/`.
       barebones: nothing but the training: no logger, checkpoints, bar or messages.
 
@@ -103,25 +107,28 @@ class Trainer(Fitting):
         logger: bool = True,
         enable_checkpointing: bool = True,
         enable_progress_bar: bool = True,
+        enable_model_summary: bool = True,
+        max_time: str | datetime.timedelta | Mapping[str, float] | None = None,
         default_root_dir: str | Path = ".",
         barebones: bool = False,
         **unknown: Any,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "unknown", "__class__")}
         refuse_unknown(unknown, list(given))
-        own = ("callbacks", "logger", "enable_checkpointing", "enable_progress_bar", "default_root_dir")
+        switches = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+        own = (*switches, "callbacks", "max_time", "default_root_dir")
         settings = Settings(**{name: value for name, value in given.items() if name not in own})
-        check_switches(
-            logger=logger, enable_checkpointing=enable_checkpointing, enable_progress_bar=enable_progress_bar
-        )
+        check_switches(**{name: given[name] for name in switches})
         quiet = barebones or bool(fast_dev_run)
         self._wants = {"ProgressBar": enable_progress_bar and not barebones}
         self._wants |= {
             "TensorBoardLogger": logger and not quiet,
             "ModelCheckpoint": enable_checkpointing and not quiet,
+            "ModelSummary": enable_model_summary and not quiet,
         }
         self._root = check_root(default_root_dir)
-        super().__init__(settings, check_callbacks(callbacks), None if quiet else self._root)
+        timers = [] if max_time is None else [_plug_ins().Timer(max_time)]
+        super().__init__(settings, check_callbacks(callbacks) + timers, None if quiet else self._root)
 
     # What a user calls.
 
@@ -283,6 +290,8 @@ class Trainer(Fitting):
     def _reason(self, training: Training, loop: FitLoop) -> str:
         if self.interrupted:
             return f'interrupted at step {loop.step}; fit(..., ckpt_path="last") goes on from a checkpoint.'
+        if self.should_stop:
+            return f"a callback asked for the end at step {loop.step}."
         num_lost, ended = len(loop.faults), "the stop of all heads reached."
         if loop.live.any():
             ended = f"{self._settings.end(training.schedule.max_steps)} reached."
@@ -361,13 +370,17 @@ class Trainer(Fitting):
         return Path(found) if found else None
 
     def _add_defaults(self) -> None:
-        if not any(self._wants.values()):
-            return
-        from hydrax.callbacks import ModelCheckpoint, ProgressBar, TensorBoardLogger
-
-        for kind in (ProgressBar, TensorBoardLogger, ModelCheckpoint):
-            if self._wants[kind.__name__] and not any(isinstance(callback, kind) for callback in self.callbacks):
+        for name in (name for name, wanted in self._wants.items() if wanted):
+            kind = getattr(_plug_ins(), name)
+            if not any(isinstance(callback, kind) for callback in self.callbacks):
                 self.callbacks.append(kind())
+
+
+def _plug_ins() -> Any:
+    """The callbacks that come with Hydrax; the core knows no other plug-in, and these late."""
+    from hydrax import callbacks
+
+    return callbacks
 
 
 def _check_types(module: Any, datamodule: Any) -> None:

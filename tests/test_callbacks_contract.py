@@ -15,6 +15,7 @@ SLICES = hx.Slices.random_subset([40, 17, 9], NUM_ROWS, seed=1)
 # Arguments for those that need some to be of use, or that would stop heads without them.
 ARGUMENTS = {
     "EarlyStopping": {"patience": 1_000, "restore_best_weights": False},
+    "LearningRateMonitor": {"source": "lr"},
     "LambdaCallback": {"on_fit_end": lambda event: None},
     "ModelCheckpoint": {"monitor": "val_loss", "every_n_steps": 4},
 }
@@ -38,7 +39,8 @@ def alone():
 
 def parameters(fitted):
     """All that heads consist of, but the plug-in's own part."""
-    return {name: array for name, array in fitted.arrays.items() if not name.startswith("callbacks.")}
+    own = ("callbacks.", "step.grad_norm", "latest.grad_norm", "step.learning_rate", "latest.learning_rate")
+    return {name: array for name, array in fitted.arrays.items() if not name.startswith(own)}
 
 
 def test_it_is_a_callback_in_a_file_of_its_own_with_its_arguments_explained(name):
