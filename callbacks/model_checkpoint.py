@@ -371,9 +371,9 @@ def _locked(folder: Path) -> TextIO | None:
             f"Another fit writes there: ModelCheckpoint, {folder}. Got {holder}, expected a folder of this fit's own. "
             "Fix: pass another dirpath, or wait until that one ends."
         ) from error
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {platform.node()}")
-    lock.flush()
+    with contextlib.suppress(OSError):  # a full disk keeps the holder's name out, and holds the lock all the same
+        lock.truncate(0)
+        os.write(lock.fileno(), f"process {os.getpid()} on {platform.node()}".encode())  # no buffer to fail at its end
     return lock
 
 

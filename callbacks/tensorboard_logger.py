@@ -131,6 +131,10 @@ class TensorBoardLogger(Callback):
             self._remember(event)
         self._chart()
 
+    def on_save_checkpoint(self, event: Event) -> None:
+        if self._files is not None:
+            self._files.flush_soon()  # a run that is killed goes on from here, and logs nothing of before again
+
     def on_fit_end(self, event: Event) -> None:
         self._draw(event)
         self._close()

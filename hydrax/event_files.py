@@ -71,6 +71,12 @@ class EventFiles:
             self._num_refused += 1
             self._on_trouble(f"a disk that is {MAX_QUEUE:,} logs behind")
 
+    def flush_soon(self) -> None:
+        """Asks for what was handed over to be on disk soon; does not wait."""
+        self._flush_at = 0.0
+        with contextlib.suppress(queue.Full):  # the thread is busy enough
+            self._queue.put_nowait(())
+
     def close(self) -> None:
         """Returns once all is on disk, or after `CLOSE_SECS`."""
         end = time.monotonic() + CLOSE_SECS
