@@ -21,7 +21,7 @@ LAYERS = (
     (
         *("slice_arguments", "rotation", "row_law", "row_windows", "row_strata", "row_lists", "row_bits", "row_sets"),
         *("row_draws", "row_weights", "slice_recipes", "row_store", "slice_axes", "slice_description"),
-        *("computed_slices", "listed_slices", "slices", "spread", "hparams", "settings"),
+        *("computed_slices", "listed_slices", "slices", "spread", "best_scores", "hparams", "settings"),
     ),
     ("columns", "module", "data", "callback"),
     (
@@ -48,6 +48,7 @@ LAYERS = (
             "event_files",
             "export",
             "compile_cache",
+            "folder_lock",
             "step_folders",
             "checkpoint_arrays",
             "checkpoint_rows",
@@ -84,7 +85,10 @@ PLUG_INS = ("callbacks", "datamodules")
 # users look for what heads.py does.
 LATE = {("hydrax/module.py", "hydrax.heads.load_with")}
 # Core files that plug-ins may import from, besides what `hydrax` itself offers.
-OPEN = ("hydrax.errors", "hydrax.event_files", "hydrax.figures", "hydrax.spread", "hydrax.summaries")
+OPEN = tuple(
+    f"hydrax.{name}"
+    for name in ("best_scores", "errors", "event_files", "figures", "folder_lock", "spread", "summaries")
+)
 
 IO_MODULES = {"fcntl", "glob", "io", "mmap", "os", "pathlib", "pickle", "shutil", "socket", "subprocess", "tempfile"}
 IO_CALLS = {"input", "open", "print"}
