@@ -73,7 +73,7 @@ class Logged(hx.Callback):
         self.steps = []
 
     def on_train_start(self, event):
-        (event.trainer.log_dir / "began").write_text(str(event.step))
+        (event.trainer.log_dir / f"began_{event.step}").mkdir()  # there or not there, unlike what a file holds
 
     def on_train_steps_end(self, event):
         self.steps += event.steps.tolist()
@@ -93,7 +93,7 @@ def fit(root, *callbacks, ckpt_path=None, **how):
         Classifier("norm_dropout", RATES),
         data_of(SLICES, "norm_dropout", rows, check_finite="off"),
         ckpt_path,
-        [stopping, logged, CSVLogger(), TensorBoardLogger(figures=False, max_head_runs=1), *callbacks],
+        [stopping, CSVLogger(), TensorBoardLogger(figures=False, max_head_runs=1), logged, *callbacks],
         **{"max_steps": STEPS, "val_check_interval": 2, "check_val_every_n_epoch": None, "log_every_n_steps": 1},
         **how,
         default_root_dir=root,
@@ -108,8 +108,8 @@ def logs_of(root):
     """What stands in the logs of all parts of a run: of each part when it began, its table, and its points."""
     parts = []
     for folder in sorted((root / "hydrax_logs").iterdir(), key=lambda path: int(path.name.removeprefix("version_"))):
-        if (folder / "began").exists():
-            parts.append((int((folder / "began").read_text()), table_of(folder), points_of(folder)))
+        for began in folder.glob("began_*"):  # it may have been killed before
+            parts.append((int(began.name.removeprefix("began_")), table_of(folder), points_of(folder)))
     return parts
 
 

@@ -1,0 +1,107 @@
+"""A long fit takes no more memory, threads or files as it goes on, and compiles nothing anew."""
+
+import gc
+import os
+import resource
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from heads_under_test import NUM_ROWS, PlainClassifier, data_of
+
+import hydrax as hx
+from hydrax import figures
+from hydrax.callbacks import CSVLogger, EarlyStopping, ModelCheckpoint, TensorBoardLogger
+
+HEADS = 32
+SLICES = hx.Slices.random_subset(np.linspace(1, NUM_ROWS, HEADS).astype(int), NUM_ROWS, seed=1)
+# By then every kind of work has been done several times: logs, validations, saves, epochs.
+WARM = 400
+WARM_SAVES = 40
+EVERY = 100
+MAX_GROWTH = 1.0  # megabytes in 1,000 steps; the least of many readings, as allocators go up and down by more
+
+
+class Gauges(hx.Callback):
+    """Reads what the process holds, at each hundredth step; saves often before the first.
+
+    Each save has threads of its own, and glibc gives threads memory of their own, which fills for some thirty saves.
+    """
+
+    def __init__(self, scratch):
+        self.scratch = scratch
+        self.steps, self.megabytes, self.threads, self.files = [], [], [], []
+
+    def on_train_start(self, event):
+        for number in range(WARM_SAVES):
+            event.trainer.save_checkpoint(self.scratch / str(number))
+
+    def next_due(self, step):
+        return (step // EVERY + 1) * EVERY
+
+    def on_train_steps_end(self, event):
+        if event.step % EVERY or event.step < WARM:
+            return
+        gc.collect()
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        self.steps.append(event.step)
+        self.megabytes.append(pages * resource.getpagesize() / 1e6)
+        self.threads.append(threading.active_count())
+        self.files.append(len(os.listdir("/proc/self/fd")))
+
+
+def soak(root, steps):
+    gauges = Gauges(root / "scratch")
+    # What draws is loaded with the first figure, which in a short fit is the last thing that is done.
+    figures.to_png(figures.heat_map(np.arange(2), np.ones((2, 2)), np.arange(2), "warm"))
+    callbacks = [
+        gauges, CSVLogger(), TensorBoardLogger(), EarlyStopping("val_loss", patience=10_000),
+        ModelCheckpoint("val_loss", every_n_steps=200),
+    ]  # fmt: skip
+    trainer = hx.Trainer(
+        max_steps=steps, callbacks=callbacks, default_root_dir=root, enable_progress_bar=False,
+        val_check_interval=100, check_val_every_n_epoch=None, log_every_n_steps=50,
+    )  # fmt: skip
+    trainer.fit(PlainClassifier(), data_of(SLICES))
+    return gauges, trainer
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    return soak(tmp_path_factory.mktemp("short"), 1_000)
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    return soak(tmp_path_factory.mktemp("long"), 10_000)
+
+
+@pytest.fixture(params=["short", pytest.param("long", marks=pytest.mark.slow)])
+def soaked(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_memory_does_not_grow(soaked):
+    steps, megabytes = np.array(soaked[0].steps), np.array(soaked[0].megabytes)
+    third = len(steps) // 3
+    growth = megabytes[-third:].min() - megabytes[:third].min()
+    per_thousand = growth / (steps[-third:].mean() - steps[:third].mean()) * 1_000
+    print(f"{per_thousand:.2f} MB in 1,000 steps, {megabytes.min():.0f} to {megabytes.max():.0f} MB")
+    assert per_thousand < MAX_GROWTH
+
+
+def test_threads_and_open_files_stay_as_many(soaked):
+    assert len(set(soaked[0].threads)) == 1
+    assert len(set(soaked[0].files)) == 1
+
+
+def test_each_program_was_compiled_once(soaked):
+    programs = soaked[1]._training.engine.programs
+    # Epoch means and validation means are different trees for `compute`.
+    assert {name: p.num_compiled for name, p in programs.items() if p.num_compiled != 1} == {
+        "compute": 2,
+        "predict": 0,
+        "find_fault": 0,
+        "freeze": 0,
+    }
