@@ -161,8 +161,8 @@ class StepInfo(NamedTuple):
     updates: Any
     loss: Any
     step: Any
-    opt_state: Any
-    hparams: Any
+    opt_state: Any = None
+    hparams: Any = None
 
 
 class Callback:

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import tempfile
 
 import numpy as np
 import pytest
@@ -18,8 +19,18 @@ ARGUMENTS = {
     "LearningRateMonitor": {"source": "lr"},
     "LambdaCallback": {"on_fit_end": lambda event: None},
     "ModelCheckpoint": {"monitor": "val_loss", "every_n_steps": 4},
+    "MLflowLogger": {"tracking_uri": f"file://{tempfile.mkdtemp()}"},
+    "WandbLogger": {"mode": "offline"},
 }
 STEPS = 10
+
+
+@pytest.fixture(scope="module", autouse=True)
+def files_are_enough():
+    """MLflow asks for a database unless it is told that files will do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+        yield
 
 
 def make(name):

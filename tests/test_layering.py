@@ -46,6 +46,7 @@ LAYERS = (
             "figures",
             "summaries",
             "event_files",
+            "remote_logger",
             "export",
             "compile_cache",
             "folder_lock",
@@ -87,7 +88,16 @@ LATE = {("hydrax/module.py", "hydrax.heads.load_with")}
 # Core files that plug-ins may import from, besides what `hydrax` itself offers.
 OPEN = tuple(
     f"hydrax.{name}"
-    for name in ("best_scores", "errors", "event_files", "figures", "folder_lock", "spread", "summaries")
+    for name in (
+        "best_scores",
+        "errors",
+        "event_files",
+        "figures",
+        "folder_lock",
+        "remote_logger",
+        "spread",
+        "summaries",
+    )
 )
 
 IO_MODULES = {"fcntl", "glob", "io", "mmap", "os", "pathlib", "pickle", "shutil", "socket", "subprocess", "tempfile"}
