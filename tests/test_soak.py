@@ -19,12 +19,12 @@ SLICES = hx.Slices.random_subset(np.linspace(1, NUM_ROWS, HEADS).astype(int), NU
 # By then every kind of work has been done several times: logs, validations, saves, epochs.
 WARM = 400
 WARM_SAVES = 40
-EVERY = 100
+EVERY = 20
 MAX_GROWTH = 1.0  # megabytes in 1,000 steps; the least of many readings, as allocators go up and down by more
 
 
 class Gauges(hx.Callback):
-    """Reads what the process holds, at each hundredth step; saves often before the first.
+    """Reads what the process holds, at each twentieth step; saves often before the first.
 
     Each save has threads of its own, and glibc gives threads memory of their own, which fills for some thirty saves.
     """
