@@ -284,6 +284,7 @@ def _make_schedule(
         log_every=min(settings.log_every_n_steps, steps),
         stop_at_epochs=logs_epochs or heard("on_train_epoch_start", "on_train_epoch_end"),
         stop_at_logs=heard("on_train_steps_end", "on_train_batch_end"),
+        min_steps=settings.least_steps(steps),
     )
     if walk.own_batches is None:
         return schedule
@@ -294,7 +295,15 @@ def _make_schedule(
 def _fingerprint(settings: Settings, module: HydraModule, slices: Slices, data: Dataset, feed: Feed) -> dict[str, Any]:
     """What must be the same, besides the plan, for a resumed run to give the same bits, in words where it has some."""
     names = (
-        *("seed", "precision", "accumulate_grad_batches", "limit_train_batches", "sampling", "passes"),
+        *(
+            "seed",
+            "precision",
+            "accumulate_grad_batches",
+            "limit_train_batches",
+            "sampling",
+            "passes",
+            "matmul_precision",
+        ),
         *("gradient_clip_val", "gradient_clip_algorithm"),
     )
     return {

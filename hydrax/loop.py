@@ -348,10 +348,14 @@ class FitLoop:
                 if mask.any():
                     old = self.snapshots[name] if name in self.snapshots else jax.tree.map(jnp.copy, now)
                     self.snapshots[name] = self._engine.keep(mask, now, old)
-        if control.restore is not None and control.restore.any():
-            self._restore(key, control.restore)
+        may_stop = self.step >= self._schedule.min_steps
+        if control.restore is not None:
+            # A head that goes on in spite of its callback goes on from where it is.
+            restore = control.restore if may_stop or control.stop is None else control.restore & ~control.stop
+            if restore.any():
+                self._restore(key, restore)
         if control.stop is not None:
-            stop = control.stop & self.live
+            stop = control.stop & self.live & may_stop
             why = control.reason if not isinstance(control.reason, str) else [control.reason] * len(stop)
             self.reasons |= {head: f"{why[head] or key} (step {self.step})" for head in np.flatnonzero(stop).tolist()}
             self.live = _sealed(self.live & ~stop)

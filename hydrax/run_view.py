@@ -184,12 +184,16 @@ class RunView:
 
     @property
     def should_stop(self) -> bool:
-        """Whether the fit ends at the next superstep; a callback may set it, and a resumed fit goes on from there."""
+        """Whether the fit ends at the next superstep; a callback may set it, and a resumed fit goes on from there.
+
+        Before `min_steps` and `min_epochs` it stays False.
+        """
         return self._interrupts.came
 
     @should_stop.setter
     def should_stop(self, value: bool) -> None:
-        self._interrupts.asked = bool(value)
+        loop, training = self._running()
+        self._interrupts.asked = bool(value) and loop.step >= training.schedule.min_steps
 
     @property
     def quarantined(self) -> Mapping[int, Fault]:

@@ -13,6 +13,7 @@ class Schedule:
       batches_per_epoch: index batches in which the longest slice makes one pass, after `limit_train_batches`.
       accumulate: batches of one optimiser step; the last step of an epoch takes what is left.
       max_steps: where the fit ends.
+      min_steps: before so many no callback ends it, and none stops a head.
       val_every_batches: batches between validations, or None for none.
       val_every_epochs: validate in every n-th epoch only; None counts `val_every_batches` across epochs.
       log_every: steps between logs.
@@ -28,6 +29,7 @@ class Schedule:
     log_every: int
     stop_at_epochs: bool = True
     stop_at_logs: bool = True
+    min_steps: int = 0
 
     @property
     def steps_per_epoch(self) -> int:

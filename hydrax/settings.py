@@ -12,8 +12,10 @@ import numpy as np
 
 from hydrax.errors import ArgumentError
 
+MATMUL_PRECISIONS = ("default", "high", "highest", "bfloat16", "tensorfloat32", "float32")
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
 _MAX_PASSES = 2**31
+_NEAR = 0.6  # of 1: as near as difflib calls close
 _LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
 
 # Lightning's arguments that mean nothing here, and what does their job.
@@ -30,8 +32,6 @@ _INSTEAD = {
     "plugins": "pass callbacks",
     "model_registry": "save with result.heads.save(path)",
     "resume_from_checkpoint": "pass ckpt_path to fit",
-    "min_epochs": "only a callback ends a fit early; have it wait that long",
-    "min_steps": "only a callback ends a fit early; have it wait that long",
     "overfit_batches": "give slices of a few batches' rows, for example Slices.prefix(64, num_rows)",
     "num_sanity_val_steps": "validation_step is traced before training starts; leave it out",
     "enable_autolog_hparams": "save_hyperparameters keeps them; leave it out",
@@ -46,6 +46,8 @@ class Settings:
 
     max_steps: int | None = None
     max_epochs: int | None = None
+    min_steps: int | None = None
+    min_epochs: int | None = None
     limit_train_batches: int | float = 1.0
     limit_val_batches: int | float = 1.0
     limit_test_batches: int | float = 1.0
@@ -58,6 +60,7 @@ class Settings:
     gradient_clip_val: float | None = None
     gradient_clip_algorithm: str = "norm"
     precision: str = "32-true"
+    matmul_precision: str | None = None
     seed: int = 0
     sampling: str = "own"
     budget: str = "steps"
@@ -74,9 +77,13 @@ class Settings:
         for name, value in vars(self).items():
             if isinstance(value, np.integer | np.floating):
                 object.__setattr__(self, name, value.item())
-        for name in ("max_steps", "max_epochs", "check_val_every_n_epoch"):
+        for name in ("max_steps", "max_epochs", "min_steps", "min_epochs", "check_val_every_n_epoch"):
             if getattr(self, name) is not None:
                 self._check_count(name)
+        for unit in ("steps", "epochs"):
+            least, most = getattr(self, f"min_{unit}"), getattr(self, f"max_{unit}")
+            if least is not None and most is not None and least > most:
+                raise _error(f"min_{unit}", least, f"at most max_{unit}={most}", "a fit ends there in any case")
         for name in ("log_every_n_steps", "accumulate_grad_batches"):
             self._check_count(name)
         for name in ("chunk", "steps_per_call", "device_memory"):
@@ -95,6 +102,8 @@ class Settings:
                 'use "bf16-mixed"',
             )
         self._check_choice("precision", PRECISIONS)
+        if self.matmul_precision is not None:
+            self._check_choice("matmul_precision", MATMUL_PRECISIONS)
         self._check_devices()
         self._check_choice("sampling", ("own", "shared"))
         self._check_choice("lowering", ("auto", "fast", "plain"))
@@ -146,6 +155,10 @@ class Settings:
                 "example max_steps=300."
             )
         return min(ends)
+
+    def least_steps(self, steps_per_epoch: int) -> int:
+        """Steps before which no callback ends a fit or stops a head."""
+        return max(self.min_steps or 0, (self.min_epochs or 0) * steps_per_epoch)
 
     @property
     def passes(self) -> int | None:
@@ -227,8 +240,10 @@ def refuse_unknown(unknown: dict[str, Any], known: list[str]) -> None:
     for name, value in unknown.items():
         if name in _INSTEAD:
             raise _error(name, value, "no such argument here", _INSTEAD[name])
-        near = difflib.get_close_matches(name, known, n=1)
-        fix = f"the nearest name is {near[0]}" if near else "help(hydrax.Trainer) lists the arguments"
+        # Of equally near ones the first: `epochs` is max_epochs rather than min_epochs.
+        near = max(known, key=lambda other: difflib.SequenceMatcher(None, other, name).ratio())
+        is_near = difflib.SequenceMatcher(None, near, name).ratio() >= _NEAR
+        fix = f"the nearest name is {near}" if is_near else "help(hydrax.Trainer) lists the arguments"
         raise _error(name, value, "a known argument", fix)
 
 

@@ -77,6 +77,8 @@ class Stages(RunView):
         with contextlib.ExitStack() as stack:
             if self._settings.precision == "64-true":
                 stack.enter_context(jax.enable_x64(True))
+            if self._settings.matmul_precision is not None:
+                stack.enter_context(jax.default_matmul_precision(self._settings.matmul_precision))
             datamodule.prepare_data()
             stack.callback(datamodule.teardown, data_stage or stage)
             datamodule.setup(data_stage or stage)

@@ -30,6 +30,7 @@ class Trainer(Evaluator):
     Args:
       max_steps: optimiser updates of every head; this or `max_epochs` must be given, the nearer one ends the fit.
       max_epochs: epochs; one epoch is the steps in which the longest slice makes one pass.
+      min_steps, min_epochs: before so many no callback stops a head or ends the fit; what one asks for is forgotten.
       limit_train_batches, limit_val_batches, limit_test_batches, limit_predict_batches: how much of a dataset to walk;
         int = batches, float = fraction.
       fast_dev_run: True or n: n batches of each loop, no checkpoints, no logger.
@@ -40,6 +41,8 @@ class Trainer(Evaluator):
       gradient_clip_val: bound of each head's own gradient, or None.
       gradient_clip_algorithm: "norm" or "value".
       precision: "32-true", "bf16-mixed", "bf16-true" or "64-true".
+      matmul_precision: how JAX multiplies float32, such as "highest"; None: by its own rule, which on a GPU is TF32,
+        three digits.
       seed: of everything random: a head's key is fold_in(fold_in(key(seed), head id), step).
       sampling: "own", each head its own rows in a step; or "shared", all heads the same rows, of which each learns from
         those in its slice. What a head learns differs; for many small heads whose slices hold most rows it is faster.
@@ -75,6 +78,8 @@ class Trainer(Evaluator):
         *,
         max_steps: int | None = None,
         max_epochs: int | None = None,
+        min_steps: int | None = None,
+        min_epochs: int | None = None,
         limit_train_batches: int | float = 1.0,
         limit_val_batches: int | float = 1.0,
         limit_test_batches: int | float = 1.0,
@@ -87,6 +92,7 @@ class Trainer(Evaluator):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str = "norm",
         precision: str = "32-true",
+        matmul_precision: str | None = None,
         seed: int = 0,
         sampling: str = "own",
         budget: str = "steps",
@@ -162,7 +168,9 @@ class Trainer(Evaluator):
             with self._hooks("fit") as emit:
                 training = self._settle()
                 where = self.log_dir if self._wants["TensorBoardLogger"] or self._wants["ModelCheckpoint"] else None
-                self._say(f"{len(training.slices)} heads, {training.plan}, log_dir={where}")
+                precise = self._settings.matmul_precision
+                more = f", matmul_precision={precise}" if precise else ""
+                self._say(f"{len(training.slices)} heads, {training.plan}{more}, log_dir={where}")
                 self._interrupts = opened.enter_context(Interrupts())
                 self._loop = self._make_loop(training, emit, checkpoint_path)
                 if checkpoint_path is not None:
