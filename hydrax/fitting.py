@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hydrax.engine import heads_of
 from hydrax.loop import FitLoop
 from hydrax.memory import is_out_of_memory
 from hydrax.plan import NO_CHOICE
+from hydrax.profiler import Profiler, Timed, not_timed
 from hydrax.stages import Stages
 
 _log = logging.getLogger("hydrax")
@@ -65,7 +67,19 @@ class Fitting(Stages):
             return False
         return True
 
-    def _cut(self, checked: Checked, emit: Dispatcher) -> None:
+    @contextlib.contextmanager
+    def _profiled(self) -> Iterator[Timed]:
+        """What measures the parts of a fit, and tells of them at its end; nothing, unless the user asked for it."""
+        kind = self._settings.profiler
+        if kind is None:
+            yield not_timed
+            return
+        profiler = Profiler(self.log_dir / "profile" if kind == "jax" and self.log_dir else None)
+        with contextlib.closing(profiler):
+            yield profiler.measure
+        self._say(f"Where the time went:\n{profiler.table()}")
+
+    def _cut(self, checked: Checked, emit: Dispatcher, timed: Timed) -> None:
         """Goes on with a smaller plan, from the newest checkpoint of this run or else from the start."""
         (loop, training), last = self._running(), getattr(self.checkpoint_callback, "last_model_path", None)
         _log.warning("Out of memory after step %d; the run goes on from %s.", loop.step, last or "the start")
@@ -73,10 +87,15 @@ class Fitting(Stages):
         self._loop = self._training = self._laid_out = None
         del loop, training  # what they hold on the device is gone, or must go
         training = self._take(checked, tune.rebuilt(checked, plan))
-        self._loop = self._make_loop(training, emit, Path(last) if last else None, marks)
+        self._loop = self._make_loop(training, emit, Path(last) if last else None, marks, timed)
 
     def _make_loop(
-        self, training: Training, emit: Dispatcher, checkpoint_path: Path | None, marks: Mapping[str, Any] | None = None
+        self,
+        training: Training,
+        emit: Dispatcher,
+        checkpoint_path: Path | None,
+        marks: Mapping[str, Any] | None = None,
+        timed: Timed = not_timed,
     ) -> FitLoop:
         """The loop; `marks` are what the checkpoint has otherwise than this run."""
         engine, validation, interrupts = training.engine, training.validation, self._interrupts
@@ -115,5 +134,6 @@ class Fitting(Stages):
             ids=training.slices.ids.tolist(),
             on_nonfinite=self._settings.on_nonfinite,
             interrupts=interrupts,
+            timed=timed,
         )
         return loop

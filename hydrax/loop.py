@@ -21,6 +21,7 @@ from hydrax.feed import Feed
 from hydrax.interrupts import Interrupted, Interrupts
 from hydrax.layout import Layout
 from hydrax.module import Logged
+from hydrax.profiler import SUPERSTEP, Timed, not_timed
 from hydrax.quarantine import Fault, Steps, report, take_back
 from hydrax.schedule import Schedule
 from hydrax.step_clock import StepClock
@@ -97,6 +98,7 @@ class FitLoop:
         ids: Sequence[int] = (),
         on_nonfinite: str = "quarantine",
         interrupts: Interrupts | None = None,
+        timed: Timed = not_timed,
     ) -> None:
         self.state, self.step, self.snapshots, self.heard = state, step, dict(snapshots or {}), list(heard)
         self.live = engine.read(tuple(block.live for block in state))
@@ -105,7 +107,7 @@ class FitLoop:
         self.faults: dict[int, Fault] = dict(faults or {})
         self.reasons: dict[int, str] = dict(reasons or {})
         self._ids, self._on_nonfinite = ids, on_nonfinite
-        self._interrupts = interrupts or Interrupts()
+        self._interrupts, self._timed = interrupts or Interrupts(), timed
         self._engine, self._schedule, self._feed = engine, schedule, feed
         self._emit, self._logged, self._validate, self._lay_out = emit, logged, validate, lay_out
         # Heads in the chunks that run; and those that nothing more will be heard of.
@@ -171,11 +173,12 @@ class FitLoop:
         first = self.step
         self._rest()
         try:
-            with self._interrupts.cutting():  # a row may be long in coming, or never come
+            with self._interrupts.cutting(), self._timed("wait for rows"):  # a row may be long in coming, or never come
                 taken = self._feed.take(self._schedule.batches(first), self._schedule.counts(first, num_steps))
         except Interrupted:
             return
-        self.state, values = self._engine.superstep(self.state, taken, first, num_steps, new_epoch)
+        with self._timed(SUPERSTEP):
+            self.state, values = self._engine.superstep(self.state, taken, first, num_steps, new_epoch)
         for value in jax.tree.leaves(values):
             value.copy_to_host_async()
         self.step += num_steps
@@ -245,7 +248,8 @@ class FitLoop:
     def _read(self, pending: _Pending, path: Sequence[str]) -> np.ndarray:
         """What the loop reads of the device, [K, H]; it is one superstep old unless the host must wait."""
         blocks = tuple(functools.reduce(operator.getitem, path, block) for block in pending.values)
-        return _sealed(read_steps(blocks, pending.steps.num_steps, pending.places))
+        with self._timed("wait for metrics"):
+            return _sealed(read_steps(blocks, pending.steps.num_steps, pending.places))
 
     def _quarantine(self, pending: _Pending) -> None:
         """Brings heads that became NaN or infinite to the last step before that."""
@@ -284,7 +288,8 @@ class FitLoop:
             return
         self.tell("on_validation_start")
         try:
-            found = self._validate()
+            with self._timed("validation"):
+                found = self._validate()
         except Interrupted:
             return
         if not self._running.all():  # heads at rest are as they were at the validation before
@@ -317,7 +322,8 @@ class FitLoop:
         self.heard.append(hook)
         failures: list[Failure] = []
         for emit in self._rounds:
-            answers, failed = emit.hear(hook, only, **fields)
+            with self._timed(f"callbacks, {hook}"):
+                answers, failed = emit.hear(hook, only, **fields)
             for callback, control in answers:
                 try:
                     self._carry_out(callback, control)

@@ -35,7 +35,6 @@ _INSTEAD = {
     "overfit_batches": "give slices of a few batches' rows, for example Slices.prefix(64, num_rows)",
     "num_sanity_val_steps": "validation_step is traced before training starts; leave it out",
     "enable_autolog_hparams": "save_hyperparameters keeps them; leave it out",
-    "profiler": "wrap fit in jax.profiler.trace(folder)",
     "gpus": "JAX picks the device; set JAX_PLATFORMS to force one",
 }
 
@@ -71,6 +70,7 @@ class Settings:
     chunk: int | str = "auto"
     steps_per_call: int | str = "auto"
     on_nonfinite: str = "quarantine"
+    profiler: str | None = None
     barebones: bool = False
 
     def __post_init__(self) -> None:
@@ -108,6 +108,8 @@ class Settings:
         self._check_choice("sampling", ("own", "shared"))
         self._check_choice("lowering", ("auto", "fast", "plain"))
         self._check_choice("on_nonfinite", ("quarantine", "raise", "ignore"))
+        if self.profiler is not None:
+            self._check_choice("profiler", ("simple", "jax"))
         self._check_budget()
         clip = self.gradient_clip_val
         if clip is not None and (

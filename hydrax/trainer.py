@@ -59,6 +59,8 @@ class Trainer(Evaluator):
       steps_per_call: most steps of one dispatch, or "auto".
       on_nonfinite: what becomes of a head whose loss, parameters, optimiser or model state turns NaN or infinite:
         "quarantine", it stays as it was before that step, leaves all means, and the others go on; "raise"; or "ignore".
+      profiler: "simple" says at a fit's end where its time went; "jax" writes a trace of one superstep too, into
+        `log_dir`; or None.
       callbacks: one or a list, added to the defaults.
       logger: write TensorBoard events.
       enable_checkpointing: write checkpoints.
@@ -103,6 +105,7 @@ class Trainer(Evaluator):
         chunk: int | str = "auto",
         steps_per_call: int | str = "auto",
         on_nonfinite: str = "quarantine",
+        profiler: str | None = None,
         callbacks: Callback | Sequence[Callback] | None = None,
         logger: bool = True,
         enable_checkpointing: bool = True,
@@ -165,19 +168,20 @@ class Trainer(Evaluator):
             opened.callback(self._close)
             self._lay_out(checked, checkpoint_path)
             self.log_every_n_steps = checked.schedule.log_every
-            with self._hooks("fit") as emit:
-                training = self._settle()
+            with self._hooks("fit") as emit, self._profiled() as timed:
+                with timed("plan and compile"):
+                    training = self._settle()
                 where = self.log_dir if self._wants["TensorBoardLogger"] or self._wants["ModelCheckpoint"] else None
                 precise = self._settings.matmul_precision
                 more = f", matmul_precision={precise}" if precise else ""
                 self._say(f"{len(training.slices)} heads, {training.plan}{more}, log_dir={where}")
                 self._interrupts = opened.enter_context(Interrupts())
-                self._loop = self._make_loop(training, emit, checkpoint_path)
+                self._loop = self._make_loop(training, emit, checkpoint_path, timed=timed)
                 if checkpoint_path is not None:
                     emit("on_load_checkpoint")
                 emit("on_fit_start")
                 while not self._run_through():
-                    self._cut(checked, emit)
+                    self._cut(checked, emit, timed)
                 self._loop.tell("on_fit_end")
         self._say(f"`Trainer.fit` stopped: {self._reason(training, self._loop)}")
         if self._interrupts.exit_status is not None:

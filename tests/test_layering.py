@@ -72,6 +72,7 @@ LAYERS = (
             "compiled",
             "engine",
             "interrupts",
+            "profiler",
         ),
         *("quarantine", "dispatch", "step_clock", "loop", "heads", "predictions", "evaluation", "ledger", "result"),
         *(
