@@ -78,6 +78,7 @@ def run_growth(args: argparse.Namespace) -> dict[str, Any]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, help="all by default")
+    parser.add_argument("--opponents", nargs="+", help="some of the opponents, such as vmap; all by default")
     parser.add_argument("--turns", type=int, help="turns of each opponent, 5 by default")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--output", type=Path, help="folder that gets engine.md, engine.json and engine.png")
@@ -115,7 +116,7 @@ def main() -> None:
             say(report.of_growth(found[letter]))
             continue
         how = {"turn_count": args.turns, "tiny": args.tiny, "least_secs": args.least_secs}
-        only = QUICK.get(letter) if args.quick else None
+        only = QUICK.get(letter) if args.quick else args.opponents
         found[letter] = run_alone("run_case", args.device, args.tiny, letter=letter, only=only, **how)
         say(report.of_case(found[letter], micro=args.device == "gpu"))
     if found.keys() - {"g"}:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import logging
-import os
-import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from hydrax import Callback, Control, Event, Heads
+from hydrax.best_scores import BestScores
 from hydrax.errors import ArgumentError, CallbackError, CheckpointError, NonFiniteError
+from hydrax.folder_lock import locked
 
 MODES = ("min", "max")
 LAST_SECS = 30.0
@@ -109,7 +108,7 @@ class ModelCheckpoint(Callback):
         self._lock: TextIO | None = None
         self._last_save_secs = 0.0
         self._due_step = -1  # the step that every_n_secs asked for
-        self._best: _Best | None = None
+        self._best: BestScores | None = None
         self._best_model_path: Path | None = None
         self._last_model_path: Path | None = None
 
@@ -152,7 +151,7 @@ class ModelCheckpoint(Callback):
         folder = self._find_folder(event) if event.stage == "fit" else None
         if folder is not None:
             with _reporting(folder):
-                self._lock = _locked(folder)
+                self._lock = locked(folder)
 
     def on_train_start(self, event: Event) -> None:
         self._folder = self._find_folder(event)
@@ -162,7 +161,7 @@ class ModelCheckpoint(Callback):
             self._best_model_path = self._last_model_path = None
             self._best = None
         if self.monitor is not None and self._best is None:
-            self._best = _Best.of(self.save_top_k, event.trainer.num_heads, self.mode)
+            self._best = BestScores.of(self.save_top_k, event.trainer.num_heads, self.mode)
         self._owns_last = event.step > 0
         if self._folder is not None and self.save_last:
             # Now and not at the first save: a run killed before it would be resumed from the other run's steps.
@@ -242,7 +241,7 @@ class ModelCheckpoint(Callback):
                 f"Models would be lost: ModelCheckpoint(save_top_k=...). Got {self.save_top_k}, expected at least the "
                 f"{len(scores)} that the checkpoint holds. Fix: save_top_k={len(scores)}."
             )
-        self._best = _Best.of(self.save_top_k, scores.shape[1], self.mode)
+        self._best = BestScores.of(self.save_top_k, scores.shape[1], self.mode)
         self._best.scores[: len(scores)], self._best.steps[: len(scores)] = scores, steps
 
     def _find_folder(self, event: Event) -> Path | None:
@@ -286,49 +285,6 @@ class ModelCheckpoint(Callback):
             event.trainer.save_ledger(path, self.monitor, scores[0], more)
 
 
-@dataclasses.dataclass
-class _Best:
-    """The best scores of each head so far, one in each slot.
-
-    Attributes:
-      scores: float[slots, H], in no order; NaN where there is none yet.
-      steps: int64[slots, H], the updates done then; -1 where there is none yet.
-      sign: 1 where a lower score is better, else -1.
-    """
-
-    scores: np.ndarray
-    steps: np.ndarray
-    sign: int
-
-    @classmethod
-    def of(cls, slots: int, heads: int, mode: str) -> _Best:
-        shape = slots, heads
-        return cls(np.full(shape, np.nan, np.float32), np.full(shape, -1, np.int64), 1 if mode == "min" else -1)
-
-    def take(self, scores: np.ndarray, step: int) -> np.ndarray:
-        """bool[slots, H], the slots whose place new scores [H] took: the worst of a head, where its score is better."""
-        costs = self._costs()
-        worst = costs.argmax(axis=0)
-        # Its own float type: a "64-true" run tells scores apart that float32 does not.
-        self.scores = self.scores.astype(np.result_type(self.scores, scores), copy=False)
-        improved = np.isfinite(scores) & (self.sign * scores < costs.max(axis=0))
-        taken = improved & (np.arange(len(costs))[:, None] == worst)
-        self.scores, self.steps = np.where(taken, scores, self.scores), np.where(taken, step, self.steps)
-        return taken
-
-    def order(self) -> np.ndarray:
-        """int64[slots, H], the slots of each head from the best on; of equal ones the first scored comes first."""
-        return np.lexsort((self.steps, self._costs()), axis=0)
-
-    def ranked(self) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and steps, [slots, H], each head's best first."""
-        order = self.order()
-        return np.take_along_axis(self.scores, order, axis=0), np.take_along_axis(self.steps, order, axis=0)
-
-    def _costs(self) -> np.ndarray:
-        return np.where(np.isnan(self.scores), np.inf, self.sign * self.scores)
-
-
 def _picked(kept: list[Heads | None], slots: np.ndarray) -> Heads:
     """Heads of which each comes from a slot of its own, int[H]."""
     filled = [heads for heads in kept if heads is not None]
@@ -345,36 +301,6 @@ def _check_count(name: str, value: int, fix: str) -> int:
             f"Count out of range: ModelCheckpoint({name}=...). Got {value!r}, expected an int of 1 or more. Fix: {fix}."
         )
     return int(value)
-
-
-def _locked(folder: Path) -> TextIO | None:
-    """A file that says who writes in a folder; the lock on it ends with the process, however that ends.
-
-    None on Windows, which has no such locks.
-
-    Raises:
-      ArgumentError: somebody else does.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / ".lock").open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.seek(0)
-        holder = lock.read().strip() or "another process"
-        lock.close()
-        raise ArgumentError(
-            f"Another fit writes there: ModelCheckpoint, {folder}. Got {holder}, expected a folder of this fit's own. "
-            "Fix: pass another dirpath, or wait until that one ends."
-        ) from error
-    with contextlib.suppress(OSError):  # a full disk keeps the holder's name out, and holds the lock all the same
-        lock.truncate(0)
-        os.write(lock.fileno(), f"process {os.getpid()} on {platform.node()}".encode())  # no buffer to fail at its end
-    return lock
 
 
 def _check_monitor(monitor: str, logged: frozenset[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from hydrax.callback import Callback, overrides
+from hydrax.callback import Callback, has_second_tier, overrides
 from hydrax.checkpoint import tree_digest
 from hydrax.data import DataModule, check_settings, check_slices
 from hydrax.dataset import Dataset, open_dataset
@@ -174,7 +174,9 @@ class Checked:
             validation=self.validation.open(engine.layout, slices.ids) if self.validation else None,
             logged=self.flight.program.logged,
             # Only a run that saves or resumes pays for the digest of its data.
-            fingerprint=functools.cache(lambda: marks | _fingerprint(self.settings, self.module, slices, feed)),
+            fingerprint=functools.cache(
+                lambda: marks | _fingerprint(self.settings, self.module, slices, walk.data, feed)
+            ),
         )
 
     def close(self) -> None:
@@ -209,7 +211,7 @@ def check_training(
             opened.callback(validation.close)
         program = HeadProgram(
             module=module,
-            callbacks={key: callback for key, callback in callbacks.items() if overrides(callback, "on_step")},
+            callbacks={key: callback for key, callback in callbacks.items() if has_second_tier(callback)},
             precision=settings.precision,
             clip_val=settings.gradient_clip_val,
             clip_algorithm=settings.gradient_clip_algorithm,
@@ -289,8 +291,8 @@ def _make_schedule(
     return dataclasses.replace(schedule, max_steps=min(end, schedule.steps_of(int(walk.own_batches.max()))))
 
 
-def _fingerprint(settings: Settings, module: HydraModule, slices: Slices, feed: Feed) -> dict[str, Any]:
-    """What must be the same, besides the plan, for a resumed run to give the same bits."""
+def _fingerprint(settings: Settings, module: HydraModule, slices: Slices, data: Dataset, feed: Feed) -> dict[str, Any]:
+    """What must be the same, besides the plan, for a resumed run to give the same bits, in words where it has some."""
     names = (
         *("seed", "precision", "accumulate_grad_batches", "limit_train_batches", "sampling", "passes"),
         *("gradient_clip_val", "gradient_clip_algorithm"),
@@ -301,15 +303,24 @@ def _fingerprint(settings: Settings, module: HydraModule, slices: Slices, feed: 
         **{name: getattr(settings, name) for name in names},
         **{f"hparams.{name}": _mark(value) for name, value in module.hparams.items()},
         **{name: _mark(value) for name, value in per_head_values(module).items()},
-        "slices": slices.digest(),
-        "data": feed.digest(),
+        "slices": _with_digest(_outline(slices), slices.digest()),
+        "data": _with_digest(str(data), feed.digest()),
     }
+
+
+def _outline(slices: Slices) -> str:
+    first, last = slices[[0, -1]].recipes()
+    return f"{slices.lengths.min()} to {slices.lengths.max()} rows, {first} to {last}"
+
+
+def _with_digest(text: str, digest: str) -> str:
+    return f"{text} ({digest[:16]})"
 
 
 def _mark(value: Any) -> Any:
     """A hyper-parameter as JSON can compare it; of one without a value of its own (a function), its name or type."""
     if isinstance(value, PerHead):
-        return tree_digest(value.values)
+        return _with_digest(repr(value), tree_digest(value.values))
     if isinstance(value, bool | int | float | str | None):
         return value
     return getattr(value, "__name__", None) or type(value).__name__

@@ -41,6 +41,9 @@ class TrainerView(Protocol):
     def steps_per_epoch(self) -> int: ...
 
     @property
+    def slots_per_step(self) -> int: ...
+
+    @property
     def callback_metrics(self) -> Mapping[str, np.ndarray]: ...
 
     @property
@@ -57,6 +60,9 @@ class TrainerView(Protocol):
     @property
     def heads(self) -> Any: ...
 
+    @property
+    def head_shapes(self) -> Any: ...
+
     def snapshots_of(self, callback: Callback, slot: int = 0) -> Any: ...
 
     @property
@@ -64,6 +70,8 @@ class TrainerView(Protocol):
 
     @property
     def interrupted(self) -> bool: ...
+
+    should_stop: bool
 
     @property
     def quarantined(self) -> Mapping[int, Any]: ...
@@ -144,6 +152,8 @@ class StepInfo(NamedTuple):
       updates: what the optimiser added to the parameters.
       loss: the mean loss over live slots, a scalar.
       step: updates done before this one, int32 scalar.
+      opt_state: the optimiser's state after the update.
+      hparams: the module's hyper-parameters; each `PerHead` is this head's own value, a traced scalar.
     """
 
     trainable: Any
@@ -151,13 +161,16 @@ class StepInfo(NamedTuple):
     updates: Any
     loss: Any
     step: Any
+    opt_state: Any = None
+    hparams: Any = None
 
 
 class Callback:
     """Base of all callbacks. Override the hooks you need; every hook of the first tier gets one `Event`.
 
-    Tier one runs on the host between supersteps and may return a `Control`. Tier two (`init`, `on_step`) runs inside
-    the compiled program, for one head, and must be pure; its state is trained, frozen and checkpointed with the head.
+    Tier one runs on the host between supersteps and may return a `Control`. Tier two (`init`, `on_step`, `metrics`)
+    runs inside the compiled program, for one head, and must be pure; its state is trained, frozen and checkpointed with
+    the head.
     """
 
     def setup(self, event: Event) -> Control | None: ...
@@ -206,10 +219,19 @@ class Callback:
         """Tier two: the state after one update of one head."""
         return state
 
+    def metrics(self, state: Any, info: StepInfo) -> Mapping[str, Any]:
+        """Tier two: scalars of one head's update by name, from the state after it; logged as the step's own are."""
+        return {}
+
     @property
     def is_checkpoint(self) -> bool:
         """True for callbacks that save: they hear every event after the others."""
         return False
+
+
+def has_second_tier(callback: Callback) -> bool:
+    """Whether a callback takes part in the compiled program."""
+    return overrides(callback, "on_step") or overrides(callback, "metrics")
 
 
 def overrides(callback: Callback, hook: str) -> bool:

@@ -1,27 +1,25 @@
-"""The format on disk: `<root>/<step>/` holds `arrays` (Orbax, no pickle) and `meta` (JSON), a digest of every leaf."""
+"""The format on disk: `<root>/<step>/` holds `arrays` (Orbax, no pickle) and `meta.json`: a digest of every leaf."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import itertools
 import json
-import logging
-from collections.abc import Callable, Mapping
+import math
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hydrax import checkpoint_rows
+from hydrax import checkpoint_arrays, checkpoint_rows, step_folders
 from hydrax.errors import CheckpointError, DamagedCheckpointError
 
-FORMAT = 2
+FORMAT = 3
 
-_log = logging.getLogger("hydrax")
-_T = TypeVar("_T")
+_META_BYTES = 2**28  # More than a million heads take.
 
 
 def save(root: Path, step: int, tree: Any, meta: Mapping[str, Any], keep: int | None = None) -> Path:
@@ -45,85 +43,70 @@ def save(root: Path, step: int, tree: Any, meta: Mapping[str, Any], keep: int | 
     # Orbax cannot write arrays without elements; their shape says all there is.
     filled = {name: array for name, array in arrays.items() if array.size}
     folder = root / str(step)
-    if (folder / "meta").is_dir():
+    if step_folders.is_whole(folder):
         _check_heads_are_the_same(folder, leaves)
         return folder
     whole = {**meta, "format": FORMAT, "leaves": leaves, "row_digests": checkpoint_rows.digests(filled)}
-    items = {"arrays": filled, "meta": {**whole, "sha256": _meta_digest(whole)}}
+
+    def fill(draft: Path) -> None:
+        checkpoint_arrays.write(draft / "arrays", filled, checkpoint_rows.piece_bytes(filled))
+        _write_meta(draft, {**whole, "sha256": _meta_digest(whole)})
+
     try:
-        _write(root, step, items, keep)
+        return step_folders.write(root, step, fill, keep)
     except Exception as error:  # Orbax reports a full disk as ValueError
         raise CheckpointError(
             f"A checkpoint cannot be written: {folder}. Got {type(error).__name__}: {str(error)[:200]}, expected room "
             "and permission to write. Fix: free some, or choose another folder."
         ) from error
-    return folder
-
-
-def find(path: Path) -> Path:
-    """The folder of one step: `path` itself, or the newest step in it, in its `last`, or in its `checkpoints/last`."""
-    steps = _steps(path)
-    return next((step for step in steps if (step / "meta").is_dir()), steps[0])
-
-
-def first_sound(path: Path, read: Callable[[Path], _T]) -> _T:
-    """What `read` makes of the newest step below a path; one that is damaged is renamed, and the one before is read.
-
-    Args:
-      path: as for `find`; of a folder of one step there is none before.
-      read: takes the folder of a step.
-
-    Raises:
-      DamagedCheckpointError: none is left.
-    """
-    steps = _steps(path)
-    for number, step in enumerate(steps):
-        try:
-            return read(step)
-        except DamagedCheckpointError as error:
-            if number + 1 == len(steps):
-                raise
-            _log.warning("%s Instead: %s.", error, steps[number + 1])
-            _set_aside(step)
-    raise AssertionError("there is at least one step")
 
 
 def check(path: Path) -> Path:
-    """Reads all of a step and compares digests; returns the path.
+    """Reads all of a step, array by array, and compares digests; returns the path.
 
     Raises:
       DamagedCheckpointError: something is missing, or differs from what was saved.
     """
     saved = read_meta(path)["leaves"]
-    arrays = _read_arrays(path, [name for name, leaf in saved.items() if leaf["size"]])
-    for name, array in arrays.items():
-        _check_digest(path, name, array, saved[name])
+    _check_sizes(path, saved, saved)
+    for name, leaf in saved.items():
+        _read(path, name, leaf)
     return path
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """The `meta` of the checkpoint in a step folder."""
-    ocp = _orbax()
+    """The metadata of the checkpoint in a step folder.
+
+    Raises:
+      DamagedCheckpointError: it holds no metadata, other than were saved, or links, which may lead anywhere.
+      CheckpointError: it has another format.
+    """
+    file = path / step_folders.META
     try:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-            meta: dict[str, Any] = reader.restore(path.absolute() / "meta")
+        if links := checkpoint_arrays.links(path):
+            raise ValueError(f"a link, {links[0].relative_to(path)}")
+        if file.stat().st_size > _META_BYTES:
+            raise ValueError(f"{file.stat().st_size:,} bytes")
+        meta: dict[str, Any] = json.loads(file.read_bytes())
         form, sha256 = meta["format"], meta.pop("sha256", None)
+        whole = sha256 == _meta_digest(meta)
     except Exception as error:
         raise DamagedCheckpointError(
-            f"A checkpoint cannot be read: {path / 'meta'}. Got {type(error).__name__}, expected JSON. Fix: use an "
-            "older step."
+            f"A checkpoint cannot be read: {file}. Got {type(error).__name__}: {str(error)[:200]}, expected JSON. Fix: "
+            "use an older step."
         ) from error
-    whole = sha256 == _meta_digest(meta)
-    if form != FORMAT and (whole or (form, sha256) == (1, None)):
+    if whole and form != FORMAT:
         raise CheckpointError(
             f"A checkpoint has another format: {path}. Got format {form}, expected {FORMAT}. Fix: load it with the "
             "version of Hydrax that wrote it."
         )
     if not whole:
         raise DamagedCheckpointError(
-            f"A checkpoint is damaged: {path / 'meta'}. Got bytes with another digest, expected the ones that were "
-            "saved. Fix: use an older step."
+            f"A checkpoint is damaged: {file}. Got bytes with another digest, expected the ones that were saved. Fix: "
+            "use an older step."
         )
+    if not _are_leaves(meta.get("leaves")):
+        raise _unreadable(file, ValueError("leaves without their form"))
     return meta
 
 
@@ -148,8 +131,9 @@ def load(path: Path, like: Any, as_numpy: bool = False) -> Any:
             raise _mismatch(path, name, "no such leaf", _form(leaf))
         if (saved[name]["shape"], saved[name]["dtype"]) != (list(leaf.shape), str(leaf.dtype)):
             raise _mismatch(path, name, f"{saved[name]['dtype']}{saved[name]['shape']}", _form(leaf))
-    arrays = _read_arrays(path, [name for name in expected if saved[name]["size"]])
-    leaves = [_restore(path, name, arrays.get(name), saved[name], as_numpy) for name in expected]
+    _check_sizes(path, saved, expected)
+    found = (_read(path, name, saved[name]) for name in expected)
+    leaves = [array if as_numpy else _to_jax(array, saved[name]) for name, array in zip(expected, found, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
@@ -171,11 +155,12 @@ def load_head(path: Path, like: Any, head: int) -> Any:
             raise _mismatch(path, name, "no such leaf", _form(leaf))
         if (saved[name]["shape"][1:], saved[name]["dtype"]) != (list(leaf.shape), str(leaf.dtype)):
             raise _mismatch(path, name, f"{saved[name]['dtype']}{saved[name]['shape'][1:]}", _form(leaf))
-    names = [name for name in expected if saved[name]["size"]]
-    rows = checkpoint_rows.read(path / "arrays", names, head, meta["row_digests"])
+    _check_sizes(path, saved, expected)
+    forms = {name: (saved[name]["size"], _stored_dtype(saved[name])) for name in expected if saved[name]["size"]}
+    rows = checkpoint_rows.read(path / "arrays", forms, head, meta["row_digests"])
     leaves = []
     for name in expected:
-        row = rows.get(name, np.zeros(saved[name]["shape"][1:], np.float32))
+        row = rows.get(name, np.zeros(saved[name]["shape"][1:], _stored_dtype(saved[name])))
         leaves.append(_to_jax(row, saved[name]))
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
@@ -210,21 +195,11 @@ def check_same(path: Path, saved: Mapping[str, Any], present: Mapping[str, Any])
             )
 
 
-def _write(root: Path, step: int, items: Mapping[str, Any], keep: int | None) -> None:
-    ocp = _orbax()
-    root.mkdir(parents=True, exist_ok=True)
-    arrays = items["arrays"]
-    models = checkpoint_rows.models_of(arrays)
-    pieces = {
-        name: ocp.SaveArgs(chunk_byte_size=checkpoint_rows.piece_bytes(array), shard_axes=(0,))
-        if name in models
-        else ocp.SaveArgs()
-        for name, array in arrays.items()
-    }
-    with _manager(root, keep) as manager:
-        args = ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays, pieces), meta=ocp.args.JsonSave(items["meta"]))
-        manager.save(step, args=args, force=True)
-        manager.wait_until_finished()
+def _write_meta(folder: Path, meta: Mapping[str, Any]) -> None:
+    with (folder / step_folders.META).open("w") as file:
+        json.dump(meta, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _check_heads_are_the_same(folder: Path, leaves: Mapping[str, Any]) -> None:
@@ -238,70 +213,64 @@ def _check_heads_are_the_same(folder: Path, leaves: Mapping[str, Any]) -> None:
             )
 
 
-def _read_arrays(path: Path, names: list[str]) -> dict[str, np.ndarray]:
-    ocp = _orbax()
+def _check_sizes(path: Path, saved: Mapping[str, Any], names: Mapping[str, Any]) -> None:
+    """Refuses arrays that their files cannot hold, before memory is taken for them."""
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            found: dict[str, np.ndarray] = reader.restore(
-                path.absolute() / "arrays",
-                args=ocp.args.PyTreeRestore(
-                    item=dict.fromkeys(names, 0),
-                    restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names},
-                    partial_restore=True,
-                ),
-            )
+        checkpoint_arrays.check_sizes(
+            path / "arrays", sum(saved[name]["size"] * _stored_dtype(saved[name]).itemsize for name in names)
+        )
     except Exception as error:
+        raise _unreadable(path / "arrays", error) from error
+
+
+def _read(path: Path, name: str, saved: Mapping[str, Any]) -> np.ndarray:
+    """One leaf as NumPy, of keys their words; its digest is that of what was saved."""
+    if not saved["size"]:
+        return np.zeros(saved["shape"], _stored_dtype(saved))
+    try:
+        array = checkpoint_arrays.read(path / "arrays", name, saved["size"], _stored_dtype(saved))
+    except Exception as error:
+        raise _unreadable(path / "arrays", error) from error
+    if digest(array) != saved["sha256"]:
         raise DamagedCheckpointError(
-            f"A checkpoint cannot be read: {path / 'arrays'}. Got {type(error).__name__}: {str(error)[:200]}, expected "
-            "whole files. Fix: use an older step."
-        ) from error
-    return found
+            f"A checkpoint is damaged: {path}, leaf {name}. Got bytes with another digest, expected the ones that were "
+            "saved. Fix: use an older step."
+        )
+    return array if saved["key"] else array.reshape(saved["shape"])
 
 
-def _restore(path: Path, name: str, array: np.ndarray | None, saved: Mapping[str, Any], as_numpy: bool) -> Any:
-    if array is None:
-        return (np if as_numpy else jnp).zeros(saved["shape"], saved["dtype"])
-    _check_digest(path, name, array, saved)
-    if as_numpy:
-        return array
-    return _to_jax(array, saved)
+def _unreadable(path: Path, error: Exception) -> DamagedCheckpointError:
+    return DamagedCheckpointError(
+        f"A checkpoint cannot be read: {path}. Got {type(error).__name__}: {str(error)[:200]}, expected whole files. "
+        "Fix: use an older step."
+    )
 
 
 def _to_jax(array: np.ndarray, saved: Mapping[str, Any]) -> jax.Array:
     return jax.random.wrap_key_data(jnp.asarray(array), impl=saved["key"]) if saved["key"] else jnp.array(array)
 
 
-def _check_digest(path: Path, name: str, array: np.ndarray, saved: Mapping[str, Any]) -> None:
-    if digest(array) != saved["sha256"]:
-        raise DamagedCheckpointError(
-            f"A checkpoint is damaged: {path}, leaf {name}. Got bytes with another digest, expected the ones that were "
-            "saved. Fix: use an older step."
-        )
+def _stored_dtype(saved: Mapping[str, Any]) -> np.dtype:
+    return np.dtype(np.uint32) if saved["key"] else jnp.dtype(saved["dtype"])
+
+
+def _are_leaves(leaves: Any) -> bool:
+    """Whether metadata says of each leaf what `_describe` does."""
+    return isinstance(leaves, dict) and all(map(_is_leaf, leaves.values()))
+
+
+def _is_leaf(leaf: Any) -> bool:
+    kinds = {"shape": list, "dtype": str, "size": int, "key": str | None, "sha256": str}
+    if not isinstance(leaf, dict) or not all(isinstance(leaf.get(name, ...), kind) for name, kind in kinds.items()):
+        return False
+    counts = [*leaf["shape"], leaf["size"]]
+    return all(type(n) is int and n >= 0 for n in counts) and (
+        bool(leaf["key"]) or leaf["size"] == math.prod(counts[:-1])
+    )
 
 
 def _meta_digest(meta: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-
-
-def _steps(path: Path) -> list[Path]:
-    """The step folders below a path, the newest first; the path itself where it is one."""
-    if path.name.isdigit() and path.is_dir():
-        return [path]
-    for folder in (path, path / "last", path / "checkpoints" / "last"):
-        steps = [p for p in folder.glob("*") if p.name.isdigit() and p.is_dir()]
-        if steps:
-            return sorted(steps, key=lambda p: int(p.name), reverse=True)
-    raise CheckpointError(
-        f"There is no checkpoint: {path}. Got no step folder, expected one written by ModelCheckpoint, save_checkpoint "
-        'or Heads.save. Fix: check the path; ckpt_path="auto" starts afresh where there is none.'
-    )
-
-
-def _set_aside(step: Path) -> None:
-    """Renames a damaged step, so that no later run takes it for the newest; where that cannot be, it stays."""
-    names = (step.with_name(f"{step.name}.damaged-{number}") for number in itertools.count(1))
-    with contextlib.suppress(OSError):
-        step.rename(next(name for name in names if not name.exists()))
 
 
 def _to_numpy(leaf: Any) -> np.ndarray:
@@ -329,28 +298,3 @@ def _mismatch(path: Path, name: str, got: str, expected: str) -> CheckpointError
         f"A checkpoint does not fit: {path}, leaf {name}. Got {got}, expected {expected}. Fix: load it with the "
         "module, callbacks and number of heads that wrote it."
     )
-
-
-def _manager(root: Path, keep: int | None) -> Any:
-    ocp = _orbax()
-    from orbax.checkpoint.checkpoint_managers import preservation_policy
-
-    # Not `max_to_keep`: with a metric it deletes the newest.
-    policy = None if keep is None else preservation_policy.LatestN(keep)
-    options = ocp.CheckpointManagerOptions(preservation_policy=policy, enable_async_checkpointing=False)
-    return ocp.CheckpointManager(root.absolute(), options=options)
-
-
-def _orbax() -> Any:
-    """Orbax, imported when it is first needed, and kept from writing 70 lines for each save."""
-    import orbax.checkpoint as ocp
-
-    log = logging.getLogger("absl")
-    log.setLevel(max(logging.WARNING, log.level))
-    log.addFilter(_is_no_advice)
-    return ocp
-
-
-def _is_no_advice(record: logging.LogRecord) -> bool:
-    """False for what Orbax says of pieces that are small on purpose."""
-    return "target_byte_size" not in record.getMessage()

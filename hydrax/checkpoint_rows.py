@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hydrax import checkpoint_arrays
 from hydrax.errors import DamagedCheckpointError
 
 _PREFIXES = ("heads.trainable.", "heads.state.")
@@ -21,9 +22,9 @@ def models_of(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: arrays[name] for name in sorted(arrays) if f"{name}.".startswith(_PREFIXES)}
 
 
-def piece_bytes(array: np.ndarray) -> int:
-    """Bytes of the pieces to write an array in, along its axis of heads."""
-    return max(_LEAST_BYTES, array.nbytes // max(1, len(array)))
+def piece_bytes(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Bytes of the pieces to write heads' models in, along their axis of heads, by name."""
+    return {name: max(_LEAST_BYTES, a.nbytes // max(1, len(a))) for name, a in models_of(arrays).items()}
 
 
 def digests(arrays: Mapping[str, np.ndarray]) -> str:
@@ -33,26 +34,22 @@ def digests(arrays: Mapping[str, np.ndarray]) -> str:
     return base64.b64encode(b"".join(_digest([array[head] for array in models]) for head in range(count))).decode()
 
 
-def read(path: Path, names: Sequence[str], head: int, digests: str) -> dict[str, np.ndarray]:
+def read(path: Path, forms: Mapping[str, tuple[int, np.dtype]], head: int, digests: str) -> dict[str, np.ndarray]:
     """One head's arrays, by name.
 
     Args:
       path: folder of the arrays.
-      names: of `[H, ...]` arrays that have elements.
+      forms: size and dtype of the `[H, ...]` arrays, by name; they have elements.
       head: its place.
       digests: as the function of that name gave it.
 
     Raises:
       DamagedCheckpointError: something is missing, or differs from what was saved.
     """
-    import tensorstore
-
     found = {}
     try:
-        for name in names:
-            store = {"driver": "ocdbt", "base": f"file://{path.absolute()}/", "path": f"{name}/"}
-            array = tensorstore.open({"driver": "zarr", "kvstore": store}, open=True, read=True).result()
-            found[name] = np.asarray(array[head].read().result())
+        for name, (size, dtype) in forms.items():
+            found[name] = checkpoint_arrays.read(path, name, size, dtype, row=head)
     except Exception as error:
         raise DamagedCheckpointError(
             f"A checkpoint cannot be read: {path}, head {head}. Got {type(error).__name__}: {str(error)[:200]}, "

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from hydrax.checkpoint import named_leaves
 from hydrax.columns import check_dataset, num_rows
 from hydrax.data import DataModule
 from hydrax.feed import Batches, Feed, ResidentFeed
@@ -37,6 +38,10 @@ class Dataset:
     def num_rows(self) -> int:
         """N."""
         return num_rows(self.shapes) if self.reader is None else self.reader.num_rows
+
+    def __str__(self) -> str:
+        columns = (f"{name or 'array'} {c.dtype}{list(c.shape[1:])}" for name, c in named_leaves(self.shapes).items())
+        return f"{self.num_rows} rows of {', '.join(columns)}"
 
     @property
     def row_bytes(self) -> int:

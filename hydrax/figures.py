@@ -184,6 +184,15 @@ def to_png(figure: Figure, dots_per_inch: int = 100) -> bytes:
     return file.getvalue()
 
 
+def to_pixels(figure: Figure) -> np.ndarray:
+    """A figure as uint8[height, width, 4], red, green, blue and opacity."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
+
+
 def _figure(inches: tuple[float, float]) -> Any:
     if not can_draw():
         raise ArgumentError(

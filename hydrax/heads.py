@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hydrax import checkpoint
+from hydrax import checkpoint, step_folders
 from hydrax.columns import check_dataset, num_rows
 from hydrax.errors import ArgumentError, ModuleError
 from hydrax.export import export
@@ -175,7 +175,7 @@ class Heads:
           module: the module they were trained with: it builds the structure.
           head: reads this one alone, without the others, and gives what `heads[head]` would; None: all.
         """
-        return checkpoint.first_sound(Path(path), lambda step: cls._read(step, module, head))
+        return step_folders.first_sound(Path(path), lambda step: cls._read(step, module, head))
 
     @classmethod
     def _read(cls, step: Path, module: HydraModule, head: int | None) -> Any:
@@ -255,7 +255,7 @@ def load_with(kind: type[HydraModule], path: str | Path, head: int | None, given
         arguments = _arguments(kind, {**_kept(checkpoint.read_meta(step)), **given}, given, step)
         return Heads._read(step, kind(**arguments), head)
 
-    return checkpoint.first_sound(Path(path), read)
+    return step_folders.first_sound(Path(path), read)
 
 
 def _kept(meta: Mapping[str, Any]) -> Hyperparameters:

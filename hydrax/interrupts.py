@@ -21,10 +21,12 @@ class Interrupts:
 
     Attributes:
       signal: the number of the signal that came last, or None.
+      asked: whether a callback asked for the end.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.asked = False
         self._may_cut = False
         self._before: dict[int, Any] = {}
 
@@ -42,8 +44,8 @@ class Interrupts:
 
     @property
     def came(self) -> bool:
-        """Whether a signal asked for the end."""
-        return self.signal is not None
+        """Whether a signal or a callback asked for the end."""
+        return self.asked or self.signal is not None
 
     def check(self) -> None:
         """Raises Interrupted where a signal asked for the end."""
@@ -66,7 +68,7 @@ class Interrupts:
         return 128 + signal.SIGTERM if self.signal == signal.SIGTERM else None
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        if self.came and number == signal.SIGINT:
+        if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
         if self._may_cut:

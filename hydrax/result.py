@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,22 @@ from hydrax.errors import ArgumentError
 from hydrax.heads import Heads
 from hydrax.ledger import shortest, write_csv
 from hydrax.plan import Plan
+
+
+class Best(NamedTuple):
+    """The head that did best.
+
+    Attributes:
+      place: where it stands: `result.heads[place]`, `result.metrics[name][place]`.
+      score: its metric.
+      settings: its row of the ledger: id, slice, seed, axes, `PerHead` values.
+      model: the model, as `configure_model` built it.
+    """
+
+    place: int
+    score: float
+    settings: dict[str, Any]
+    model: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +54,30 @@ class FitResult:
     ledger: list[dict[str, Any]]
     plan: Plan | None = None
     interrupted: bool = False
+
+    def best(self, monitor: str = "val_loss", mode: str = "min") -> Best:
+        """The head whose metric, as it was last logged, is best; of equal ones the first.
+
+        Args:
+          monitor: the metric.
+          mode: "min" where less is better, else "max".
+
+        Raises:
+          ArgumentError: nothing of that name was logged, or no head has a finite value.
+        """
+        if monitor not in self.metrics or mode not in ("min", "max"):
+            raise ArgumentError(
+                f"There is no best head: FitResult.best({monitor!r}, {mode!r}). Expected one of "
+                f'{", ".join(sorted(self.metrics))}, and "min" or "max". Fix: name a metric that was logged.'
+            )
+        values = np.where(np.isfinite(self.metrics[monitor]), self.metrics[monitor], np.nan)
+        if np.isnan(values).all():
+            raise ArgumentError(
+                f"There is no best head: FitResult.best({monitor!r}). Got no head with a finite value, expected one. "
+                "Fix: result.ledger says what became of them."
+            )
+        place = int(np.nanargmin(values) if mode == "min" else np.nanargmax(values))
+        return Best(place, float(values[place]), self.ledger[place], self.heads[place])
 
     def table(self, metrics: Mapping[str, np.ndarray] | None = None) -> Any:
         """A tidy table with one row a head: the ledger's columns, then everything logged, as it was last.

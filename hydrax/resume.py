@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from hydrax import checkpoint
+from hydrax import checkpoint, step_folders
 from hydrax.callback import Callback
 from hydrax.dispatch import naming, owner_of
 from hydrax.engine import Blocks, Engine
@@ -96,7 +96,7 @@ def load(path: Path, *, engine: Engine, callbacks: Mapping[str, Callback], finge
     Raises:
       CheckpointError: it is none, is damaged, or belongs to another run.
     """
-    step_dir = checkpoint.find(path)
+    step_dir = step_folders.find(path)
     meta = checkpoint.read_meta(step_dir)
     if meta["kind"] != "run":
         raise CheckpointError(
@@ -138,7 +138,7 @@ def load(path: Path, *, engine: Engine, callbacks: Mapping[str, Callback], finge
 
 def read_choice(path: Path) -> Choice:
     """What of the plan shaped the bits of the run that a checkpoint belongs to."""
-    step_dir = checkpoint.find(path)
+    step_dir = step_folders.find(path)
     plan = checkpoint.read_meta(step_dir).get("plan", {})
     lowering = plan.get("lowering", {})
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import jax
 import numpy as np
 
 from hydrax.assembly import Checked, Training
@@ -92,6 +93,13 @@ class RunView:
         return self._running()[1].schedule.steps_per_epoch
 
     @property
+    def slots_per_step(self) -> int:
+        """Slots of one head's update, of all its micro-batches, padding included."""
+        assert self._laid_out is not None
+        checked = self._laid_out[0]
+        return checked.settings.accumulate_grad_batches * checked.walk.batch_size
+
+    @property
     def estimated_stepping_batches(self) -> int:
         """Optimiser updates of the whole fit."""
         return self._running()[1].schedule.max_steps
@@ -152,6 +160,12 @@ class RunView:
         """
         self._scalars |= {name: float(value) for name, value in values.items()}
 
+    @property
+    def head_shapes(self) -> Any:
+        """One head's `trainable`, `state` and `opt_state`, as shapes."""
+        shapes = self._running()[1].engine.state_shapes()
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), shapes)
+
     def snapshots_of(self, callback: Callback, slot: int = 0) -> Heads | None:
         """The heads that a callback's `Control.snapshot` kept in a slot, or None."""
         loop, training = self._running()
@@ -166,7 +180,16 @@ class RunView:
     @property
     def interrupted(self) -> bool:
         """Whether a signal has asked for the fit's end."""
+        return self._interrupts.signal is not None
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether the fit ends at the next superstep; a callback may set it, and a resumed fit goes on from there."""
         return self._interrupts.came
+
+    @should_stop.setter
+    def should_stop(self, value: bool) -> None:
+        self._interrupts.asked = bool(value)
 
     @property
     def quarantined(self) -> Mapping[int, Fault]:

@@ -13,13 +13,13 @@ import optax
 
 from hydrax.callback import Callback, StepInfo
 from hydrax.draw import DeviceRows
-from hydrax.errors import CallbackError, ModuleError
+from hydrax.errors import CallbackError, HydraxError, ModuleError
 from hydrax.finite import is_finite
 from hydrax.lowering import Lowering, lower
 from hydrax.model import Parts, Structure, split
 from hydrax.module import Context, HydraModule, Logged, bind, is_metric, masked_mean
 from hydrax.state import HeadInputs, HeadsState, select
-from hydrax.step_checks import kept, read_logged, read_loss
+from hydrax.step_checks import kept, read_logged, read_loss, read_metrics
 
 # Keys that no training step uses: a head's key is folded with the step, which stays below 2**31.
 _INIT_KEY, _EVAL_KEY = np.uint32(2**32 - 1), np.uint32(2**32 - 2)
@@ -151,19 +151,21 @@ class HeadProgram:
         raw, gradients = gradients, self._clip(gradients)
         updates, opt_state = self._optimizer(inputs).update(gradients, head.opt_state, head.trainable)
         trainable = optax.apply_updates(head.trainable, updates)
-        info = StepInfo(trainable, gradients, updates, loss, step)
+        hparams = bind(self.module, inputs.per_head, "configure")[0].hparams
+        info = StepInfo(trainable, gradients, updates, loss, step, opt_state, hparams)
+        callbacks = {
+            key: kept(self._hear(key, "on_step", old, info), old, f"callbacks.{key}")
+            for key, old in head.callbacks.items()
+        }
         new = HeadsState(
             trainable=trainable,
             state=state,
             opt_state=kept(opt_state, head.opt_state, "opt_state"),
-            callbacks={
-                key: kept(self._hear(key, "on_step", old, info), old, f"callbacks.{key}")
-                for key, old in head.callbacks.items()
-            },
+            callbacks=callbacks,
             epoch={name: head.epoch[name].merge(_accumulator(logs[name], mask)) for name in head.epoch},
             live=head.live,
         )
-        return new, logs, loss, raw
+        return new, logs | self._callback_metrics(callbacks, info, logs), loss, raw
 
     def evaluate(
         self,
@@ -286,12 +288,24 @@ class HeadProgram:
         callback = self.callbacks[key]
         try:
             return getattr(callback, hook)(*args)
+        except HydraxError:
+            raise
         except Exception as error:
             raise CallbackError(
                 f"A callback failed while it was traced for one head: {type(callback).__name__}.{hook}. Got "
                 f"{type(error).__name__}: {error}, expected it to run on traced arrays. Fix: the cause above names the "
                 "line."
             ) from error
+
+    def _callback_metrics(self, states: Mapping[str, Any], info: StepInfo, logs: Mapping[str, Any]) -> dict[str, Any]:
+        """What callbacks log of a step, float scalars by name."""
+        found: dict[str, Any] = {}
+        for key, state in states.items():
+            values = self._hear(key, "metrics", state, info)
+            found |= read_metrics(f"{type(self.callbacks[key]).__name__}.metrics", values, {*logs, *found})
+        entries = {name: Logged(None, prog_bar=False, on_step=True, on_epoch=False) for name in found}
+        self.logged["training"] = {**self.logged["training"], **entries}
+        return found
 
     def _optimizer(self, inputs: HeadInputs) -> optax.GradientTransformation:
         optimizer = bind(self.module, inputs.per_head, "configure")[0].configure_optimizers()

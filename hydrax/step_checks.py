@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hydrax.errors import ModuleError
+from hydrax.errors import CallbackError, ModuleError
 from hydrax.module import is_metric, masked_mean
 
 
@@ -65,6 +65,31 @@ def read_logged(name: str, value: Any, stage: str, mask: jax.Array) -> Any:
             f"a scalar or [{mask.size}] numbers, one for each slot. Fix: reduce it over all axes but the first."
         )
     return masked_mean(value, mask)
+
+
+def read_metrics(where: str, values: Any, taken: Collection[str]) -> dict[str, jax.Array]:
+    """What a callback logs of a step, as float32 scalars; `taken` are the names that others have logged."""
+    if not isinstance(values, Mapping):
+        raise CallbackError(
+            f"A callback's metrics have no names: {where}. Got {type(values).__name__}, expected a dict of scalars. "
+            "Fix: return one."
+        )
+    found = {}
+    for name, value in values.items():
+        if name in taken:
+            raise CallbackError(
+                f"A name is logged twice in one step: {where}, {name!r}. Got it from the module or a callback before, "
+                "expected one value a name and step. Fix: give one of them another name."
+            )
+        is_number = isinstance(value, jax.Array | np.ndarray | np.generic | float | int)
+        if not is_number or jnp.shape(value) != ():
+            form = f"{jnp.result_type(value)}{list(jnp.shape(value))}" if is_number else type(value).__name__
+            raise CallbackError(
+                f"A callback's metric is no number: {where}, {name!r}. Got {form} for one head, expected a scalar. "
+                "Fix: reduce it over all axes."
+            )
+        found[name] = jnp.asarray(value, jnp.float32)
+    return found
 
 
 def kept(new: Any, old: Any, where: str) -> Any:

@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import datetime
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from hydrax import checkpoint
+from hydrax import checkpoint, step_folders
 from hydrax.assembly import Training, check_training
 from hydrax.callback import Callback
 from hydrax.data import DataModule
 from hydrax.dispatch import check_callbacks, keys
-from hydrax.errors import ArgumentError, CheckpointError
-from hydrax.evaluation import assemble_evaluation, table
-from hydrax.fitting import Fitting
-from hydrax.heads import Heads
+from hydrax.evaluator import Evaluator, check_types
 from hydrax.interrupts import Interrupts
 from hydrax.loop import FitLoop
 from hydrax.module import HydraModule
-from hydrax.predictions import HeldOut, held_out, stacked
 from hydrax.result import FitResult
-from hydrax.run_folder import check_root, find_newest
+from hydrax.run_folder import check_root
 from hydrax.settings import Settings, check_switches, refuse_unknown
 
 
-class Trainer(Fitting):
+class Trainer(Evaluator):
     """Trains, validates, tests and predicts with all heads of a module at once. Keyword arguments only.
 
     Args:
@@ -65,6 +60,9 @@ class Trainer(Fitting):
       logger: write TensorBoard events.
       enable_checkpointing: write checkpoints.
       enable_progress_bar: show progress.
+      enable_model_summary: say what one head's parameters are before training.
+      max_time: ends the fit, and saves, after so long: "DD:HH:MM:SS", a timedelta, or a dict such as {"hours": 2}. A
+        resumed fit goes on counting.
       default_root_dir: a run writes into `<root>/hydrax_logs/version_<n>/`.
       barebones: nothing but the training: no logger, checkpoints, bar or messages.
 
@@ -103,25 +101,28 @@ class Trainer(Fitting):
         logger: bool = True,
         enable_checkpointing: bool = True,
         enable_progress_bar: bool = True,
+        enable_model_summary: bool = True,
+        max_time: str | datetime.timedelta | Mapping[str, float] | None = None,
         default_root_dir: str | Path = ".",
         barebones: bool = False,
         **unknown: Any,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "unknown", "__class__")}
         refuse_unknown(unknown, list(given))
-        own = ("callbacks", "logger", "enable_checkpointing", "enable_progress_bar", "default_root_dir")
+        switches = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+        own = (*switches, "callbacks", "max_time", "default_root_dir")
         settings = Settings(**{name: value for name, value in given.items() if name not in own})
-        check_switches(
-            logger=logger, enable_checkpointing=enable_checkpointing, enable_progress_bar=enable_progress_bar
-        )
+        check_switches(**{name: given[name] for name in switches})
         quiet = barebones or bool(fast_dev_run)
         self._wants = {"ProgressBar": enable_progress_bar and not barebones}
         self._wants |= {
             "TensorBoardLogger": logger and not quiet,
             "ModelCheckpoint": enable_checkpointing and not quiet,
+            "ModelSummary": enable_model_summary and not quiet,
         }
-        self._root = check_root(default_root_dir)
-        super().__init__(settings, check_callbacks(callbacks), None if quiet else self._root)
+        root = check_root(default_root_dir)
+        timers = [] if max_time is None else [_plug_ins().Timer(max_time)]
+        super().__init__(settings, check_callbacks(callbacks) + timers, None if quiet else root, root)
 
     # What a user calls.
 
@@ -144,13 +145,13 @@ class Trainer(Fitting):
         Ctrl-C ends the fit after the steps at hand, saves, and comes back with `result.interrupted`; another one raises
         KeyboardInterrupt at once.
         """
-        _check_types(module, datamodule)
+        check_types(module, datamodule)
         self.module, self.datamodule = module, datamodule
         self._loop = self._training = self._laid_out = self._log_dir = None
         self._evaluated, self._scalars = {}, {}
         checkpoint_path = self._find_checkpoint(ckpt_path)
         if checkpoint_path is not None:
-            checkpoint_path = checkpoint.first_sound(checkpoint_path, checkpoint.check)
+            checkpoint_path = step_folders.first_sound(checkpoint_path, checkpoint.check)
         with self._stage(module, datamodule, "fit"), contextlib.ExitStack() as opened:
             self._add_defaults()
             checked = check_training(self._settings, module, datamodule, keys(self._heard()), self._root)
@@ -184,105 +185,13 @@ class Trainer(Fitting):
             self.interrupted,
         )
 
-    def validate(
-        self,
-        module: HydraModule | None = None,
-        datamodule: DataModule | None = None,
-        heads: Heads | None = None,
-        ckpt_path: str | Path | None = None,
-        verbose: bool = True,
-    ) -> dict[str, np.ndarray]:
-        """Runs `validation_step` over the validation set; arguments and result as `test`."""
-        return self._evaluate("val", module, datamodule, heads, ckpt_path, verbose)
-
-    def test(
-        self,
-        module: HydraModule | None = None,
-        datamodule: DataModule | None = None,
-        heads: Heads | None = None,
-        ckpt_path: str | Path | None = None,
-        verbose: bool = True,
-    ) -> dict[str, np.ndarray]:
-        """Runs `test_step` over the test set with all heads.
-
-        Args:
-          module: what one head is; None: that of the last fit.
-          datamodule: the data; None: that of the last fit.
-          heads: the heads; None: those of the last fit.
-          ckpt_path: reads the heads from a checkpoint instead.
-          verbose: print mean, spread and the worst heads.
-
-        Returns:
-          The mean over the set of everything logged, float[H] by name.
-        """
-        return self._evaluate("test", module, datamodule, heads, ckpt_path, verbose)
-
-    def predict(
-        self,
-        module: HydraModule | None = None,
-        datamodule: DataModule | None = None,
-        heads: Heads | None = None,
-        ckpt_path: str | Path | None = None,
-        reduce: str | None = None,
-    ) -> Any:
-        """Runs `predict_step` over the predict set with all heads, batch by batch; arguments as `test`.
-
-        Args:
-          reduce: None, or "mean" over heads: the ensemble.
-
-        Returns:
-          NumPy arrays `[H, rows, ...]`, or `[rows, ...]` with `reduce="mean"`.
-        """
-        if reduce not in (None, "mean"):
-            raise ArgumentError(
-                f'No such reduction: Trainer.predict(reduce=). Got {reduce!r}, expected None or "mean". Fix: drop it.'
-            )
-        module, datamodule, heads = self._subject(module, datamodule, heads, ckpt_path)
-        with self._stage(module, datamodule, "predict"):
-            engine, evaluation, head = self._assemble(module, datamodule, "predict", heads)
-            with (
-                contextlib.closing(engine),
-                contextlib.closing(evaluation),
-                self._hooks("predict", live=np.ones(len(heads), bool)) as emit,
-            ):
-                emit("on_predict_start")
-                found = stacked(evaluation.predict(engine, head, self.global_step), reduce)
-                emit("on_predict_end")
-        return found
-
-    def predict_held_out(
-        self,
-        module: HydraModule | None = None,
-        datamodule: DataModule | None = None,
-        heads: Heads | None = None,
-        ckpt_path: str | Path | None = None,
-    ) -> HeldOut:
-        """Runs `predict_step` over the training rows that each head did not learn from; arguments as `test`.
-
-        Heads find their slices by id, so heads picked out of a fit do too.
-
-        Returns:
-          The predictions out of fold or out of bag, with their heads and rows: `per_head()`, `per_row()`, `mask`.
-        """
-        module, datamodule, heads = self._subject(module, datamodule, heads, ckpt_path)
-        with self._stage(module, datamodule, "predict", data_stage="fit"):
-            engine, evaluation, head = self._assemble(module, datamodule, "held_out", heads)
-            with (
-                contextlib.closing(engine),
-                contextlib.closing(evaluation),
-                self._hooks("predict", live=np.ones(len(heads), bool)) as emit,
-            ):
-                emit("on_predict_start")
-                batches = evaluation.predict(engine, head, self.global_step)
-                found = held_out(batches, len(heads), evaluation.data.num_rows)
-                emit("on_predict_end")
-        return found
-
     # What stands behind it.
 
     def _reason(self, training: Training, loop: FitLoop) -> str:
         if self.interrupted:
             return f'interrupted at step {loop.step}; fit(..., ckpt_path="last") goes on from a checkpoint.'
+        if self.should_stop:
+            return f"a callback asked for the end at step {loop.step}."
         num_lost, ended = len(loop.faults), "the stop of all heads reached."
         if loop.live.any():
             ended = f"{self._settings.end(training.schedule.max_steps)} reached."
@@ -296,85 +205,15 @@ class Trainer(Fitting):
             ended + "".join(lines) + (f" {num_lost} lost to NaN or infinity." if num_lost and loop.live.any() else "")
         )
 
-    def _evaluate(
-        self, stage: str, module: Any, datamodule: Any, heads: Any, ckpt_path: Any, verbose: bool
-    ) -> dict[str, np.ndarray]:
-        module, datamodule, heads = self._subject(module, datamodule, heads, ckpt_path)
-        verb, hook = {"val": ("validate", "validation"), "test": ("test", "test")}[stage]
-        with self._stage(module, datamodule, verb):
-            engine, evaluation, head = self._assemble(module, datamodule, stage, heads)
-            live = np.ones(len(heads), bool)
-            with contextlib.closing(engine), contextlib.closing(evaluation), self._hooks(verb, live=live) as emit:
-                emit(f"on_{hook}_start")
-                found = evaluation.run(engine, head, self.global_step)
-                emit(f"on_{hook}_end", metrics=found)
-        self._evaluated |= found
-        if verbose and not self._settings.barebones:
-            print(table(found, heads.ids))
-        return found
-
-    def _assemble(self, module: HydraModule, datamodule: DataModule, stage: str, heads: Heads) -> Any:
-        if self._training is None or module is not self.module:
-            return assemble_evaluation(self._settings, module, datamodule, stage, heads)
-        fitted, choice = self._training.slices.ids, self._training.plan.choice
-        return assemble_evaluation(self._settings, module, datamodule, stage, heads, fitted, choice)
-
-    def _subject(
-        self, module: Any, datamodule: Any, heads: Any, ckpt_path: Any
-    ) -> tuple[HydraModule, DataModule, Heads]:
-        """What to evaluate: what is given, else what the last fit left."""
-        if heads is None and ckpt_path is None and self._loop is None:
-            raise ArgumentError(
-                "There are no heads to evaluate: Trainer. Got no fit before, no heads and no ckpt_path, expected one. "
-                "Fix: fit first, or pass heads=Heads.load(path, module)."
-            )
-        module, datamodule = module or self.module, datamodule or self.datamodule
-        _check_types(module, datamodule)
-        if ckpt_path is not None:
-            heads = Heads.load(self._find_checkpoint(ckpt_path) or ckpt_path, module)
-        if not isinstance(heads, Heads | None):
-            raise ArgumentError(
-                f"An argument has the wrong type: heads. Got {type(heads).__name__}, expected hydrax.Heads. Fix: pass "
-                "result.heads, or Heads.load(path, module)."
-            )
-        return module, datamodule, self.heads if heads is None else heads
-
-    def _find_checkpoint(self, ckpt_path: str | Path | None) -> Path | None:
-        if not isinstance(ckpt_path, str | Path | None):
-            raise ArgumentError(
-                f"An argument has the wrong type: ckpt_path. Got {type(ckpt_path).__name__}, expected a path, "
-                '"last", "best" or "auto". Fix: pass the folder ModelCheckpoint wrote.'
-            )
-        if ckpt_path is None or ckpt_path not in ("last", "auto", "best"):
-            return None if ckpt_path is None else Path(ckpt_path)
-        saver = self.checkpoint_callback
-        kind = "best" if ckpt_path == "best" else "last"
-        folder = getattr(saver, "dirpath", None)
-        known = getattr(saver, f"{kind}_model_path", None)
-        found = known or find_newest(kind, self._root, folder and Path(folder))
-        if not found and ckpt_path != "auto":
-            below = self._root / "hydrax_logs"
-            raise CheckpointError(
-                f"There is no checkpoint: ckpt_path={ckpt_path!r}. Got none below {below}, expected one of "
-                "ModelCheckpoint. Fix: pass its path, or 'auto' to start afresh where there is none."
-            )
-        return Path(found) if found else None
-
     def _add_defaults(self) -> None:
-        if not any(self._wants.values()):
-            return
-        from hydrax.callbacks import ModelCheckpoint, ProgressBar, TensorBoardLogger
-
-        for kind in (ProgressBar, TensorBoardLogger, ModelCheckpoint):
-            if self._wants[kind.__name__] and not any(isinstance(callback, kind) for callback in self.callbacks):
+        for name in (name for name, wanted in self._wants.items() if wanted):
+            kind = getattr(_plug_ins(), name)
+            if not any(isinstance(callback, kind) for callback in self.callbacks):
                 self.callbacks.append(kind())
 
 
-def _check_types(module: Any, datamodule: Any) -> None:
-    for name, value, kind in (("module", module, HydraModule), ("datamodule", datamodule, DataModule)):
-        if not isinstance(value, kind):
-            got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-            raise ArgumentError(
-                f"An argument has the wrong type: {name}. Got {got}, expected an instance of hydrax.{kind.__name__}. "
-                f"Fix: pass an object whose class derives from hydrax.{kind.__name__}."
-            )
+def _plug_ins() -> Any:
+    """The callbacks that come with Hydrax; the core knows no other plug-in, and these late."""
+    from hydrax import callbacks
+
+    return callbacks

@@ -1,4 +1,4 @@
-"""What every test shares: Hydrax before JAX, no silent rank promotion, GPU tests only where there is a GPU."""
+"""What every test shares: Hydrax before JAX, no silent rank promotion, tests of one kind of device there only."""
 
 import hydrax  # noqa: F401  # isort: skip  # first: its guard must stand before JAX starts its backend
 
@@ -8,12 +8,16 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A GPU multiplies float32 in TF32 unless told otherwise: three digits, where the tests compare with NumPy's seven.
+jax.config.update("jax_default_matmul_precision", "highest" if jax.default_backend() == "gpu" else None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") and jax.default_backend() != "gpu":
             item.add_marker(pytest.mark.skip(reason="needs a GPU: JAX finds none here"))
+        if item.get_closest_marker("cpu") and jax.default_backend() != "cpu":
+            item.add_marker(pytest.mark.skip(reason="says what holds on a CPU: JAX uses another device here"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -17,7 +17,7 @@ import hydrax as hx
 from hydrax.datamodules import ArrayDataModule
 
 NUM_ROWS, NUM_CLASSES, CHUNK = 40, 3, 4
-QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+QUIET = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
 
 
 class Perceptron(nnx.Module):

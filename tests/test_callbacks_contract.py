@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import tempfile
 
 import numpy as np
 import pytest
@@ -15,10 +16,21 @@ SLICES = hx.Slices.random_subset([40, 17, 9], NUM_ROWS, seed=1)
 # Arguments for those that need some to be of use, or that would stop heads without them.
 ARGUMENTS = {
     "EarlyStopping": {"patience": 1_000, "restore_best_weights": False},
+    "LearningRateMonitor": {"source": "lr"},
     "LambdaCallback": {"on_fit_end": lambda event: None},
     "ModelCheckpoint": {"monitor": "val_loss", "every_n_steps": 4},
+    "MLflowLogger": {"tracking_uri": f"file://{tempfile.mkdtemp()}"},
+    "WandbLogger": {"mode": "offline"},
 }
 STEPS = 10
+
+
+@pytest.fixture(scope="module", autouse=True)
+def files_are_enough():
+    """MLflow asks for a database unless it is told that files will do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+        yield
 
 
 def make(name):
@@ -38,7 +50,8 @@ def alone():
 
 def parameters(fitted):
     """All that heads consist of, but the plug-in's own part."""
-    return {name: array for name, array in fitted.arrays.items() if not name.startswith("callbacks.")}
+    own = ("callbacks.", "step.grad_norm", "latest.grad_norm", "step.learning_rate", "latest.learning_rate")
+    return {name: array for name, array in fitted.arrays.items() if not name.startswith(own)}
 
 
 def test_it_is_a_callback_in_a_file_of_its_own_with_its_arguments_explained(name):

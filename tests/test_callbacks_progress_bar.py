@@ -211,3 +211,18 @@ def test_a_closed_stderr_does_not_end_the_fit(stream, clock):
 def test_a_refresh_rate_out_of_its_range_is_refused(refresh_per_second):
     with pytest.raises(ArgumentError, match=r"Got .*, expected 0 < refresh_per_second <= 10\. Fix: "):
         ProgressBar(refresh_per_second)
+
+
+def test_a_notebook_has_its_own_bar_though_its_stderr_is_no_terminal(stream, clock, monkeypatch):
+    shown = []
+
+    class Widget(progress_bar.tqdm_asyncio):
+        """As tqdm.auto offers it in a notebook with ipywidgets: a class of its own, drawn by `display`."""
+
+        def display(self, *args, **kwargs):
+            shown.append((self.n, self.total, self.postfix))
+
+    monkeypatch.setattr(progress_bar, "tqdm", Widget)
+    run(ProgressBar(), clock, FakeTrainer(), range(1, 4), 1.0)
+    assert shown[-1] == (3, 1000, "live=3/4, 3.00 head-steps/s")
+    assert "\n" not in stream.getvalue().strip()

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hydrax import checkpoint
+from hydrax import checkpoint, step_folders
 from hydrax.errors import CheckpointError, DamagedCheckpointError
 
 
@@ -119,8 +119,8 @@ def test_find_takes_the_newest_step_by_number_or_the_step_itself(tmp_path):
     for step in (9, 10):
         checkpoint.save(tmp_path, step, small(step), {})
     (tmp_path / "11").mkdir()  # of a save that was cut off
-    assert checkpoint.find(tmp_path) == tmp_path / "10"
-    assert checkpoint.find(tmp_path / "9") == tmp_path / "9"
+    assert step_folders.find(tmp_path) == tmp_path / "10"
+    assert step_folders.find(tmp_path / "9") == tmp_path / "9"
 
 
 # ---- refusals
@@ -128,7 +128,7 @@ def test_find_takes_the_newest_step_by_number_or_the_step_itself(tmp_path):
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"There is no checkpoint: .*nowhere\. Got no step folder"):
-        checkpoint.find(tmp_path / "nowhere")
+        step_folders.find(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -165,8 +165,7 @@ def test_files_that_are_cut_off_are_refused(folder):
 
 
 def meta_file(folder):
-    (path,) = [path for path in (folder / "meta").rglob("*") if path.is_file() and b"leaves" in path.read_bytes()]
-    return path
+    return folder / "meta.json"
 
 
 def rewrite_meta(folder, **changes):
@@ -179,27 +178,21 @@ def rewrite_meta(folder, **changes):
 
 
 def test_another_format_is_refused_with_both_numbers(folder):
-    rewrite_meta(folder, format=3)
-    with pytest.raises(CheckpointError, match=r"another format: .*\. Got format 3, expected 2"):
-        checkpoint.load(folder, tree())
-
-
-def test_the_first_format_which_had_no_digest_is_refused_as_such(folder):
-    rewrite_meta(folder, format=1, sha256=None)
-    with pytest.raises(CheckpointError, match=r"another format: .*\. Got format 1, expected 2"):
+    rewrite_meta(folder, format=4)
+    with pytest.raises(CheckpointError, match=r"another format: .*\. Got format 4, expected 3"):
         checkpoint.load(folder, tree())
 
 
 def test_a_meta_with_other_bytes_is_damaged(folder):
     path = meta_file(folder)
     path.write_text(path.read_text().replace('"size": ', '"size": 1', 1))
-    with pytest.raises(DamagedCheckpointError, match=r"is damaged: .*meta\. Got bytes with another digest"):
+    with pytest.raises(DamagedCheckpointError, match=r"is damaged: .*meta\.json\. Got bytes with another digest"):
         checkpoint.load(folder, tree())
 
 
 def test_a_meta_that_is_no_json_is_refused(folder):
     meta_file(folder).write_text("{")
-    with pytest.raises(CheckpointError, match=r"cannot be read: .*meta\. Got .*, expected JSON"):
+    with pytest.raises(CheckpointError, match=r"cannot be read: .*meta\.json\. Got .*, expected JSON"):
         checkpoint.read_meta(folder)
 
 

@@ -1,6 +1,9 @@
 """One head is read from a checkpoint without the others, with the bits that reading all gives it."""
 
 import logging
+import re
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -45,7 +48,7 @@ def test_one_head_is_the_one_that_reading_all_gives(saved, kind, head):
 
 
 def test_the_arrays_of_the_others_are_not_read(saved, monkeypatch):
-    monkeypatch.setattr(checkpoint, "_read_arrays", lambda *_: pytest.fail("all heads were read"))
+    monkeypatch.setattr(checkpoint, "_read", lambda *_: pytest.fail("all heads were read"))
     hx.Heads.load(saved[0]["heads"], MODULE, head=2)
 
 
@@ -70,7 +73,32 @@ def test_another_module_is_refused(saved):
 def test_a_head_whose_digest_is_another_ones_is_damaged(saved):
     (path,) = [path for path in saved[0]["heads"].parent.iterdir() if path.name.isdigit()]
     meta = checkpoint.read_meta(path)
-    names = [name for name, leaf in meta["leaves"].items() if leaf["size"]]
+    forms = {n: (leaf["size"], checkpoint._stored_dtype(leaf)) for n, leaf in meta["leaves"].items() if leaf["size"]}
     of_others = meta["row_digests"][:4] + meta["row_digests"]  # three bytes further on
     with pytest.raises(DamagedCheckpointError, match="head 2. Got bytes with another digest"):
-        checkpoint.checkpoint_rows.read(path / "arrays", names, 2, of_others)
+        checkpoint.checkpoint_rows.read(path / "arrays", forms, 2, of_others)
+
+
+@pytest.mark.slow
+def test_one_head_of_a_gigabyte_is_read_in_50_milliseconds_and_the_others_are_not(tmp_path):
+    heads, size = 1_024, 2**18
+    rng = np.random.default_rng(0)
+    w = rng.integers(0, 2**32, (heads, size), np.uint32).view(np.float32)
+    step = checkpoint.save(tmp_path, 1, {"heads": {"trainable": {"w": w}}}, {})
+    assert sum(path.stat().st_size for path in step.rglob("*") if path.is_file()) > heads * size * 4
+    like = {"heads": {"trainable": {"w": jax.ShapeDtypeStruct((size,), np.float32)}}}
+    secs, read = [], []
+    for head in (5, 900, 17, 1_023, 512):
+        before, start = _bytes_read(), time.perf_counter()
+        found = checkpoint.load_head(step, like, head)["heads"]["trainable"]["w"]
+        secs.append(time.perf_counter() - start)
+        read.append(_bytes_read() - before)
+        assert np.asarray(found).tobytes() == w[head].tobytes()
+    print(f"one head of {heads * size * 4 / 1e9:.1f} GB: {1e3 * min(secs):.0f} ms, {max(read) / 1e6:.1f} MB read")
+    assert min(secs) < 0.05
+    assert max(read) < 8 * size * 4
+
+
+def _bytes_read():
+    """What this process has asked files for."""
+    return int(re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())[1])

@@ -9,12 +9,9 @@ import pytest
 from heads_under_test import NUM_ROWS, PlainClassifier, data_of, named_arrays, run
 
 import hydrax as hx
-from hydrax import checkpoint
+from hydrax import checkpoint, step_folders
 from hydrax.callbacks import ModelCheckpoint
 from hydrax.errors import DamagedCheckpointError
-
-# Orbax leaves coroutines behind where one of many reads fails.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 SLICES = hx.Slices.random_subset([40, 17, 9], NUM_ROWS, seed=1)
 OLD, NEW = 3, 6
@@ -59,7 +56,7 @@ def test_a_damaged_newest_step_is_never_read_as_if_it_were_whole(saved, tmp_path
     files = sorted(path for path in (last / str(NEW)).rglob("*") if path.is_file() and path.stat().st_size)
     DAMAGES[number % 4](files[number // 4 % len(files)], rng)
     with caplog.at_level(logging.WARNING, "hydrax"):
-        step = checkpoint.first_sound(last, checkpoint.check)
+        step = step_folders.first_sound(last, checkpoint.check)
     found = named_arrays(hx.Heads.load(step, PlainClassifier()))
     assert found.keys() == heads[int(step.name)].keys()
     for name, array in heads[int(step.name)].items():
@@ -70,7 +67,7 @@ def test_a_damaged_newest_step_is_never_read_as_if_it_were_whole(saved, tmp_path
 
 def test_the_damaged_step_is_renamed_and_a_run_goes_on_from_the_one_before(saved, tmp_path):
     last = shutil.copytree(saved[0] / "last", tmp_path / "last")
-    delete(last / str(NEW) / "meta" / "metadata", None)
+    delete(last / str(NEW) / "meta.json", None)
     saver = ModelCheckpoint(dirpath=tmp_path)
     fitted = run(PlainClassifier(), data_of(SLICES), last, callbacks=[saver], max_steps=NEW, enable_checkpointing=True)
     assert fitted.result.step == NEW
@@ -81,7 +78,7 @@ def test_the_damaged_step_is_renamed_and_a_run_goes_on_from_the_one_before(saved
 
 def test_a_step_that_is_asked_for_by_name_has_no_other(saved, tmp_path):
     last = shutil.copytree(saved[0] / "last", tmp_path / "last")
-    zero(last / str(NEW) / "meta" / "metadata", None)
+    zero(last / str(NEW) / "meta.json", None)
     with pytest.raises(DamagedCheckpointError, match="cannot be read"):
         hx.Heads.load(last / str(NEW), PlainClassifier())
     assert (last / str(NEW)).is_dir()

@@ -23,6 +23,7 @@ def fit(kind, num_heads, devices, chunk=1, **how):
     return run(module, data_of(slices, kind), devices=devices, chunk=chunk, max_steps=7, **how)
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize(("num_heads", "chunk"), [(5, 1), pytest.param(9, 4, marks=pytest.mark.slow)])
 def test_bits_do_not_depend_on_the_number_of_devices(num_heads, chunk):
     one, two = (fit("mlp", num_heads, devices, chunk) for devices in (1, 2))
@@ -30,6 +31,7 @@ def test_bits_do_not_depend_on_the_number_of_devices(num_heads, chunk):
     assert differing(one.arrays, two.arrays) == []
 
 
+@pytest.mark.cpu
 def test_nothing_compiles_twice_on_two_cores():
     programs = fit("mlp", 4, 2).trainer._training.engine.programs
     assert (programs["superstep"].num_compiled, programs["init"].num_compiled) == (1, 1)
@@ -43,6 +45,7 @@ def test_no_collective_is_in_the_compiled_program():
     assert [word for word in words if word in text] == []
 
 
+@pytest.mark.cpu
 def test_auto_is_every_core_of_a_cpu():
     assert find_devices("auto") == (jax.devices()[0],) * 2
 
@@ -51,6 +54,7 @@ def test_devices_of_the_users_own_are_taken_as_they_are():
     assert find_devices(jax.devices()[:1]) == tuple(jax.devices()[:1])
 
 
+@pytest.mark.cpu
 def test_more_devices_than_there_are_is_an_error_that_says_how_many_there_are():
     with pytest.raises(ArgumentError, match=rf"Got {2 + 1}, expected at most {2} cores"):
         find_devices(2 + 1)

@@ -169,8 +169,8 @@ def test_a_callback_that_raises_is_named_and_the_run_saved(tmp_path, whole, hook
 HOLDER = """
     import sys, time
     from pathlib import Path
-    from hydrax.callbacks.model_checkpoint import _locked
-    lock = _locked(Path(sys.argv[1]))
+    from hydrax.folder_lock import locked
+    lock = locked(Path(sys.argv[1]))
     print("held", flush=True)
     time.sleep(60)
 """

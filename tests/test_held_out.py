@@ -276,6 +276,7 @@ def test_without_heads_it_says_how_to_get_some():
         hx.Trainer().predict_held_out()
 
 
+@pytest.mark.cpu
 def test_heads_in_another_order_find_their_own_slices_and_values():
     slices = hx.Slices.window([0, 8, 16], 8, NUM_ROWS).complement()
     data = data_of(slices)

@@ -21,7 +21,7 @@ LAYERS = (
     (
         *("slice_arguments", "rotation", "row_law", "row_windows", "row_strata", "row_lists", "row_bits", "row_sets"),
         *("row_draws", "row_weights", "slice_recipes", "row_store", "slice_axes", "slice_description"),
-        *("computed_slices", "listed_slices", "slices", "spread", "hparams", "settings"),
+        *("computed_slices", "listed_slices", "slices", "spread", "best_scores", "hparams", "settings"),
     ),
     ("columns", "module", "data", "callback"),
     (
@@ -46,8 +46,12 @@ LAYERS = (
             "figures",
             "summaries",
             "event_files",
+            "remote_logger",
             "export",
             "compile_cache",
+            "folder_lock",
+            "step_folders",
+            "checkpoint_arrays",
             "checkpoint_rows",
             "checkpoint",
             "bad_row",
@@ -70,7 +74,18 @@ LAYERS = (
             "interrupts",
         ),
         *("quarantine", "dispatch", "step_clock", "loop", "heads", "predictions", "evaluation", "ledger", "result"),
-        *("run_folder", "resume", "assembly", "tune", "plan_report", "run_view", "stages", "fitting", "trainer"),
+        *(
+            "run_folder",
+            "resume",
+            "assembly",
+            "tune",
+            "plan_report",
+            "run_view",
+            "stages",
+            "fitting",
+            "evaluator",
+            "trainer",
+        ),
     ),
     ("loss", "nn", "one_call"),
 )
@@ -82,7 +97,19 @@ PLUG_INS = ("callbacks", "datamodules")
 # users look for what heads.py does.
 LATE = {("hydrax/module.py", "hydrax.heads.load_with")}
 # Core files that plug-ins may import from, besides what `hydrax` itself offers.
-OPEN = ("hydrax.errors", "hydrax.event_files", "hydrax.figures", "hydrax.spread", "hydrax.summaries")
+OPEN = tuple(
+    f"hydrax.{name}"
+    for name in (
+        "best_scores",
+        "errors",
+        "event_files",
+        "figures",
+        "folder_lock",
+        "remote_logger",
+        "spread",
+        "summaries",
+    )
+)
 
 IO_MODULES = {"fcntl", "glob", "io", "mmap", "os", "pathlib", "pickle", "shutil", "socket", "subprocess", "tempfile"}
 IO_CALLS = {"input", "open", "print"}

@@ -35,6 +35,7 @@ def test_there_are_no_more_blocks_than_chunks():
     assert len(made(5, 4, lanes=8).blocks) == 2
 
 
+@pytest.mark.cpu
 def test_a_block_has_room_for_two_chunks_so_that_its_loop_is_one():
     layout = made(5, 4, lanes=2)
     assert (heads(layout), counts(layout)) == ([[0, 1, 2, 3, 0, 0, 0, 0], [4, 0, 0, 0, 0, 0, 0, 0]], [1, 1])

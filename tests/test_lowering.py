@@ -86,6 +86,7 @@ def test_control_flow_and_custom_gradients_are_kept(flow, width):
     assert_close(fast(x, kernel), jax.tree.map(lambda *leaves: np.stack(leaves), *heads))
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("flow", [scanned, branched, rematerialised, jitted])
 def test_no_grouped_convolution_is_left_under_the_head_axis(flow):
     x, kernel = normal(0, 2, 2, 5, 5, 9), normal(1, 2, 3, 3, 9, 9)
@@ -99,6 +100,7 @@ def test_the_plain_program_has_grouped_convolutions():
     assert "feature_group_count" in jax.jit(jax.vmap(gradient_of(conv))).lower(x, kernel).compile().as_text()
 
 
+@pytest.mark.cpu
 def test_a_gradient_that_nobody_asks_for_is_not_computed():
     x, kernel = normal(0, 2, 8, 5, 5, 9), normal(1, 2, 3, 3, 9, 9)
     loss = lambda kernel, x: jnp.cos(conv(x, kernel)).sum()  # noqa: E731

@@ -185,6 +185,7 @@ def test_a_memory_that_is_no_number_of_bytes_is_refused_by_name(value):
         hx.Trainer(max_steps=1, device_memory=value)
 
 
+@pytest.mark.cpu
 def test_the_room_on_a_cpu_is_most_of_what_is_free():
     found = memory.room(jax.devices()[0], "auto")
     lines = Path("/proc/meminfo").read_text().splitlines()

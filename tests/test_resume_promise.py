@@ -190,12 +190,22 @@ class OtherClassifier(Classifier):
 
 
 OTHER_ROWS = rows_of("norm_dropout", seed=9)
+DATA = rf"{NUM_ROWS} rows of x float32\[6\], y int32\[\]"
 REFUSED = {
-    "slices": ({"slices": SLICES.with_ids(np.arange(HEADS) + 1)}, "'[0-9a-f]{64}'", "'[0-9a-f]{64}'"),
+    "slices": (
+        {"slices": SLICES.with_ids(np.arange(HEADS) + 1)},
+        r"'\d+ to \d+ rows, .* \([0-9a-f]{16}\)'",
+        r"'\d+ to \d+ rows, .* \([0-9a-f]{16}\)'",
+    ),
     "seed": ({"seed": 1}, "0", "1"),
     "chunk": ({"chunk": 2}, "4", "2"),
     "num_heads": ({"slices": SLICES[:5], "rates": RATES[:5]}, "6", "5"),
-    "data": ({"train": OTHER_ROWS}, "'[0-9a-f]{64}'", "'[0-9a-f]{64}'"),
+    "data": ({"train": OTHER_ROWS}, rf"'{DATA} \([0-9a-f]{{16}}\)'", rf"'{DATA} \([0-9a-f]{{16}}\)'"),
+    "hparams.lr": (
+        {"rates": hx.PerHead(RATES.values * 2)},
+        r"'PerHead\(\[.*\], heads=6\) \(.*\)'",
+        r"'PerHead\(\[.*\], heads=6\) \(.*\)'",
+    ),
     "module": ({"module": OtherClassifier}, "'Classifier'", "'OtherClassifier'"),
     "accumulate_grad_batches": ({"accumulate_grad_batches": 2}, "1", "2"),
 }

@@ -296,6 +296,7 @@ WIDE = {((SLOTS, CHUNK * HIDDEN), False), ((COLUMNS, CHUNK * HIDDEN), False)}
 BATCHED = {(tuple(sorted((CHUNK, SLOTS, HIDDEN))), True), (tuple(sorted((CHUNK, COLUMNS, HIDDEN))), True)}
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_first_layer_of_a_chunk_is_one_wide_matrix_product(matrix_products, accumulate):
     found = matrix_products(sampling="shared", accumulate_grad_batches=accumulate)
@@ -305,6 +306,7 @@ def test_the_first_layer_of_a_chunk_is_one_wide_matrix_product(matrix_products, 
     assert (tuple(sorted((CHUNK, SLOTS, CLASSES))), True) in found
 
 
+@pytest.mark.cpu
 def test_with_own_sampling_the_first_layer_is_one_matrix_product_for_each_head(matrix_products):
     found = matrix_products(sampling="own")
     assert found >= BATCHED

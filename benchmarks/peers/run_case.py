@@ -110,7 +110,7 @@ def run(letter: str, turn_count: int, tiny: bool, least_secs: float, only: list[
         "unit": "epoch" if case.steps_per_unit else "step",
         "steps_per_unit": (case.steps_per_unit or {}).get("own", 1),
         "counted": list(case.counted),
-        "backend": jax.default_backend(),
+        "backend": jax.devices()[0].device_kind,
         "devices": len(jax.devices()),
         "results": results,
         "missing": missing,

@@ -1,0 +1,56 @@
+"""Which heads were lost to NaN or infinity, as a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+from hydrax import Callback, Event
+
+
+class HeadQuarantineReport(Callback):
+    """Writes `quarantine.csv` into `trainer.log_dir` when a fit that lost heads ends or fails: a line for each of them.
+
+    What makes the head this head (recipe, seed, slice length, axes, `PerHead` values), the updates it keeps, and the
+    first array that the next one made NaN or infinite. A fit that loses none writes nothing.
+
+    Attributes:
+      rows: one dict for each lost head, in the order of the heads.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def on_fit_end(self, event: Event) -> None:
+        self._report(event)
+
+    def on_exception(self, event: Event) -> None:
+        if event.stage == "fit" and event.live.size:
+            self._report(event)
+
+    def _report(self, event: Event) -> None:
+        lost = event.trainer.quarantined
+        self.rows = [
+            {**head, "step": lost[head["head"]].step, "leaf": lost[head["head"]].leaf}
+            for head in (event.trainer.head_settings() if lost else [])
+            if head["head"] in lost
+        ]
+        if not self.rows or event.trainer.log_dir is None:
+            return
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(self.rows[0]))
+        writer.writeheader()
+        writer.writerows(self.rows)
+        path = Path(event.trainer.log_dir) / "quarantine.csv"
+        try:
+            path.write_text(text.getvalue())
+        except OSError as error:  # training is worth more than its report
+            logging.getLogger("hydrax").warning(
+                "A table is not written: HeadQuarantineReport, %s. Got %r, expected a folder that takes it. Fix: make "
+                "room there; trainer.quarantined says the same.",
+                path,
+                error,
+            )

@@ -1,0 +1,125 @@
+"""Ends a fit after a time, and says how long its stages took."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from hydrax import Callback, Event
+from hydrax.errors import ArgumentError
+
+STAGES = ("train", "validate", "test", "predict")
+_FORM = re.compile(r"(\d+):(\d\d):(\d\d):(\d\d)")
+
+
+class Timer(Callback):
+    """Measures how long a fit trains, and ends it in good order after `duration`.
+
+    It looks between supersteps. What ends is saved and returned as it then is; no head is frozen, and a fit that goes
+    on from the checkpoint goes on counting, so give it a longer `duration`. A clock that is set does not matter.
+
+    Args:
+      duration: a text "DD:HH:MM:SS", a `timedelta`, a dict of its arguments, or None for no end.
+
+    Raises:
+      ArgumentError: the duration is none of these, or not above 0.
+    """
+
+    def __init__(self, duration: str | datetime.timedelta | Mapping[str, float] | None = None) -> None:
+        self.duration_secs = None if duration is None else _seconds(duration)
+        self._secs = dict.fromkeys(STAGES, 0.0)
+        self._since: dict[str, float] = {}
+
+    def time_elapsed(self, stage: str = "train") -> float:
+        """Seconds so far of "train" (validation in it included), "validate", "test" or "predict"."""
+        if stage not in STAGES:
+            raise ArgumentError(
+                f"No such stage: Timer.time_elapsed(stage=...). Got {stage!r}, expected one of {', '.join(STAGES)}. "
+                "Fix: leave it out for training."
+            )
+        running = time.monotonic() - self._since[stage] if stage in self._since else 0.0
+        return self._secs[stage] + running
+
+    def time_remaining(self) -> float | None:
+        """Seconds of training left, 0 where they are over; None without a duration."""
+        return None if self.duration_secs is None else max(0.0, self.duration_secs - self.time_elapsed())
+
+    def on_train_start(self, event: Event) -> None:
+        if event.step == 0:  # a resumed fit goes on from load_state_dict
+            self._secs["train"] = 0.0
+        self._start("train")
+        self._check(event)
+
+    def on_train_steps_end(self, event: Event) -> None:
+        self._check(event)
+
+    def on_validation_start(self, event: Event) -> None:
+        self._start("validate")
+
+    def on_validation_end(self, event: Event) -> None:
+        self._stop("validate")
+        if event.stage == "fit":
+            self._check(event)
+
+    def on_test_start(self, event: Event) -> None:
+        self._start("test")
+
+    def on_test_end(self, event: Event) -> None:
+        self._stop("test")
+
+    def on_predict_start(self, event: Event) -> None:
+        self._start("predict")
+
+    def on_predict_end(self, event: Event) -> None:
+        self._stop("predict")
+
+    def on_train_end(self, event: Event) -> None:
+        self._stop("train")
+
+    def teardown(self, event: Event) -> None:
+        for stage in STAGES:
+            self._stop(stage)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"train_secs": self.time_elapsed()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._secs["train"] = float(state["train_secs"])
+
+    def _start(self, stage: str) -> None:
+        self._since[stage] = time.monotonic()
+
+    def _stop(self, stage: str) -> None:
+        if stage in self._since:
+            self._secs[stage] += time.monotonic() - self._since.pop(stage)
+
+    def _check(self, event: Event) -> None:
+        if self.time_remaining() == 0.0 and not event.trainer.should_stop:
+            event.trainer.should_stop = True
+            logging.getLogger("hydrax").info(
+                "Timer: %.0f s of training are over at step %d.", self.time_elapsed(), event.step
+            )
+
+
+def _seconds(duration: Any) -> float:
+    found: float | None = None
+    if isinstance(duration, str) and (match := _FORM.fullmatch(duration)):
+        days, hours, minutes, seconds = map(int, match.groups())
+        found = datetime.timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds()
+    elif isinstance(duration, datetime.timedelta):
+        found = duration.total_seconds()
+    elif isinstance(duration, Mapping):
+        try:
+            found = datetime.timedelta(**duration).total_seconds()
+        except TypeError:
+            found = None
+    if found is None or found <= 0:
+        raise ArgumentError(
+            f"A duration has no meaning: max_time, Timer(duration=...). Got {duration!r}, expected "
+            '"DD:HH:MM:SS", a timedelta or a dict such as {"hours": 2}, above 0. Fix: pass for example "00:02:00:00".'
+        )
+    return found
