@@ -106,8 +106,9 @@ class ModelCheckpoint(Callback):
         self._folder: Path | None = None
         self._owns_last = False
         self._lock: TextIO | None = None
-        self._last_save_secs = 0.0
-        self._due_step = -1  # the step that every_n_secs asked for
+        self._last_save_secs = self._last_try_secs = 0.0
+        # Steps that every_n_secs asked for; the loop asks again, for the step after, before the first of them is heard.
+        self._due_steps: set[int] = set()
         self._best: BestScores | None = None
         self._best_model_path: Path | None = None
         self._last_model_path: Path | None = None
@@ -140,9 +141,9 @@ class ModelCheckpoint(Callback):
         if not self.save_last:
             return None
         wait = None if self._folder is None else self.every_n_secs
-        if wait is not None and time.monotonic() - self._last_save_secs >= wait:
-            self._due_step = step + 1
-            return self._due_step
+        if wait is not None and time.monotonic() - self._last_try_secs >= wait:
+            self._due_steps.add(step + 1)
+            return step + 1
         return None if self.every_n_steps is None else (step // self.every_n_steps + 1) * self.every_n_steps
 
     def setup(self, event: Event) -> None:
@@ -155,7 +156,7 @@ class ModelCheckpoint(Callback):
 
     def on_train_start(self, event: Event) -> None:
         self._folder = self._find_folder(event)
-        self._last_save_secs = time.monotonic()
+        self._last_save_secs = self._last_try_secs = time.monotonic()
         # A fit that starts anew has nothing to do with the one before; a resumed one goes on from load_state_dict.
         if event.step == 0:
             self._best_model_path = self._last_model_path = None
@@ -170,7 +171,7 @@ class ModelCheckpoint(Callback):
 
     def on_train_steps_end(self, event: Event) -> None:
         by_steps = self.every_n_steps is not None and event.step % self.every_n_steps == 0
-        if by_steps or event.step == self._due_step:
+        if by_steps or event.step in self._due_steps:
             self._save_last(event)
 
     def on_validation_end(self, event: Event) -> Control | None:
@@ -258,6 +259,8 @@ class ModelCheckpoint(Callback):
             self._set_aside(path)
             self._last_model_path = event.trainer.save_checkpoint(path, keep=self.keep_last)
             self._last_save_secs = time.monotonic()
+        self._last_try_secs = time.monotonic()  # else every_n_secs would try one that fails again at every step
+        self._due_steps.clear()
 
     def _set_aside(self, last: Path) -> None:
         """Renames a `last` that holds another run's steps; a save would take them for its own."""

@@ -207,15 +207,28 @@ def test_nothing_is_due_inside_an_epoch_without_every_n_steps_or_last(arguments)
 def test_every_n_secs_asks_for_the_next_step_when_the_time_has_come(trainer, clock):
     checkpoint = started(trainer, every_n_secs=60)
     dues = []
-    for step, now in ((0, 100.0), (5, 159.0), (10, 160.5)):
+    # The loop asks for step 12 too before it tells of step 11: its rows can be fetched meanwhile.
+    for step, now in ((0, 100.0), (5, 159.0), (10, 160.5), (11, 160.6)):
         clock.now = now
         dues.append(checkpoint.next_due(step))
-    assert dues == [None, None, 11]
+    assert dues == [None, None, 11, 12]
     checkpoint.on_train_steps_end(at(10, trainer))
     assert trainer.saves == []
     checkpoint.on_train_steps_end(at(11, trainer))
     assert len(trainer.saves) == 1
     assert checkpoint.next_due(11) is None
+
+
+def test_a_save_by_seconds_that_fails_is_tried_again_after_as_many_seconds(trainer, clock):
+    checkpoint = started(trainer, every_n_secs=60)
+    clock.now = 161.0
+    assert checkpoint.next_due(10) == 11
+    trainer.failure = OSError("no room")
+    checkpoint.on_train_steps_end(at(11, trainer))
+    dues = []
+    for clock.now in (162.0, 220.0, 222.0):
+        dues.append(checkpoint.next_due(11))
+    assert dues == [None, None, 12]
 
 
 def test_every_n_epochs_saves_at_the_end_of_those_epochs(trainer, clock):

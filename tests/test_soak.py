@@ -1,5 +1,6 @@
 """A long fit takes no more memory, threads or files as it goes on, and compiles nothing anew."""
 
+import ctypes
 import gc
 import os
 import resource
@@ -20,7 +21,11 @@ SLICES = hx.Slices.random_subset(np.linspace(1, NUM_ROWS, HEADS).astype(int), NU
 WARM = 400
 WARM_SAVES = 40
 EVERY = 20
-MAX_GROWTH = 1.0  # megabytes in 1,000 steps; the least of many readings, as allocators go up and down by more
+MAX_GROWTH = 1.0  # megabytes in 1,000 steps
+
+
+# glibc keeps some of what is freed; it is told to give it back before each reading.
+give_back = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)
 
 
 class Gauges(hx.Callback):
@@ -44,6 +49,7 @@ class Gauges(hx.Callback):
         if event.step % EVERY or event.step < WARM:
             return
         gc.collect()
+        give_back(0)
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         self.steps.append(event.step)
         self.megabytes.append(pages * resource.getpagesize() / 1e6)
@@ -86,9 +92,10 @@ def test_memory_does_not_grow(soaked):
     steps, megabytes = np.array(soaked[0].steps), np.array(soaked[0].megabytes)
     third = len(steps) // 3
     growth = megabytes[-third:].min() - megabytes[:third].min()
-    per_thousand = growth / (steps[-third:].mean() - steps[:third].mean()) * 1_000
-    print(f"{per_thousand:.2f} MB in 1,000 steps, {megabytes.min():.0f} to {megabytes.max():.0f} MB")
-    assert per_thousand < MAX_GROWTH
+    apart = steps[-third:].mean() - steps[:third].mean()
+    print(f"{growth:.2f} MB in {apart:.0f} steps, {megabytes.min():.1f} to {megabytes.max():.1f} MB")
+    # A save moves it by half a megabyte up or down, so what a few hundred steps take is not multiplied.
+    assert growth < MAX_GROWTH * max(1, apart / 1_000)
 
 
 def test_threads_and_open_files_stay_as_many(soaked):
