@@ -25,7 +25,7 @@ from hydrax.errors import (  # noqa: E402
     NonFiniteError,
     SliceError,
 )
-from hydrax.heads import Heads  # noqa: E402
+from hydrax.heads import Heads, export_heads  # noqa: E402
 from hydrax.hparams import Hyperparameters, PerHead  # noqa: E402
 from hydrax.module import Context, HydraModule  # noqa: E402
 from hydrax.one_call import get_trained_models, unbatch_model  # noqa: E402
@@ -63,6 +63,7 @@ __all__ = [
     "StepInfo",
     "Trainer",
     "TrainerView",
+    "export_heads",
     "get_trained_models",
     "unbatch_model",
 ]

@@ -165,6 +165,27 @@ def load_head(path: Path, like: Any, head: int) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
+def load_models(path: Path, head: int | None = None) -> dict[str, np.ndarray]:
+    """The heads' models as arrays by name, of keys their words; without the module that built them.
+
+    Args:
+      path: a step folder, as `find` gives it.
+      head: the place of one, of which nothing else is read; None: all, `[H, ...]`.
+
+    Raises:
+      CheckpointError: it is damaged.
+    """
+    meta = read_meta(path)
+    saved = {name: leaf for name, leaf in meta["leaves"].items() if f"{name}.".startswith(checkpoint_rows.PREFIXES)}
+    _check_sizes(path, saved, saved)
+    if head is None:
+        found = {name: _read(path, name, leaf) for name, leaf in saved.items()}
+    else:
+        forms = {name: (leaf["size"], _stored_dtype(leaf)) for name, leaf in saved.items() if leaf["size"]}
+        found = checkpoint_rows.read(path / "arrays", forms, head, meta["row_digests"])
+    return {name.split(".", 2)[2] if name.count(".") > 1 else "array": array for name, array in found.items()}
+
+
 def named_leaves(tree: Any) -> dict[str, Any]:
     """Leaves by dotted path, such as `heads.trainable.linear.kernel`."""
     return {

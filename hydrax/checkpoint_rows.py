@@ -12,14 +12,14 @@ import numpy as np
 from hydrax import checkpoint_arrays
 from hydrax.errors import DamagedCheckpointError
 
-_PREFIXES = ("heads.trainable.", "heads.state.")
+PREFIXES = ("heads.trainable.", "heads.state.")
 _LEAST_BYTES = 2**16  # of a piece of a file: smaller ones cost more than they save
 _DIGEST_BYTES = 8
 
 
 def models_of(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The arrays `[H, ...]` that heads' models consist of, in the order in which their digests take them in."""
-    return {name: arrays[name] for name in sorted(arrays) if f"{name}.".startswith(_PREFIXES)}
+    return {name: arrays[name] for name in sorted(arrays) if f"{name}.".startswith(PREFIXES)}
 
 
 def piece_bytes(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:

@@ -243,6 +243,25 @@ class _Aux:
         return hash((self.structure, self.ids.tobytes()))
 
 
+def export_heads(path: str | Path, file: str | Path, head: int | None = None) -> Path:
+    """Writes the heads of a checkpoint by name into one file, as `Heads.export` does; their module is not needed.
+
+    Args:
+      path: a run's checkpoints or `Heads.save`'s folder; the newest step is read.
+      file: ends in `.npz` or `.safetensors`.
+      head: writes this one alone, and reads nothing of the others; None: all, `[H, ...]`.
+
+    Returns:
+      The file.
+    """
+
+    def read(step: Path) -> dict[str, np.ndarray]:
+        count = checkpoint.read_meta(step)["num_heads"]
+        return checkpoint.load_models(step, None if head is None else _place(head, count))
+
+    return export(step_folders.first_sound(Path(path), read), Path(file))
+
+
 def load_with(kind: type[HydraModule], path: str | Path, head: int | None, given: Mapping[str, Any]) -> Any:
     """Reads heads as `Heads.load` does, with a module built from the hyper-parameters that were saved with them.
 

@@ -75,6 +75,20 @@ def test_a_name_may_be_one_of_numpys_own_words(tmp_path, suffix, name):
     assert READ[suffix](export({name: np.arange(3)}, tmp_path / f"a{suffix}"))[name].tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("head", [None, 1])
+def test_a_checkpoint_is_written_without_the_module_that_built_it(heads, tmp_path, suffix, head):
+    expected = READ[suffix](heads.export(tmp_path / f"expected{suffix}", head))
+    found = READ[suffix](hx.export_heads(heads.save(tmp_path / "saved"), tmp_path / f"found{suffix}", head))
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_a_head_that_a_checkpoint_does_not_hold_is_refused(heads, tmp_path):
+    with pytest.raises(hx.ArgumentError, match="There is no such head"):
+        hx.export_heads(heads.save(tmp_path), tmp_path / "head.npz", head=HEADS)
+
+
 def test_another_ending_is_refused_with_those_that_there_are(heads, tmp_path):
     with pytest.raises(hx.ArgumentError, match=r"Got '.pt', expected .npz or .safetensors"):
         heads.export(tmp_path / "head.pt")
