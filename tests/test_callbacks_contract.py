@@ -37,9 +37,24 @@ def make(name):
     return getattr(callbacks, name)(**ARGUMENTS.get(name, {}))
 
 
-@pytest.fixture(params=sorted(callbacks.__all__))
+@pytest.fixture(scope="module", params=sorted(callbacks.__all__))
 def name(request):
     return request.param
+
+
+@pytest.fixture(scope="module")
+def fitted(name, tmp_path_factory):
+    """A plug-in, and a fit that it heard and wrote of."""
+    callback = make(name)
+    root = tmp_path_factory.mktemp("fitted")
+    return callback, run(
+        PlainClassifier(), data_of(SLICES), callbacks=[callback], max_steps=STEPS, default_root_dir=root
+    )
+
+
+@pytest.fixture(scope="module")
+def heads():
+    return hx.Trainer(max_steps=1, chunk=4, barebones=True).fit(PlainClassifier(), data_of(SLICES)).heads
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +78,8 @@ def test_it_is_a_callback_in_a_file_of_its_own_with_its_arguments_explained(name
     assert [a for a in arguments if f"{a}:" not in kind.__doc__ and f"{a}," not in kind.__doc__] == []
 
 
-def test_it_changes_no_bit_of_any_head(name, alone):
-    fitted = run(PlainClassifier(), data_of(SLICES), callbacks=[make(name)], max_steps=STEPS)
-    assert differing(parameters(fitted), alone) == []
+def test_it_changes_no_bit_of_any_head(fitted, alone):
+    assert differing(parameters(fitted[1]), alone) == []
 
 
 @pytest.mark.slow
@@ -82,17 +96,14 @@ def test_it_works_where_nothing_is_to_be_written(name):
     assert trainer.log_dir is None
 
 
-def test_it_hears_evaluations_without_a_fit_before(name):
-    heads = hx.Trainer(max_steps=1, chunk=4, barebones=True).fit(PlainClassifier(), data_of(SLICES)).heads
+def test_it_hears_evaluations_without_a_fit_before(name, heads):
     trainer = hx.Trainer(max_steps=1, chunk=4, callbacks=[make(name)], **QUIET)
     assert np.isfinite(trainer.validate(PlainClassifier(), data_of(SLICES), heads, verbose=False)["val_loss"]).all()
     assert np.isfinite(trainer.test(PlainClassifier(), data_of(SLICES), heads, verbose=False)["test_loss"]).all()
 
 
-def test_its_state_can_be_saved_and_taken_back(name, tmp_path):
-    callback = make(name)
-    run(PlainClassifier(), data_of(SLICES), callbacks=[callback], max_steps=STEPS, default_root_dir=tmp_path)
-    state = callback.state_dict()
+def test_its_state_can_be_saved_and_taken_back(name, fitted):
+    state = fitted[0].state_dict()
     arrays = {key: value for key, value in state.items() if isinstance(value, np.ndarray)}
     json.dumps({key: value for key, value in state.items() if key not in arrays})
     again = make(name)
