@@ -169,9 +169,9 @@ class Trainer(Evaluator):
             self._lay_out(checked, checkpoint_path)
             self.log_every_n_steps = checked.schedule.log_every
             with self._hooks("fit") as emit, self._profiled() as timed:
+                self._interrupts = opened.enter_context(Interrupts())
                 with timed("plan and compile"):
-                    self._interrupts = opened.enter_context(Interrupts())
-                training = self._settle()
+                    training = self._settle()
                 where = self.log_dir if self._wants["TensorBoardLogger"] or self._wants["ModelCheckpoint"] else None
                 precise = self._settings.matmul_precision
                 more = f", matmul_precision={precise}" if precise else ""
