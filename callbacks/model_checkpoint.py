@@ -150,6 +150,7 @@ class ModelCheckpoint(Callback):
         if event.stage == "fit" and self.monitor is not None:
             _check_monitor(self.monitor, event.trainer.validation_metrics)
         folder = self._find_folder(event) if event.stage == "fit" else None
+        self._folder = None  # until training starts
         if folder is not None:
             with _reporting(folder):
                 self._lock = locked(folder)

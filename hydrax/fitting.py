@@ -37,7 +37,7 @@ class Fitting(Stages):
         """The fit by the plan that is kept to; compiles."""
         assert self._laid_out is not None
         checked, first = self._laid_out
-        settled = tune.settle(checked, first, tune.plan_folder())
+        settled = tune.settle(checked, first, tune.plan_folder(), lambda: self.interrupted)
         if settled.engine is not first.engine:
             return self._take(checked, settled)
         self._laid_out = checked, settled

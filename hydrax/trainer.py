@@ -169,13 +169,13 @@ class Trainer(Evaluator):
             self._lay_out(checked, checkpoint_path)
             self.log_every_n_steps = checked.schedule.log_every
             with self._hooks("fit") as emit, self._profiled() as timed:
+                self._interrupts = opened.enter_context(Interrupts())
                 with timed("plan and compile"):
                     training = self._settle()
                 where = self.log_dir if self._wants["TensorBoardLogger"] or self._wants["ModelCheckpoint"] else None
                 precise = self._settings.matmul_precision
                 more = f", matmul_precision={precise}" if precise else ""
                 self._say(f"{len(training.slices)} heads, {training.plan}{more}, log_dir={where}")
-                self._interrupts = opened.enter_context(Interrupts())
                 self._loop = self._make_loop(training, emit, checkpoint_path, timed=timed)
                 if checkpoint_path is not None:
                     emit("on_load_checkpoint")

@@ -9,7 +9,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,12 +85,15 @@ def lay_out(checked: Checked, choice: Choice, folder: Path | None, *, resumed: b
     return _built(checked, checked.plan(choice))
 
 
-def settle(checked: Checked, first: Settled, folder: Path | None) -> Settled:
+def settle(
+    checked: Checked, first: Settled, folder: Path | None, is_cut: Callable[[], bool] = lambda: False
+) -> Settled:
     """Compiles a fit, makes its plan fit into memory and, where that may gain something, finds a faster one.
 
     Args:
       first: as `lay_out` gives it.
       folder: where the chosen plan is kept; None: nowhere.
+      is_cut: whether to look for no faster one any more.
     """
     started = time.perf_counter()
     settled = _fitting(checked, first)
@@ -98,8 +101,8 @@ def settle(checked: Checked, first: Settled, folder: Path | None) -> Settled:
     by_rules = settled.plan.how == "rules" and settled.plan.waves == 1
     if not by_rules or not _is_open(checked) or checked.walk.drawn_on_host or checked.rough_secs < _FEWEST_SECS:
         return settled
-    settled = _timed(checked, settled, start_secs)
-    if folder is not None and len(settled.candidates) > 1:
+    settled = _timed(checked, settled, start_secs, is_cut)
+    if folder is not None and len(settled.candidates) > 1 and not is_cut():
         _Known(folder, checked).write(settled)
     return settled
 
@@ -194,7 +197,7 @@ def narrower(checked: Checked, plan: Plan, needed: str) -> Plan:
 # Timing.
 
 
-def _timed(checked: Checked, first: Settled, start_secs: float) -> Settled:
+def _timed(checked: Checked, first: Settled, start_secs: float, is_cut: Callable[[], bool]) -> Settled:
     """Times the plan at hand, then others one by one while the budget lasts, and keeps the best.
 
     Args:
@@ -208,7 +211,7 @@ def _timed(checked: Checked, first: Settled, start_secs: float) -> Settled:
     tried = [best.candidate._replace(start_secs=dearest)]
     for plan in _candidates(checked, tried):
         cost = dearest + 4 * _TIMED_SECS + 2 * best.step_secs
-        if time.perf_counter() - start + cost > budget:
+        if is_cut() or time.perf_counter() - start + cost > budget:
             break
         try:
             trial = _Trial(checked, plan)

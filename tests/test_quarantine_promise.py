@@ -195,6 +195,23 @@ def test_the_end_of_all_heads_is_an_error():
         fit([(head, "loss", 3) for head in range(HEADS)])
 
 
+class StopsAll(hx.Callback):
+    def on_train_epoch_end(self, event):
+        return hx.Control(stop=event.live, reason="enough")
+
+
+def test_the_closing_line_tells_heads_that_stopped_from_those_that_were_lost(caplog):
+    with caplog.at_level(logging.INFO, "hydrax"):
+        fit([(3, "loss", 5), (4, "gradient", 7)], callbacks=[StopsAll()])
+    assert "no head is left: 7 stopped, 2 lost to NaN or infinity. 7 stopped: enough." in caplog.text
+
+
+def test_the_closing_line_counts_lost_heads_where_others_learnt_to_the_end(caplog):
+    with caplog.at_level(logging.INFO, "hydrax"):
+        fit([(3, "loss", 5)])
+    assert f"`max_steps={STEPS}` reached. 1 lost to NaN or infinity." in caplog.text
+
+
 def test_raise_names_head_step_and_array():
     with pytest.raises(NonFiniteError, match=r"A head became NaN.*head 5 at step 11: gradient\['w'\]"):
         fit([(5, "gradient", 11)], on_nonfinite="raise")

@@ -39,8 +39,8 @@ def built(checked, plan):
     return tune.Settled(plan, Idle(), Idle(), Memory(1, 1, 2, 3))
 
 
-def settle(checked, choice, folder, resumed=False):
-    return tune.settle(checked, tune.lay_out(checked, choice, folder, resumed=resumed), folder)
+def settle(checked, choice, folder, resumed=False, is_cut=lambda: False):
+    return tune.settle(checked, tune.lay_out(checked, choice, folder, resumed=resumed), folder, is_cut)
 
 
 class Timed:
@@ -137,6 +137,11 @@ def test_a_short_run_is_not_timed_at_all(timed, monkeypatch):
 def test_what_is_settled_already_is_not_timed(timed, how):
     assert settle(checked(**how), NO_CHOICE, None).plan.how == "rules"
     assert timed.tried == []
+
+
+def test_a_fit_that_a_signal_cuts_short_looks_for_no_faster_plan_and_keeps_none(timed, tmp_path):
+    assert settle(checked(), NO_CHOICE, tmp_path, is_cut=lambda: True).plan.how == "rules"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_plan_of_a_resumed_run_is_kept_and_not_timed(timed):
