@@ -21,19 +21,27 @@ def text():
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "size"), [("hidden/kernel", "(6, 8)", 48), ("out/bias", "(3,)", 3), ("out/kernel", "(8, 3)", 24)]
+    ("name", "shape", "size"),
+    [("hidden/kernel", "[6, 8]", "48"), ("out/bias", "[3]", "3"), ("out/kernel", "[8, 3]", "24")],
 )
 def test_each_array_of_one_head_stands_there_with_shape_and_size(text, name, shape, size):
-    (line,) = [line for line in text.splitlines() if name in line]
-    assert [cell.strip() for cell in line.split("|")[1:-1] if cell.strip() not in ("float32",)] == [
-        name,
-        shape,
-        str(size),
+    (line,) = [line for line in text.splitlines() if line.startswith(name)]
+    assert line.split(None, 1)[1].rsplit(None, 2) == [shape, "float32", size]
+
+
+def test_no_more_lines_than_asked_for_and_the_rest_is_counted():
+    summary = ModelSummary(max_lines=1)
+    hx.Trainer(max_steps=1, callbacks=[summary], **QUIET).fit(PlainClassifier(), data_of(SLICES))
+    assert summary.text.splitlines()[1:5] == [
+        "name  shape  dtype    size",
+        "bias  [3]    float32  3",
+        "... and 1 more arrays",
+        "21 parameters",
     ]
 
 
 def test_the_totals_are_those_of_one_head_and_of_all(text):
-    assert "Total: 83" in text  # 6 * 8 + 8 + 8 * 3 + 3
+    assert "\n83 parameters\n" in text  # 6 * 8 + 8 + 8 * 3 + 3
     # AdamW: two moments of each parameter and a count, 4 bytes each; 3 heads.
     assert f"3 heads: 249 parameters; {3 * (3 * 83 + 1) * 4 / 1e6:.1f} MB" in text
 
