@@ -16,7 +16,7 @@ from heads_under_test import NUM_ROWS, PlainClassifier, data_of, differing, run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import hydrax as hx
-from hydrax import checkpoint, event_files
+from hydrax import checkpoint, event_files, step_folders
 from hydrax.callbacks import CSVLogger, ModelCheckpoint, TensorBoardLogger
 
 STEPS = 24
@@ -120,7 +120,7 @@ class KeptAtHand(hx.Callback):
 
     def on_train_steps_end(self, event):
         if event.step == HEALS and self.last.is_dir():
-            self.found = checkpoint.first_sound(self.last, checkpoint.check).name
+            self.found = step_folders.first_sound(self.last, checkpoint.check).name
 
 
 TROUBLES = {"full": ("fill", "make_room"), "read-only": ("lock", "unlock"), "gone": ("vanish", "come_back")}
@@ -169,7 +169,7 @@ def check_training(fitted, whole):
 
 
 def check_checkpoints(saves):
-    assert checkpoint.first_sound(saves / "last", checkpoint.check).name == str(STEPS)
+    assert step_folders.first_sound(saves / "last", checkpoint.check).name == str(STEPS)
     assert (saves / "heads.csv").read_text().count("\n") == HEADS + 1
     assert [path.name for path in saves.glob(".heads*")] == []
 
