@@ -187,27 +187,24 @@ class TensorBoardLogger(Callback):
         self._metric_names |= dict.fromkeys(metrics)
         if self._files is None:
             self._open(event)  # validate or test, without a fit
-        summary = summaries.of_all_heads(metrics, histograms)
-        summary.value.add(tag="heads/live", simple_value=np.count_nonzero(event.live))
+        numbers = summaries.of_all_heads(metrics, histograms)
+        numbers["heads/live"] = int(np.count_nonzero(event.live))
         if rate is not None:
-            summary.value.add(tag="heads/steps_per_sec", simple_value=rate)
-        for name, value in event.trainer.scalars.items():
-            summary.value.add(tag=name, simple_value=value)
+            numbers["heads/steps_per_sec"] = rate
+        numbers.update(event.trainer.scalars)
+        of_heads = summaries.of_single_heads(metrics, list(self._own_runs.values()))
         assert self._files is not None
-        self._files.add({"": summary, **self._of_single_heads(event, metrics)}, step)
-
-    def _of_single_heads(self, event: Event, metrics: Mapping[str, np.ndarray]) -> dict[str, Summary]:
-        """What goes into the runs of single heads."""
-        found = {run: summaries.of_one_head(metrics, place) for run, place in self._own_runs.items()}
+        self._files.add({"": numbers, **dict(zip(self._own_runs, of_heads, strict=True))}, step)
         # TensorBoard takes the table's columns from what comes first: so from where all that scores a head is known.
         scores = sorted(event.trainer.validation_metrics) or list(metrics)
         if self._without_hparams and set(scores) <= set(metrics):
-            hparams = event.trainer.module.hparams if event.trainer.module else {}
-            for run in self._without_hparams:
-                values = {**hparams, **self._settings[self._own_runs[run]], "head": None}  # its name says which
-                found[run].MergeFrom(summaries.hyperparameters(values, scores))
+            self._files.add({run: self._hparams(event, run, scores) for run in self._without_hparams}, step)
             self._without_hparams = set()
-        return found
+
+    def _hparams(self, event: Event, run: str, scores: Sequence[str]) -> Summary:
+        hparams = event.trainer.module.hparams if event.trainer.module else {}
+        values = {**hparams, **self._settings[self._own_runs[run]], "head": None}  # its name says which
+        return summaries.hyperparameters(values, scores)
 
     def _places(self) -> list[int]:
         """The places of the heads that have runs of their own."""

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydrax.summaries import Numbers, to_summary
+
 if TYPE_CHECKING:
     from tensorboardX.proto.summary_pb2 import Summary
 
@@ -58,15 +60,15 @@ class EventFiles:
         """Logs that were not written, or not in all runs."""
         return self._num_refused + self._num_failed
 
-    def add(self, summaries: Mapping[str, Summary], step: int) -> None:
+    def add(self, logs: Mapping[str, Summary | Numbers], step: int) -> None:
         """Hands one log over.
 
         Args:
-          summaries: by run: "" is the run itself, others are folders below it.
+          logs: by run: "" is the run itself, others are folders below it.
           step: updates done.
         """
         try:
-            self._queue.put_nowait((self._began_at + time.monotonic(), step, summaries))
+            self._queue.put_nowait((self._began_at + time.monotonic(), step, logs))
         except queue.Full:
             self._num_refused += 1
             self._on_trouble(f"a disk that is {MAX_QUEUE:,} logs behind")
@@ -107,12 +109,13 @@ class EventFiles:
                 self._close_files()
                 return
 
-    def _write(self, wall_time: float, step: int, summaries: Mapping[str, Summary]) -> None:
+    def _write(self, wall_time: float, step: int, logs: Mapping[str, Summary | Numbers]) -> None:
         from tensorboardX.proto.event_pb2 import Event
 
-        for run, summary in summaries.items():
+        for run, log in logs.items():
             if run not in self._files:
                 self._files[run] = self._begin(run)
+            summary = to_summary(log) if isinstance(log, dict) else log
             self._files[run].write_event(Event(wall_time=wall_time, step=step, summary=summary))
 
     def _begin(self, run: str) -> Any:

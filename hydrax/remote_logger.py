@@ -14,7 +14,7 @@ import numpy as np
 from hydrax.callback import Callback, Event
 from hydrax.errors import ArgumentError
 from hydrax.figures import can_draw, learning_curve
-from hydrax.spread import count_not_finite, spread
+from hydrax.spread import count_not_finite, spreads
 
 MOST_WAITING = 1_000  # logs that wait for a service; what comes while so many do is dropped
 CLOSE_SECS = 30.0
@@ -141,7 +141,7 @@ class RemoteLogger(Callback):
         if self._worker is None or not metrics:
             return
         numbers = {
-            f"{name}/{word}": number for name, values in metrics.items() for word, number in spread(values).items()
+            f"{name}/{word}": number for name, spread in spreads(metrics).items() for word, number in spread.items()
         }
         numbers |= {"heads/live": int(np.count_nonzero(event.live)), "heads/not_finite": count_not_finite(metrics)}
         numbers |= event.trainer.scalars

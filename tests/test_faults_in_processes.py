@@ -107,7 +107,9 @@ class Child(subprocess.Popen):
         env = {**os.environ, **cache, "PYTHONPATH": os.pathsep.join(paths)}
         command = [sys.executable, "-c", f"import test_faults_in_processes as t; t.{call}"]
         with self.said.open("w") as said, self.complaints.open("w") as complaints:
-            super().__init__(command, env=env, cwd=folder, stdout=said, stderr=complaints)
+            # A test run in a shell's background ignores Ctrl-C, and its children would inherit that.
+            heard = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+            super().__init__(command, env=env, cwd=folder, stdout=said, stderr=complaints, preexec_fn=heard)
 
     def __exit__(self, *error):
         self.kill()
