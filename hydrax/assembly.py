@@ -310,6 +310,7 @@ def _fingerprint(settings: Settings, module: HydraModule, slices: Slices, data: 
         "module": type(module).__name__,
         "num_heads": len(slices),
         **{name: getattr(settings, name) for name in names},
+        "overfit_batches": settings.overfit_batches or None,  # as where it was not there yet
         **{f"hparams.{name}": _mark(value) for name, value in module.hparams.items()},
         **{name: _mark(value) for name, value in per_head_values(module).items()},
         "slices": _with_digest(_outline(slices), slices.digest()),

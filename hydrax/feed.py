@@ -127,6 +127,7 @@ class RotationBatches:
       max_steps: length of the leading axis, so that every superstep has the same shape.
       accumulate: micro-batches A of a step.
       seed, small_slices, passes: as in `rotation.index_batch`.
+      frozen: how many first batches come over and over; None: the walks go on.
     """
 
     def __init__(
@@ -140,21 +141,26 @@ class RotationBatches:
         seed: int,
         small_slices: rotation.SmallSlices,
         passes: int | None,
+        frozen: int | None = None,
     ) -> None:
         self.draw = draw
+        self._frozen = frozen
         self._parts = {**fixed, "lengths": lengths, "seed": np.uint32(seed)}
         self.fixed = self._parts.keys()
         self._lengths, self._small_slices, self._passes = lengths, small_slices, passes
         self._max_steps, self._accumulate = max_steps, accumulate
 
     def take(self, first: int, counts: Sequence[int]) -> dict[str, Any]:
-        here = rotation.cursor(first, self._lengths, self.draw.batch_size, self._small_slices)
-        left = rotation.slots_left(first, self._lengths, here.width, self._passes)
+        start = first if self._frozen is None else 0
+        here = rotation.cursor(start, self._lengths, self.draw.batch_size, self._small_slices)
+        left = rotation.slots_left(start, self._lengths, here.width, self._passes)
         ahead = np.zeros((self._max_steps, self._accumulate), np.uint32)
         present = np.zeros(ahead.shape, bool)
         micro, starts = np.arange(self._accumulate), np.cumsum([0, *counts[:-1]])
         # A missing micro-batch repeats the last one's rows, with no live slot.
         ahead[: len(counts)] = starts[:, None] + np.minimum(micro, np.asarray(counts)[:, None] - 1)
+        if self._frozen is not None:
+            ahead[: len(counts)] = (first + ahead[: len(counts)]) % self._frozen
         present[: len(counts)] = micro < np.asarray(counts)[:, None]
         return {**self._parts, "cursor": here, "left": left, "ahead": ahead, "present": present}
 

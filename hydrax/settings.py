@@ -32,7 +32,6 @@ _INSTEAD = {
     "plugins": "pass callbacks",
     "model_registry": "save with result.heads.save(path)",
     "resume_from_checkpoint": "pass ckpt_path to fit",
-    "overfit_batches": "give slices of a few batches' rows, for example Slices.prefix(64, num_rows)",
     "num_sanity_val_steps": "validation_step is traced before training starts; leave it out",
     "enable_autolog_hparams": "save_hyperparameters keeps them; leave it out",
     "gpus": "JAX picks the device; set JAX_PLATFORMS to force one",
@@ -51,6 +50,7 @@ class Settings:
     limit_val_batches: int | float = 1.0
     limit_test_batches: int | float = 1.0
     limit_predict_batches: int | float = 1.0
+    overfit_batches: int | float = 0
     fast_dev_run: bool | int = False
     val_check_interval: int | float = 1.0
     check_val_every_n_epoch: int | None = 1
@@ -91,6 +91,8 @@ class Settings:
                 self._check_count(name, '"auto" or an int of 1 or more')
         for name in _LIMITS:
             self._check_limit(name)
+        if self.overfit_batches != 0:
+            self._check_limit("overfit_batches")
         self._check_val_interval()
         self._check_choice("gradient_clip_algorithm", ("norm", "value"))
         if self.precision in ("16-mixed", "16-true", 16, "16"):
@@ -128,7 +130,8 @@ class Settings:
         """How many of a dataset's batches are used: at least one."""
         if self.fast_dev_run:
             return min(batches, int(self.fast_dev_run))
-        limit = getattr(self, f"limit_{stage}_batches")
+        overfits = self.overfit_batches and stage in ("train", "val")
+        limit = self.overfit_batches if overfits else getattr(self, f"limit_{stage}_batches")
         return min(batches, limit) if isinstance(limit, int) else max(1, int(batches * limit))
 
     def validation_batches(self, batches_per_epoch: int) -> int:
@@ -205,14 +208,10 @@ class Settings:
             raise _error("budget", "passes", "max_epochs beside it: the passes of each head", "pass max_epochs too")
         if self.budget == "passes" and (self.max_epochs or 0) > _MAX_PASSES:
             raise _error("max_epochs", self.max_epochs, f"at most {_MAX_PASSES} passes", "pass fewer")
-        limit = self.limit_train_batches
-        if self.budget == "passes" and (isinstance(limit, int) or limit != 1.0):
-            raise _error(
-                "budget",
-                "passes",
-                f"whole passes, not limit_train_batches={limit}",
-                "leave limit_train_batches out",
-            )
+        for name, whole in {"limit_train_batches": 1.0, "overfit_batches": 0}.items():
+            limit = getattr(self, name)
+            if self.budget == "passes" and (limit != whole or isinstance(limit, int) > isinstance(whole, int)):
+                raise _error("budget", "passes", f"whole passes, not {name}={limit}", f"leave {name} out")
 
     def _check_val_interval(self) -> None:
         value = self.val_check_interval

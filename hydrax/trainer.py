@@ -33,6 +33,8 @@ class Trainer(Evaluator):
       min_steps, min_epochs: before so many no callback stops a head or ends the fit; what one asks for is forgotten.
       limit_train_batches, limit_val_batches, limit_test_batches, limit_predict_batches: how much of a dataset to walk;
         int = batches, float = fraction.
+      overfit_batches: every head learns from its own first batches alone, over and over and in their order, and as many
+        are validated with; int = batches, float = fraction, 0: off.
       fast_dev_run: True or n: n batches of each loop, no checkpoints, no logger.
       val_check_interval: validate every n batches (int) or fraction of an epoch (float).
       check_val_every_n_epoch: validate in every n-th epoch only; None counts `val_check_interval` across epochs.
@@ -86,6 +88,7 @@ class Trainer(Evaluator):
         limit_val_batches: int | float = 1.0,
         limit_test_batches: int | float = 1.0,
         limit_predict_batches: int | float = 1.0,
+        overfit_batches: int | float = 0,
         fast_dev_run: bool | int = False,
         val_check_interval: int | float = 1.0,
         check_val_every_n_epoch: int | None = 1,

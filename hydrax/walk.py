@@ -73,6 +73,11 @@ class Walk:
         return -(-int(self.lengths.max()) // self.batch_size)
 
     @property
+    def frozen(self) -> int | None:
+        """How many first batches come over and over, or None."""
+        return self.settings.limit("train", self.batches_per_epoch) if self.settings.overfit_batches else None
+
+    @property
     def own_batches(self) -> np.ndarray | None:
         """int64[H], batches after which each head is through its passes; None without that budget."""
         passes = self.settings.passes
@@ -102,7 +107,7 @@ class Walk:
         """The index batches of heads at these places, int[places]."""
         if self.index is not None:
             return IndexBatches(
-                self.index,
+                self.index if self.frozen is None else self.index[: self.frozen].repeat(),
                 num_rows=self.data.num_rows,
                 places=places,
                 max_steps=max_steps,
@@ -127,6 +132,7 @@ class Walk:
             seed=self.settings.seed,
             small_slices=self.datamodule.small_slices,  # type: ignore[arg-type]
             passes=self.settings.passes,
+            frozen=self.frozen,
         )
         return batches if self.data.reader is None else DrawnBatches(batches, self.slices.ids[places])
 

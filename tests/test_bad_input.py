@@ -721,7 +721,6 @@ def test_an_argument_like_no_other_points_at_the_list():
         ("accelerator", "JAX_PLATFORMS"),
         ("strategy", "leave it out"),
         ("num_nodes", "slices[heads]"),
-        ("overfit_batches", "Slices.prefix"),
         ("num_sanity_val_steps", "leave it out"),
         ("benchmark", "leave it out"),
         ("inference_mode", "leave it out"),
@@ -751,6 +750,7 @@ def values(name, *wrong_values):
         *values("limit_val_batches", -1, 2.0),
         *values("limit_test_batches", -0.5, False),
         *values("limit_predict_batches", 0, "1.0"),
+        *values("overfit_batches", -1, 1.5, True, "all", None),
         *values("fast_dev_run", -1, 1.5, "yes", None),
         *values("val_check_interval", 0, 0.0, 1.5, -2, True, "epoch", None),
         *values("check_val_every_n_epoch", 0, -1, 1.0, True),
@@ -981,6 +981,7 @@ def test_asking_heads_for_what_they_cannot_do_is_refused(run, parts):
         pytest.param(
             {"max_epochs": 2, "limit_train_batches": 3}, ["leave limit_train_batches out"], id="three batches"
         ),
+        pytest.param({"max_epochs": 2, "overfit_batches": 2}, ["leave overfit_batches out"], id="frozen batches"),
     ],
 )
 def test_a_budget_of_passes_needs_their_number_and_whole_passes(how, parts):

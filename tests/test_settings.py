@@ -21,6 +21,8 @@ def test_the_trainer_has_the_same_arguments_and_defaults():
     [
         {"max_steps": 1, "max_epochs": 1, "seed": 2**32 - 1},
         {"limit_train_batches": 1, "limit_val_batches": 1.0, "limit_test_batches": 1e-9, "limit_predict_batches": 7},
+        {"overfit_batches": 1},
+        {"overfit_batches": 1.0},
         {"fast_dev_run": 3},
         {"fast_dev_run": 0},
         {"val_check_interval": 100, "check_val_every_n_epoch": None},
