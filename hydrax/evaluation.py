@@ -87,7 +87,12 @@ class Evaluation:
         self.feed.lay_out(layout)
 
     def run(
-        self, engine: Engine, heads: Blocks, step: int, check: Callable[[], None] = lambda: None
+        self,
+        engine: Engine,
+        heads: Blocks,
+        step: int,
+        check: Callable[[], None] = lambda: None,
+        limit: int | None = None,
     ) -> dict[str, np.ndarray]:
         """What all heads log over the dataset, float[H] by name.
 
@@ -95,11 +100,12 @@ class Evaluation:
           heads: their `(trainable, state)`.
           step: updates done.
           check: called before each dispatch; what it raises ends the walk.
+          limit: most batches to walk; None: all.
         """
         if not self.empty:
             return {}  # a step may log nothing and return None
         accumulators = engine.spread(self.empty)
-        for first, count, taken in self._walk(engine.num_heads):
+        for first, count, taken in self._walk(engine.num_heads, limit):
             check()
             accumulators = engine.evaluate(_STEPS[self.stage], accumulators, heads, taken, step, first, count)
         return engine.compute(accumulators)
@@ -122,11 +128,12 @@ class Evaluation:
             self.feed.close()
         self.data.close()
 
-    def _walk(self, num_heads: int) -> Iterator[tuple[int, int, Taken]]:
+    def _walk(self, num_heads: int, limit: int | None = None) -> Iterator[tuple[int, int, Taken]]:
         """Dispatch by dispatch: first batch, number of batches, the rows and the index batches."""
         assert self.feed is not None
         size = self._max_batches(self.batch_size * (num_heads if self.per_head else 1))
-        counts = [min(size, self.num_batches - first) for first in range(0, self.num_batches, size)]
+        end = self.num_batches if limit is None else min(limit, self.num_batches)
+        counts = [min(size, end - first) for first in range(0, end, size)]
         for number, count in enumerate(counts):
             taken = self.feed.take(number * size, [1] * count)
             if number + 1 < len(counts):

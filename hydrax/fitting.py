@@ -15,6 +15,7 @@ from hydrax import resume, tune
 from hydrax.assembly import Checked, Training
 from hydrax.dispatch import Dispatcher, keys
 from hydrax.engine import heads_of
+from hydrax.interrupts import Interrupted
 from hydrax.loop import FitLoop
 from hydrax.memory import is_out_of_memory
 from hydrax.plan import NO_CHOICE
@@ -60,12 +61,23 @@ class Fitting(Stages):
         """Whether the loop ran to its end; not where memory ended first."""
         assert self._loop is not None
         try:
+            self._try_validation()
             self._loop.run()
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             return False
         return True
+
+    def _try_validation(self) -> None:
+        """Some batches of validation before the first step: what is wrong there shows at once."""
+        (loop, training), settings = self._running(), self._settings
+        validation, limit = training.validation, settings.num_sanity_val_steps
+        if validation is None or loop.step or limit == 0 or settings.fast_dev_run or settings.barebones:
+            return
+        with contextlib.suppress(Interrupted):  # the loop then ends before its first step
+            heads = heads_of(loop.state)
+            validation.run(training.engine, heads, 0, self._interrupts.check, None if limit == -1 else limit)
 
     @contextlib.contextmanager
     def _profiled(self) -> Iterator[Timed]:

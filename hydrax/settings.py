@@ -32,7 +32,6 @@ _INSTEAD = {
     "plugins": "pass callbacks",
     "model_registry": "save with result.heads.save(path)",
     "resume_from_checkpoint": "pass ckpt_path to fit",
-    "num_sanity_val_steps": "validation_step is traced before training starts; leave it out",
     "enable_autolog_hparams": "save_hyperparameters keeps them; leave it out",
     "gpus": "JAX picks the device; set JAX_PLATFORMS to force one",
 }
@@ -51,6 +50,7 @@ class Settings:
     limit_test_batches: int | float = 1.0
     limit_predict_batches: int | float = 1.0
     overfit_batches: int | float = 0
+    num_sanity_val_steps: int = 2
     fast_dev_run: bool | int = False
     val_check_interval: int | float = 1.0
     check_val_every_n_epoch: int | None = 1
@@ -93,6 +93,9 @@ class Settings:
             self._check_limit(name)
         if self.overfit_batches != 0:
             self._check_limit("overfit_batches")
+        sane = self.num_sanity_val_steps
+        if isinstance(sane, bool) or not isinstance(sane, int) or sane < -1:
+            raise _error("num_sanity_val_steps", sane, "an int of -1 or more; -1 is all", "leave it out for 2")
         self._check_val_interval()
         self._check_choice("gradient_clip_algorithm", ("norm", "value"))
         if self.precision in ("16-mixed", "16-true", 16, "16"):

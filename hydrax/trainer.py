@@ -35,6 +35,8 @@ class Trainer(Evaluator):
         int = batches, float = fraction.
       overfit_batches: every head learns from its own first batches alone, over and over and in their order, and as many
         are validated with; int = batches, float = fraction, 0: off.
+      num_sanity_val_steps: validation batches that are tried before training starts, and leave no trace; -1: all.
+        A resumed fit, `fast_dev_run` and `barebones` try none.
       fast_dev_run: True or n: n batches of each loop, no checkpoints, no logger.
       val_check_interval: validate every n batches (int) or fraction of an epoch (float).
       check_val_every_n_epoch: validate in every n-th epoch only; None counts `val_check_interval` across epochs.
@@ -89,6 +91,7 @@ class Trainer(Evaluator):
         limit_test_batches: int | float = 1.0,
         limit_predict_batches: int | float = 1.0,
         overfit_batches: int | float = 0,
+        num_sanity_val_steps: int = 2,
         fast_dev_run: bool | int = False,
         val_check_interval: int | float = 1.0,
         check_val_every_n_epoch: int | None = 1,
