@@ -2,11 +2,14 @@
 
 import hydrax  # noqa: F401  # isort: skip  # first: its guard must stand before JAX starts its backend
 
+import signal
 from collections.abc import Iterator
 
 import jax
 import pytest
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background job
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A GPU multiplies float32 in TF32 unless told otherwise: three digits, where the tests compare with NumPy's seven.
 jax.config.update("jax_default_matmul_precision", "highest" if jax.default_backend() == "gpu" else None)

@@ -105,11 +105,11 @@ class Child(subprocess.Popen):
         paths = [str(Path(hx.__file__).parents[1]), str(Path(__file__).parent)]
         cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
         env = {**os.environ, **cache, "PYTHONPATH": os.pathsep.join(paths)}
-        command = [sys.executable, "-c", f"import test_faults_in_processes as t; t.{call}"]
+        # A shell's background job ignores Ctrl-C, and so would what it starts.
+        heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+        command = [sys.executable, "-c", f"{heard}; import test_faults_in_processes as t; t.{call}"]
         with self.said.open("w") as said, self.complaints.open("w") as complaints:
-            # A test run in a shell's background ignores Ctrl-C, and its children would inherit that.
-            heard = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-            super().__init__(command, env=env, cwd=folder, stdout=said, stderr=complaints, preexec_fn=heard)
+            super().__init__(command, env=env, cwd=folder, stdout=said, stderr=complaints)
 
     def __exit__(self, *error):
         self.kill()
