@@ -88,7 +88,7 @@ LAYERS = (
             "trainer",
         ),
     ),
-    ("loss", "nn", "one_call"),
+    ("loss", "nn", "one_call", "cli"),
 )
 ORDER = [unit for layer in LAYERS for unit in layer]
 # The guard's whole job is to read and write XLA_FLAGS; tests/test_jaxlib_guard.py holds what it may do.
