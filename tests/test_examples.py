@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.calibration import calibration_curve
 from sklearn.datasets import load_diabetes, load_digits
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import log_loss
 from sklearn.model_selection import LeaveOneOut, StratifiedKFold, cross_val_predict, train_test_split
 from sklearn.preprocessing import StandardScaler
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -261,3 +263,55 @@ def test_uneven_clients_are_good_at_home_and_bad_elsewhere(federated):
     _, uneven_local, uneven_global = map(float, federated[0]["uneven, alpha=0.3"])
     assert abs(mixed_local - mixed_global) < 0.02
     assert uneven_local > uneven_global + 0.2
+
+
+# ---- examples/learning_rate_sweep.py ----------------------------------------------------------------------------
+
+
+def test_the_sweep_of_learning_rates_averages_over_seeds_and_names_the_best_of_all_heads(tmp_path):
+    lines = shown("learning_rate_sweep.py", "--seeds=2", "--epochs=3", f"--out={tmp_path}")
+    heads = table(tmp_path / "learning_rate_sweep.csv")
+    scores = np.array([float(head["score"]) for head in heads])
+    means = [f"{mean:.4f}" for mean in scores.reshape(7, 2).mean(axis=1)]
+    assert [lines[f"{float(head['lr']):g}"][0] for head in heads[::2]] == means
+    best = int(np.argmax(scores))
+    assert lines["best head:"] == [str(best), f"lr={heads[best]['lr']}", f"val accuracy {scores[best]:.4f}"]
+
+
+def test_a_rate_in_the_middle_of_the_sweep_beats_both_ends(tmp_path):
+    lines = shown("learning_rate_sweep.py", "--seeds=1", "--epochs=2", f"--out={tmp_path}")
+    low, middle, high = (float(lines[rate][0]) for rate in ("0.0001", "0.1", "3"))
+    assert middle > 0.9
+    assert max(low, high) < 0.3
+
+
+# ---- examples/deep_ensemble.py ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ensemble(tmp_path_factory) -> tuple[dict[str, list[str]], dict[str, np.ndarray]]:
+    """What is printed of 8 heads, and the probabilities it is made of."""
+    out = tmp_path_factory.mktemp("ensemble")
+    lines = shown("deep_ensemble.py", "--heads=8", "--steps=150", f"--out={out}")
+    with np.load(out / "deep_ensemble.npz") as file:
+        return lines, dict(file)
+
+
+def test_the_ensemble_is_the_mean_of_the_heads_and_its_scores_are_scikit_learn_s(ensemble):
+    lines, found = ensemble
+    mean = found["single"].astype(np.float64).mean(axis=0)
+    np.testing.assert_allclose(found["ensemble"], mean, atol=1e-6)
+    confidence, right = mean.max(axis=1), mean.argmax(axis=1) == found["digit"]
+    fraction, predicted = calibration_curve(right, confidence, n_bins=15)
+    weights = np.histogram(confidence, bins=15, range=(0, 1))[0]
+    error = (weights[weights > 0] * abs(fraction - predicted)).sum() / len(right)
+    np.testing.assert_allclose(
+        [float(number) for number in lines["mean of 8 heads"]],
+        [right.mean(), log_loss(found["digit"], mean / mean.sum(axis=1, keepdims=True)), error],
+        atol=1e-4,
+    )
+
+
+def test_the_ensemble_s_log_loss_is_at_most_the_mean_head_s(ensemble):
+    lines, _ = ensemble  # Jensen's inequality
+    assert float(lines["mean of 8 heads"][1]) < float(lines["heads, on average"][1])
