@@ -9,7 +9,9 @@ import runpy
 import sys
 import time
 import tomllib
+from collections.abc import Iterator
 from importlib.metadata import packages_distributions
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -315,3 +317,45 @@ def test_the_ensemble_is_the_mean_of_the_heads_and_its_scores_are_scikit_learn_s
 def test_the_ensemble_s_log_loss_is_at_most_the_mean_head_s(ensemble):
     lines, _ = ensemble  # Jensen's inequality
     assert float(lines["mean of 8 heads"][1]) < float(lines["heads, on average"][1])
+
+
+# ---- examples/own_callback.py -----------------------------------------------------------------------------------
+
+
+def descend(x: np.ndarray, y: np.ndarray, rate: float) -> Iterator[tuple[np.ndarray, float]]:
+    """Gradient descent of the mean squared error from zero: after each step the weights, and the path's length."""
+    x = np.column_stack([x, np.ones(len(x))])
+    weights, length = np.zeros(x.shape[1]), 0.0
+    while True:
+        update = -rate * 2 / len(x) * x.T @ (x @ weights - y)
+        weights, length = weights + update, length + float(np.linalg.norm(update))
+        yield weights, length
+
+
+@pytest.mark.parametrize("rows", [16, 64])
+def test_the_callback_stops_a_head_when_numpy_s_descent_is_good_enough_and_measures_its_path(tmp_path, rows):
+    stopped_at, loss, length, _ = shown("own_callback.py", "--epochs=40", f"--out={tmp_path}")[str(rows)]
+    x = np.random.default_rng(0).normal(size=(96, 4)).astype(np.float32).astype(float)
+    y = x @ np.array([1, -2, 3, 0.5])
+    losses, lengths = zip(
+        *(
+            (((x[64:] @ weights[:4] + weights[4] - y[64:]) ** 2).mean(), length)
+            for weights, length in islice(descend(x[:rows], y[:rows], rate=0.1), 40)
+        ),
+        strict=True,
+    )
+    step = int(np.argmax(np.array(losses) < 0.01))
+    assert int(stopped_at) == step + 1
+    np.testing.assert_allclose([float(loss), float(length)], [losses[step], lengths[step]], atol=1e-3)
+
+
+# ---- examples/resume.py -----------------------------------------------------------------------------------------
+
+
+def test_the_resumed_fit_of_the_example_ends_with_the_bits_of_the_unbroken_one(tmp_path):
+    lines = shown("resume.py", "--steps=40", f"--out={tmp_path}")
+    assert [line[0] for line in (lines["unbroken"], lines["cut off"], lines["resumed"])] == ["40", "20", "40"]
+    with np.load(tmp_path / "resume.npz") as found:
+        assert found["resumed"].tobytes() == found["whole"].tobytes()
+        assert not np.array_equal(found["cut"], found["whole"])
+    assert lines["resumed"][1] == "100.00%"
