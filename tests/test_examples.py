@@ -20,7 +20,7 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.datasets import load_diabetes, load_digits
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import log_loss
+from sklearn.metrics import log_loss, r2_score
 from sklearn.model_selection import LeaveOneOut, StratifiedKFold, cross_val_predict, train_test_split
 from sklearn.preprocessing import StandardScaler
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -359,3 +359,38 @@ def test_the_resumed_fit_of_the_example_ends_with_the_bits_of_the_unbroken_one(t
         assert found["resumed"].tobytes() == found["whole"].tobytes()
         assert not np.array_equal(found["cut"], found["whole"])
     assert lines["resumed"][1] == "100.00%"
+
+
+# ---- examples/regression.py -------------------------------------------------------------------------------------
+
+
+def test_the_regression_s_scores_are_scikit_learn_s_of_its_predictions_and_of_ridge(tmp_path):
+    lines = shown("regression.py", "--subsets=2", "--steps=100", f"--out={tmp_path}")
+    found = np.load(tmp_path / "regression.npy")
+    x, y = load_diabetes(return_X_y=True)
+    x = x / x.std(axis=0)
+    train, test = train_test_split(np.arange(442), test_size=122, random_state=0)
+    r2 = r2_score(np.tile(y[test, None], 12), found.T, multioutput="raw_values").reshape(6, 2).mean(axis=1)
+    error = abs(found - y[test]).reshape(6, -1).mean(axis=1)
+    shorts = [lines[str(length)] for length in (10, 20, 40, 80, 160, 320)]
+    np.testing.assert_allclose([float(line[0]) for line in shorts], r2, atol=1e-3)
+    np.testing.assert_allclose([float(line[2]) for line in shorts], error, atol=1e-2)
+    # The longest subset is all rows, so all of its heads have one ridge regression.
+    ridge = Ridge(alpha=10).fit(x[train], y[train]).score(x[test], y[test])
+    np.testing.assert_allclose(float(shorts[-1][3]), ridge, atol=1e-3)
+
+
+# ---- examples/one_call.py ---------------------------------------------------------------------------------------
+
+
+def test_the_one_call_s_models_are_as_good_as_what_they_learnt_from(tmp_path):
+    lines = shown("one_call.py", "--models=64", f"--out={tmp_path}")
+    x, y = load_digits(return_X_y=True)
+    x, y = x[np.isin(y, (3, 8))] / 16, y[np.isin(y, (3, 8))]
+    # One row: all others are of its class, too. All rows: about as good as logistic regression of the same.
+    assert lines["1"] == [f"{(y[200:] == y[0]).mean():.3f}"]
+    reference = LogisticRegression().fit(x[:64], y[:64]).score(x[200:], y[200:])
+    np.testing.assert_allclose(float(lines["64"][0]), reference, atol=0.05)
+    assert lines["the last, alone"] == lines["64"]
+    accuracy = (np.load(tmp_path / "one_call.npy").argmax(axis=-1) == (y[200:] == 8)).mean(axis=1)
+    assert lines["32"] == [f"{accuracy[31]:.3f}"]
