@@ -9,14 +9,18 @@ import runpy
 import sys
 import time
 import tomllib
+from collections.abc import Iterator
 from importlib.metadata import packages_distributions
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.calibration import calibration_curve
 from sklearn.datasets import load_diabetes, load_digits
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import log_loss, r2_score
 from sklearn.model_selection import LeaveOneOut, StratifiedKFold, cross_val_predict, train_test_split
 from sklearn.preprocessing import StandardScaler
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -261,3 +265,132 @@ def test_uneven_clients_are_good_at_home_and_bad_elsewhere(federated):
     _, uneven_local, uneven_global = map(float, federated[0]["uneven, alpha=0.3"])
     assert abs(mixed_local - mixed_global) < 0.02
     assert uneven_local > uneven_global + 0.2
+
+
+# ---- examples/learning_rate_sweep.py ----------------------------------------------------------------------------
+
+
+def test_the_sweep_of_learning_rates_averages_over_seeds_and_names_the_best_of_all_heads(tmp_path):
+    lines = shown("learning_rate_sweep.py", "--seeds=2", "--epochs=3", f"--out={tmp_path}")
+    heads = table(tmp_path / "learning_rate_sweep.csv")
+    scores = np.array([float(head["score"]) for head in heads])
+    means = [f"{mean:.4f}" for mean in scores.reshape(7, 2).mean(axis=1)]
+    assert [lines[f"{float(head['lr']):g}"][0] for head in heads[::2]] == means
+    best = int(np.argmax(scores))
+    assert lines["best head:"] == [str(best), f"lr={heads[best]['lr']}", f"val accuracy {scores[best]:.4f}"]
+
+
+def test_a_rate_in_the_middle_of_the_sweep_beats_both_ends(tmp_path):
+    lines = shown("learning_rate_sweep.py", "--seeds=1", "--epochs=2", f"--out={tmp_path}")
+    low, middle, high = (float(lines[rate][0]) for rate in ("0.0001", "0.1", "3"))
+    assert middle > 0.9
+    assert max(low, high) < 0.3
+
+
+# ---- examples/deep_ensemble.py ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ensemble(tmp_path_factory) -> tuple[dict[str, list[str]], dict[str, np.ndarray]]:
+    """What is printed of 8 heads, and the probabilities it is made of."""
+    out = tmp_path_factory.mktemp("ensemble")
+    lines = shown("deep_ensemble.py", "--heads=8", "--steps=150", f"--out={out}")
+    with np.load(out / "deep_ensemble.npz") as file:
+        return lines, dict(file)
+
+
+def test_the_ensemble_is_the_mean_of_the_heads_and_its_scores_are_scikit_learn_s(ensemble):
+    lines, found = ensemble
+    mean = found["single"].astype(np.float64).mean(axis=0)
+    np.testing.assert_allclose(found["ensemble"], mean, atol=1e-6)
+    confidence, right = mean.max(axis=1), mean.argmax(axis=1) == found["digit"]
+    fraction, predicted = calibration_curve(right, confidence, n_bins=15)
+    weights = np.histogram(confidence, bins=15, range=(0, 1))[0]
+    error = (weights[weights > 0] * abs(fraction - predicted)).sum() / len(right)
+    np.testing.assert_allclose(
+        [float(number) for number in lines["mean of 8 heads"]],
+        [right.mean(), log_loss(found["digit"], mean / mean.sum(axis=1, keepdims=True)), error],
+        atol=1e-4,
+    )
+
+
+def test_the_ensemble_s_log_loss_is_at_most_the_mean_head_s(ensemble):
+    lines, _ = ensemble  # Jensen's inequality
+    assert float(lines["mean of 8 heads"][1]) < float(lines["heads, on average"][1])
+
+
+# ---- examples/own_callback.py -----------------------------------------------------------------------------------
+
+
+def descend(x: np.ndarray, y: np.ndarray, rate: float) -> Iterator[tuple[np.ndarray, float]]:
+    """Gradient descent of the mean squared error from zero: after each step the weights, and the path's length."""
+    x = np.column_stack([x, np.ones(len(x))])
+    weights, length = np.zeros(x.shape[1]), 0.0
+    while True:
+        update = -rate * 2 / len(x) * x.T @ (x @ weights - y)
+        weights, length = weights + update, length + float(np.linalg.norm(update))
+        yield weights, length
+
+
+@pytest.mark.parametrize("rows", [16, 64])
+def test_the_callback_stops_a_head_when_numpy_s_descent_is_good_enough_and_measures_its_path(tmp_path, rows):
+    stopped_at, loss, length, _ = shown("own_callback.py", "--epochs=40", f"--out={tmp_path}")[str(rows)]
+    x = np.random.default_rng(0).normal(size=(96, 4)).astype(np.float32).astype(float)
+    y = x @ np.array([1, -2, 3, 0.5])
+    losses, lengths = zip(
+        *(
+            (((x[64:] @ weights[:4] + weights[4] - y[64:]) ** 2).mean(), length)
+            for weights, length in islice(descend(x[:rows], y[:rows], rate=0.1), 40)
+        ),
+        strict=True,
+    )
+    step = int(np.argmax(np.array(losses) < 0.01))
+    assert int(stopped_at) == step + 1
+    np.testing.assert_allclose([float(loss), float(length)], [losses[step], lengths[step]], atol=1e-3)
+
+
+# ---- examples/resume.py -----------------------------------------------------------------------------------------
+
+
+def test_the_resumed_fit_of_the_example_ends_with_the_bits_of_the_unbroken_one(tmp_path):
+    lines = shown("resume.py", "--steps=40", f"--out={tmp_path}")
+    assert [line[0] for line in (lines["unbroken"], lines["cut off"], lines["resumed"])] == ["40", "20", "40"]
+    with np.load(tmp_path / "resume.npz") as found:
+        assert found["resumed"].tobytes() == found["whole"].tobytes()
+        assert not np.array_equal(found["cut"], found["whole"])
+    assert lines["resumed"][1] == "100.00%"
+
+
+# ---- examples/regression.py -------------------------------------------------------------------------------------
+
+
+def test_the_regression_s_scores_are_scikit_learn_s_of_its_predictions_and_of_ridge(tmp_path):
+    lines = shown("regression.py", "--subsets=2", "--steps=100", f"--out={tmp_path}")
+    found = np.load(tmp_path / "regression.npy")
+    x, y = load_diabetes(return_X_y=True)
+    x = x / x.std(axis=0)
+    train, test = train_test_split(np.arange(442), test_size=122, random_state=0)
+    r2 = r2_score(np.tile(y[test, None], 12), found.T, multioutput="raw_values").reshape(6, 2).mean(axis=1)
+    error = abs(found - y[test]).reshape(6, -1).mean(axis=1)
+    shorts = [lines[str(length)] for length in (10, 20, 40, 80, 160, 320)]
+    np.testing.assert_allclose([float(line[0]) for line in shorts], r2, atol=1e-3)
+    np.testing.assert_allclose([float(line[2]) for line in shorts], error, atol=1e-2)
+    # The longest subset is all rows, so all of its heads have one ridge regression.
+    ridge = Ridge(alpha=10).fit(x[train], y[train]).score(x[test], y[test])
+    np.testing.assert_allclose(float(shorts[-1][3]), ridge, atol=1e-3)
+
+
+# ---- examples/one_call.py ---------------------------------------------------------------------------------------
+
+
+def test_the_one_call_s_models_are_as_good_as_what_they_learnt_from(tmp_path):
+    lines = shown("one_call.py", "--models=64", f"--out={tmp_path}")
+    x, y = load_digits(return_X_y=True)
+    x, y = x[np.isin(y, (3, 8))] / 16, y[np.isin(y, (3, 8))]
+    # One row: all others are of its class, too. All rows: about as good as logistic regression of the same.
+    assert lines["1"] == [f"{(y[200:] == y[0]).mean():.3f}"]
+    reference = LogisticRegression().fit(x[:64], y[:64]).score(x[200:], y[200:])
+    np.testing.assert_allclose(float(lines["64"][0]), reference, atol=0.05)
+    assert lines["the last, alone"] == lines["64"]
+    accuracy = (np.load(tmp_path / "one_call.npy").argmax(axis=-1) == (y[200:] == 8)).mean(axis=1)
+    assert lines["32"] == [f"{accuracy[31]:.3f}"]
