@@ -432,3 +432,25 @@ def test_the_language_models_come_to_the_entropy_of_their_own_part_and_stay_far_
     np.testing.assert_allclose(losses[1, 1], 1, atol=0.1)
     np.testing.assert_allclose(losses[2], [0, 1], atol=0.15)
     assert min(losses[0, 1], losses[1, 0]) > 4
+
+
+# ---- examples/cnn.py --------------------------------------------------------------------------------------------
+
+
+def stripes_by_least_squares(image: np.ndarray) -> np.ndarray:
+    """The class whose stripes, of any phase, leave the least of an image: int[N] of uint8[N, 32, 32, 3]."""
+    angles, place = np.pi * np.arange(5)[:, None, None] / 5, np.arange(32)
+    along = (np.cos(angles) * place[:, None] + np.sin(angles) * place).reshape(5, 1024)
+    basis = np.linalg.qr(np.stack([np.sin(along), np.cos(along)], axis=2)).Q  # [angles, pixels, 2]
+    pixels = image.reshape(-1, 1024, 3).transpose(2, 0, 1)[:2, None] - 128.0  # [colours, 1, images, pixels]
+    return ((pixels @ basis) ** 2).sum(axis=3).reshape(10, -1).argmax(axis=0)
+
+
+def test_the_cnn_gets_better_with_images_and_comes_close_to_the_best_possible():
+    lines = shown("cnn.py", "--images=400", "--steps=200")
+    test = runpy.run_path(str(ROOT / "examples" / "cnn.py"))["make_images"](500, seed=1)
+    best = (stripes_by_least_squares(test["image"]) == test["label"]).mean()
+    np.testing.assert_allclose(float(lines["the best possible"][0]), best, atol=2e-3)
+    few, most = float(lines["25"][0]), float(lines["400"][0])
+    assert few + 0.2 < most
+    assert best - 0.1 < most <= best
