@@ -18,10 +18,18 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
-from sklearn.datasets import load_diabetes, load_digits
+from sklearn.datasets import load_diabetes, load_digits, load_wine
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import log_loss, r2_score
-from sklearn.model_selection import LeaveOneOut, StratifiedKFold, cross_val_predict, train_test_split
+from sklearn.model_selection import (
+    KFold,
+    LeaveOneOut,
+    StratifiedKFold,
+    cross_val_predict,
+    cross_val_score,
+    train_test_split,
+)
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -394,3 +402,55 @@ def test_the_one_call_s_models_are_as_good_as_what_they_learnt_from(tmp_path):
     assert lines["the last, alone"] == lines["64"]
     accuracy = (np.load(tmp_path / "one_call.npy").argmax(axis=-1) == (y[200:] == 8)).mean(axis=1)
     assert lines["32"] == [f"{accuracy[31]:.3f}"]
+
+
+# ---- examples/linen_model.py ------------------------------------------------------------------------------------
+
+
+def test_the_linen_heads_batch_norm_knows_the_means_of_their_own_rows_and_they_classify_like_scikit_learn():
+    lines = shown("linen_model.py")
+    x, classes = load_wine(return_X_y=True)
+    chosen = np.random.default_rng(0).permutation(178)[:175]
+    x, classes = np.log1p(x[chosen]), classes[chosen]
+    sums = x[:, 0].reshape(5, 35).sum(axis=1)
+    means = (sums.sum() - sums) / 140
+    np.testing.assert_allclose([float(lines[str(fold)][1]) for fold in range(5)], means, atol=1e-4)
+    reference = cross_val_score(make_pipeline(StandardScaler(), LogisticRegression()), x, classes, cv=KFold(5))
+    np.testing.assert_allclose(float(lines["all"][0]), reference.mean(), atol=0.05)
+
+
+# ---- examples/language_model.py ---------------------------------------------------------------------------------
+
+
+def test_the_language_models_come_to_the_entropy_of_their_own_part_and_stay_far_from_it_on_the_other(tmp_path):
+    (tmp_path / "steady.txt").write_text("ab" * 2000)
+    (tmp_path / "coins.txt").write_bytes(np.random.default_rng(0).choice([72, 84], 4000).astype(np.uint8).tobytes())
+    lines = shown("language_model.py", str(tmp_path / "steady.txt"), str(tmp_path / "coins.txt"), "--steps=60")
+    losses = np.array([[float(loss) for loss in lines[name]] for name in ("steady", "coins", "all parts")])
+    # One bit a coin; of a steady text only the first byte of a block is open, and no head is asked for that.
+    np.testing.assert_allclose(losses[0, 0], 0, atol=0.1)
+    np.testing.assert_allclose(losses[1, 1], 1, atol=0.1)
+    np.testing.assert_allclose(losses[2], [0, 1], atol=0.15)
+    assert min(losses[0, 1], losses[1, 0]) > 4
+
+
+# ---- examples/cnn.py --------------------------------------------------------------------------------------------
+
+
+def stripes_by_least_squares(image: np.ndarray) -> np.ndarray:
+    """The class whose stripes, of any phase, leave the least of an image: int[N] of uint8[N, 32, 32, 3]."""
+    angles, place = np.pi * np.arange(5)[:, None, None] / 5, np.arange(32)
+    along = (np.cos(angles) * place[:, None] + np.sin(angles) * place).reshape(5, 1024)
+    basis = np.linalg.qr(np.stack([np.sin(along), np.cos(along)], axis=2)).Q  # [angles, pixels, 2]
+    pixels = image.reshape(-1, 1024, 3).transpose(2, 0, 1)[:2, None] - 128.0  # [colours, 1, images, pixels]
+    return ((pixels @ basis) ** 2).sum(axis=3).reshape(10, -1).argmax(axis=0)
+
+
+def test_the_cnn_gets_better_with_images_and_comes_close_to_the_best_possible():
+    lines = shown("cnn.py", "--images=400", "--steps=200")
+    test = runpy.run_path(str(ROOT / "examples" / "cnn.py"))["make_images"](500, seed=1)
+    best = (stripes_by_least_squares(test["image"]) == test["label"]).mean()
+    np.testing.assert_allclose(float(lines["the best possible"][0]), best, atol=2e-3)
+    few, most = float(lines["25"][0]), float(lines["400"][0])
+    assert few + 0.2 < most
+    assert best - 0.1 < most <= best
