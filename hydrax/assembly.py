@@ -151,9 +151,10 @@ class Checked:
         layout = lay_out(len(self.walk.slices), plan.chunk, self.devices[: plan.devices], plan.waves)
         shelf = Shelf(self.scratch) if layout.in_waves else None
         # Over an axis of one XLA would drop the loop: another program, with other bits.
-        feed = self.walk.feed(layout, max_steps=max(2, plan.steps_per_call))
+        most = max(2, plan.steps_per_call)
+        feed = self.walk.feed(layout, max_steps=most)
         program = dataclasses.replace(self.flight.program, lowering=plan.lowering)
-        return Engine(program, self.inputs, self.settings.seed, layout, self.traced.epoch, feed.draw, shelf), feed
+        return Engine(program, self.inputs, self.settings.seed, layout, self.traced.epoch, feed.draw, shelf, most), feed
 
     def training(self, plan: Plan, engine: Engine, feed: Feed) -> Training:
         """A fit by this plan."""

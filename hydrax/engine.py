@@ -71,13 +71,14 @@ class Engine:
         epoch: dict[str, Any],
         draw: Draw | None = None,
         shelf: Shelf | None = None,
+        max_steps: int = 0,
     ) -> None:
         self.num_heads = len(inputs.ids)
         self.structure = program.structure
         functions = Programs(program, layout.chunk, epoch, draw or Given(2, shared=False))
         self.programs = {
             "init": Compiled(functions.init),
-            "superstep": Compiled(functions.superstep, donate=(0,)),
+            "superstep": Compiled(functions.superstep, donate=(0,), static=("whole",)),
             "find_fault": Compiled(functions.find_fault),
             "evaluate": Compiled(functions.evaluate, donate=(0,), static=("stage",)),
             "predict": Compiled(functions.predict),
@@ -92,7 +93,7 @@ class Engine:
             concurrent.futures.ThreadPoolExecutor(1, f"hydrax-lane-{lane}")
             for lane in range(layout.num_lanes if layout.num_lanes > 1 else 0)
         ]
-        self._shelf = shelf
+        self._shelf, self._max_steps = shelf, max_steps
         # Whether 64 bits stay is a setting of each thread, and of the run: results are read after its end too.
         self._wide = bool(getattr(jax.config, "jax_enable_x64", False))
         self._all_inputs = inputs
@@ -199,8 +200,12 @@ class Engine:
 
         def run(block: Block, inputs: HeadInputs, state: Any, rows: Any) -> Callable[[], Any]:
             args = state, inputs, self._key_on(block), *rows, *_sent(block, *steps)
-            return functools.partial(self._back_on_shelf, state, self._run("superstep", block, *args))
+            whole = asks_host and num_steps - begin == self._max_steps and block.num_chunks == capacity
+            how = {"whole": True} if whole else {}  # one program where it is never so
+            return functools.partial(self._back_on_shelf, state, self._run("superstep", block, *args, **how))
 
+        asks_host = self.layout.blocks[0].device.platform == "gpu"
+        capacity = len(self.layout.blocks[0].heads) // self.layout.chunk
         found = self._each(run, state, taken)
         return tuple(new for new, _ in found), tuple(values for _, values in found)
 

@@ -50,6 +50,8 @@ class Programs:
         num_steps: jax.Array,
         new_epoch: jax.Array,
         num_chunks: jax.Array,
+        *,
+        whole: bool = False,
     ) -> tuple[HeadsState, dict[str, Any]]:
         """K steps of all heads.
 
@@ -64,6 +66,8 @@ class Programs:
           begin: the first step to run, counted from there.
           num_steps: the step to end before, at most K max.
           new_epoch: whether to empty the epoch's accumulators first.
+          whole: all K max steps of all chunks, whatever the numbers say; known when it compiles. A GPU else tells the
+            host after each step whether there is another, and nothing is dispatched ahead.
 
         Returns:
           The new state, and the values of `HeadProgram.train`, each `[K max, H]`, valid for the steps that ran.
@@ -86,11 +90,12 @@ class Programs:
                 state, new = step(state, inputs, base_key, data, rows[k], mask[k], first_step + k)
                 return state, jax.tree.map(lambda old, one: old.at[k].set(one), values, new)
 
-            state, values = lax.fori_loop(begin, num_steps, body, (state, values))
+            lower, upper = (0, len(rows)) if whole else (begin, num_steps)
+            state, values = lax.fori_loop(lower, upper, body, (state, values))
             return self._take_back(before, state, values) if self._head.watched else (state, values)
 
         given = ((inputs, 0), *((batches[name], axis) for name, axis in axes.items()))
-        return self._over_chunks(run_chunk, state, given, num_chunks)
+        return self._over_chunks(run_chunk, state, given, len(inputs.ids) // self._chunk if whole else num_chunks)
 
     def _of_chunk(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """One head's function with the arguments of `HeadProgram.train`, for the heads of a chunk."""
@@ -232,7 +237,11 @@ class Programs:
         return self._over_chunks(lambda _, chunk: (run(chunk), {}), blank, ((tree, 0),), num_chunks)[0]
 
     def _over_chunks(
-        self, run: Callable[..., Any], carried: Any, given: tuple[tuple[Any, int | None], ...], num_chunks: jax.Array
+        self,
+        run: Callable[..., Any],
+        carried: Any,
+        given: tuple[tuple[Any, int | None], ...],
+        num_chunks: jax.Array | int,
     ) -> Any:
         """Runs `run(carried chunk, *given chunks) -> (carried chunk, values)` for one chunk after the other, in place.
 

@@ -59,6 +59,7 @@ ONCE = dict.fromkeys(("init", "superstep", "evaluate", "compute", "freeze", "kee
 }
 
 
+@pytest.mark.cpu  # a GPU has a second one for whole supersteps
 def test_each_program_of_a_fit_is_compiled_once(busy):
     # Epoch means and validation means are different trees for `compute`.
     assert compiled(busy.trainer) == {**ONCE, "compute": 2}
@@ -69,6 +70,7 @@ def test_the_fit_that_is_counted_was_cut_unevenly(busy):
     assert busy.result.live.tolist() == [False, False, False, True, True, True]
 
 
+@pytest.mark.cpu  # a GPU has a second one for whole supersteps
 def test_each_program_of_a_resumed_fit_is_compiled_once(busy, folder):
     resumed = fit(Busy(folder), ckpt_path=folder / "12")
     assert compiled(resumed.trainer) == {**ONCE, "init": 0, "compute": 2}
