@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,11 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         args.run(args)
-    except HydraxError as error:
+        sys.stdout.flush()
+    except BrokenPipeError:  # `hydrax heads RUN | head`; Python would flush once more at its end, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (HydraxError, OSError) as error:
         print(f"hydrax {args.command}: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # `hydrax heads RUN | head`
-        sys.stderr.close()
     return 0
 
 
@@ -48,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     heads.add_argument("--reverse", action="store_true", help="the greatest first")
     heads.add_argument("--where", metavar="COLUMN=VALUE", action="append", default=[], help="these heads alone")
     heads.add_argument("--status", help='short for --where status=...: ok, stopped, quarantined or "not finite"')
-    heads.add_argument("--limit", metavar="N", type=int, help="so many lines at most")
+    heads.add_argument("--limit", metavar="N", type=_count, help="so many heads at most")
     heads.set_defaults(run=_list_heads)
 
     export = commands.add_parser("export", help="write heads into one file", description="Writes heads into one file.")
@@ -71,7 +73,11 @@ def _list_heads(args: argparse.Namespace) -> None:
         lines = csv.DictReader(file)
         rows, columns = list(lines), list(lines.fieldnames or [])
     for condition in [*args.where, *([f"status={args.status}"] if args.status else [])]:
-        column, _, value = condition.partition("=")
+        column, equals, value = condition.partition("=")
+        if not equals:
+            raise ArgumentError(
+                f"A condition says nothing: --where. Got {condition!r}, expected COLUMN=VALUE. Fix: add the value."
+            )
         _check_column(column, columns, "--where")
         rows = [row for row in rows if _same(row[column], value)]
     if args.sort is not None:
@@ -104,6 +110,12 @@ def _check_column(column: str, columns: Sequence[str], option: str) -> None:
             f"A ledger has no such column: {option}. Got {column!r}, expected one of {', '.join(columns)}. Fix: name "
             "one of them."
         )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected an int of 0 or more")
+    return int(text)
 
 
 def _number(text: str) -> float:

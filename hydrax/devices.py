@@ -44,3 +44,8 @@ def num_cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS and Windows have no such question
         return os.cpu_count() or 1
+
+
+def tells_host(device: jax.Device) -> bool:
+    """Whether a loop whose length is an argument keeps the host waiting, as `program.Programs.superstep` says."""
+    return device.platform == "gpu"

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hydrax import devices
 from hydrax.compiled import Compiled
 from hydrax.draw import Draw, Given
 from hydrax.errors import ArgumentError
@@ -71,7 +72,7 @@ class Engine:
         epoch: dict[str, Any],
         draw: Draw | None = None,
         shelf: Shelf | None = None,
-        max_steps: int = 0,
+        max_steps: int | None = None,
     ) -> None:
         self.num_heads = len(inputs.ids)
         self.structure = program.structure
@@ -93,7 +94,8 @@ class Engine:
             concurrent.futures.ThreadPoolExecutor(1, f"hydrax-lane-{lane}")
             for lane in range(layout.num_lanes if layout.num_lanes > 1 else 0)
         ]
-        self._shelf, self._max_steps = shelf, max_steps
+        self._shelf = shelf
+        self._whole_steps = max_steps if devices.tells_host(layout.blocks[0].device) else None
         # Whether 64 bits stay is a setting of each thread, and of the run: results are read after its end too.
         self._wide = bool(getattr(jax.config, "jax_enable_x64", False))
         self._all_inputs = inputs
@@ -200,11 +202,10 @@ class Engine:
 
         def run(block: Block, inputs: HeadInputs, state: Any, rows: Any) -> Callable[[], Any]:
             args = state, inputs, self._key_on(block), *rows, *_sent(block, *steps)
-            whole = asks_host and num_steps - begin == self._max_steps and block.num_chunks == capacity
+            whole = begin == 0 and num_steps == self._whole_steps and block.num_chunks == capacity
             how = {"whole": True} if whole else {}  # one program where it is never so
             return functools.partial(self._back_on_shelf, state, self._run("superstep", block, *args, **how))
 
-        asks_host = self.layout.blocks[0].device.platform == "gpu"
         capacity = len(self.layout.blocks[0].heads) // self.layout.chunk
         found = self._each(run, state, taken)
         return tuple(new for new, _ in found), tuple(values for _, values in found)

@@ -160,7 +160,7 @@ class RotationBatches:
         # A missing micro-batch repeats the last one's rows, with no live slot.
         ahead[: len(counts)] = starts[:, None] + np.minimum(micro, np.asarray(counts)[:, None] - 1)
         if self._frozen is not None:
-            ahead[: len(counts)] = (first + ahead[: len(counts)]) % self._frozen
+            ahead[: len(counts)] = (first % self._frozen + ahead[: len(counts)]) % self._frozen
         present[: len(counts)] = micro < np.asarray(counts)[:, None]
         return {**self._parts, "cursor": here, "left": left, "ahead": ahead, "present": present}
 

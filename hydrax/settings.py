@@ -211,10 +211,12 @@ class Settings:
             raise _error("budget", "passes", "max_epochs beside it: the passes of each head", "pass max_epochs too")
         if self.budget == "passes" and (self.max_epochs or 0) > _MAX_PASSES:
             raise _error("max_epochs", self.max_epochs, f"at most {_MAX_PASSES} passes", "pass fewer")
-        for name, whole in {"limit_train_batches": 1.0, "overfit_batches": 0}.items():
-            limit = getattr(self, name)
-            if self.budget == "passes" and (limit != whole or isinstance(limit, int) > isinstance(whole, int)):
-                raise _error("budget", "passes", f"whole passes, not {name}={limit}", f"leave {name} out")
+        cuts = {
+            "limit_train_batches": isinstance(self.limit_train_batches, int) or self.limit_train_batches != 1.0,
+            "overfit_batches": self.overfit_batches != 0,
+        }
+        for name in (name for name, is_cut in cuts.items() if is_cut and self.budget == "passes"):
+            raise _error("budget", "passes", f"whole passes, not {name}={getattr(self, name)}", f"leave {name} out")
 
     def _check_val_interval(self) -> None:
         value = self.val_check_interval

@@ -8,8 +8,6 @@ import numpy as np
 
 QUANTILES = {"min": 0.0, "q10": 0.1, "median": 0.5, "q90": 0.9, "max": 1.0}
 WORDS = ("mean", *QUANTILES)
-
-
 _SHARES = np.array(list(QUANTILES.values()))
 
 
