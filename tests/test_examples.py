@@ -447,7 +447,7 @@ def stripes_by_least_squares(image: np.ndarray) -> np.ndarray:
 
 
 def test_the_cnn_gets_better_with_images_and_comes_close_to_the_best_possible():
-    lines = shown("cnn.py", "--images=400", "--steps=200")
+    lines = shown("cnn.py", "--images=400", "--steps=100")
     test = runpy.run_path(str(ROOT / "examples" / "cnn.py"))["make_images"](500, seed=1)
     best = (stripes_by_least_squares(test["image"]) == test["label"]).mean()
     np.testing.assert_allclose(float(lines["the best possible"][0]), best, atol=2e-3)
