@@ -15,10 +15,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
+import jax
 import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
-from sklearn.datasets import load_diabetes, load_digits, load_wine
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import log_loss, r2_score
 from sklearn.model_selection import (
@@ -78,6 +80,19 @@ def test_every_import_of_an_example_is_what_make_demo_installs(script, distribut
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     roots = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"hydrax"}
     assert {distributions[root][0] for root in roots} <= installed
+
+
+# ---- examples/first_fit.py --------------------------------------------------------------------------------------
+
+
+def test_the_first_fit_s_heads_get_better_with_rows_and_the_last_is_as_good_as_scikit_learn():
+    lines = printed("first_fit.py").splitlines()
+    accuracy = {rows: float(score) for rows, score in re.findall(r"(\d+) rows  ([\d.]+)", "\n".join(lines))}
+    x, y = load_digits(return_X_y=True)
+    reference = LogisticRegression().fit(x[:400] / 16, y[:400]).score(x[400:] / 16, y[400:])
+    np.testing.assert_allclose(accuracy["400"], reference, atol=0.03)
+    assert accuracy["10"] + 0.2 < accuracy["400"]
+    assert lines[-1] == f"image 400 is a {y[400]}, and the last model says {y[400]}"
 
 
 # ---- examples/learning_curve.py ---------------------------------------------------------------------------------
@@ -417,6 +432,24 @@ def test_the_linen_heads_batch_norm_knows_the_means_of_their_own_rows_and_they_c
     np.testing.assert_allclose([float(lines[str(fold)][1]) for fold in range(5)], means, atol=1e-4)
     reference = cross_val_score(make_pipeline(StandardScaler(), LogisticRegression()), x, classes, cv=KFold(5))
     np.testing.assert_allclose(float(lines["all"][0]), reference.mean(), atol=0.05)
+
+
+# ---- examples/equinox_model.py ----------------------------------------------------------------------------------
+
+
+def test_the_equinox_head_read_back_computes_what_numpy_does_of_its_weights_and_is_as_good_as_scikit_learn(tmp_path):
+    lines = shown("equinox_model.py", "--steps=100", f"--out={tmp_path}")
+    x, benign = load_breast_cancer(return_X_y=True)
+    train, test = train_test_split(np.arange(569), test_size=169, stratify=benign, random_state=0)
+    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    make_model = runpy.run_path(str(ROOT / "examples" / "equinox_model.py"))["make_model"]
+    model = eqx.tree_deserialise_leaves(tmp_path / "equinox_model.eqx", make_model(jax.random.key(1)))
+    hidden, out = ((np.asarray(model[k].weight, float), np.asarray(model[k].bias, float)) for k in (0, 3))
+    logits = np.maximum(x[test] @ hidden[0].T + hidden[1], 0) @ out[0].T + out[1]
+    accuracy = (logits.argmax(axis=1) == 1 - benign[test]).mean()
+    assert lines["the last, read back"] == lines["400"] == [f"{accuracy:.3f}"]
+    reference = LogisticRegression().fit(x[train], benign[train]).score(x[test], benign[test])
+    np.testing.assert_allclose(accuracy, reference, atol=0.03)
 
 
 # ---- examples/language_model.py ---------------------------------------------------------------------------------
