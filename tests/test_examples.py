@@ -310,6 +310,45 @@ def test_a_rate_in_the_middle_of_the_sweep_beats_both_ends(tmp_path):
     assert max(low, high) < 0.3
 
 
+# ---- examples/optuna_search.py ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def searches(tmp_path_factory) -> list[tuple[dict[str, list[str]], list[dict[str, str]], set[str]]]:
+    """Of a search of one round, then of one of two: what is printed, the trials, the compiled programs there are."""
+    out, compiled = tmp_path_factory.mktemp("optuna"), Path(jax.config.jax_compilation_cache_dir)
+    return [
+        (
+            shown("optuna_search.py", f"--rounds={rounds}", f"--out={out}"),
+            table(out / "optuna_search.csv"),
+            {path.name for path in compiled.glob("*-cache")},
+        )
+        for rounds in (1, 2)
+    ]
+
+
+def test_the_second_round_of_the_search_compiles_nothing(searches):
+    (_, first, before), (_, both, after) = searches
+    assert (len(first), len(both), first) == (16, 32, both[:16])
+    assert before and after == before
+
+
+def test_the_trials_that_diverged_failed_and_the_best_of_the_others_is_named(searches):
+    lines, trials, _ = searches[1]
+    # Gradient descent with momentum diverges where rate times curvature is above 2 * (1 + momentum), and the curvature
+    # is at least the weight decay; Goh, "Why Momentum Really Works", Distill 2017.
+    sizes = {t["trial"]: float(t["lr"]) * float(t["weight_decay"]) / (1 + float(t["momentum"])) for t in trials}
+    diverged = {trial for trial, size in sizes.items() if size > 3}
+    assert diverged and diverged <= {trial["trial"] for trial in trials if trial["state"] == "FAIL"}
+    best = min((trial for trial in trials if trial["state"] == "COMPLETE"), key=lambda trial: float(trial["loss"]))
+    assert lines["best:"][:2] == [f"trial {best['trial']}", f"lr={float(best['lr']):.3g}"]
+    x, y = load_digits(return_X_y=True)
+    parts = train_test_split(np.arange(1797), test_size=500, stratify=y, random_state=0)
+    x_train, x_val = (x[rows] / 16 for rows in parts)
+    linear = LogisticRegression().fit(x_train, y[parts[0]])
+    assert float(best["loss"]) < log_loss(y[parts[1]], linear.predict_proba(x_val))
+
+
 # ---- examples/deep_ensemble.py ----------------------------------------------------------------------------------
 
 
