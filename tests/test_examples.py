@@ -17,7 +17,9 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits, load_wine
@@ -308,6 +310,36 @@ def test_a_rate_in_the_middle_of_the_sweep_beats_both_ends(tmp_path):
     low, middle, high = (float(lines[rate][0]) for rate in ("0.0001", "0.1", "3"))
     assert middle > 0.9
     assert max(low, high) < 0.3
+
+
+# ---- examples/hyperparameter_grid.py ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("peak", "warmup"), [(0.3, 1), (0.5, 4)])
+def test_the_grid_s_optimiser_follows_optax_s_own_schedule(peak, warmup):
+    grid = runpy.run_path(str(ROOT / "examples" / "hyperparameter_grid.py"))
+    optimiser = grid["Classifier"](peak, warmup, 10).configure_optimizers()
+    schedule = optax.warmup_cosine_decay_schedule(0, peak, warmup, decay_steps=10)
+    weight = jnp.zeros(())
+    state, moved = optimiser.init(weight), []
+    for _ in range(10):
+        update, state = optimiser.update(jnp.ones(()), state, weight)
+        moved.append(update)
+    momentum = (1 - 0.9 ** np.arange(1, 11)) / (1 - 0.9)  # what a gradient of 1 adds up to
+    np.testing.assert_allclose(moved, [-schedule(t) * momentum[t] for t in range(10)], rtol=1e-5, atol=1e-7)
+
+
+def test_the_grid_has_a_line_for_each_schedule_and_names_the_best_head(tmp_path):
+    lines = printed("hyperparameter_grid.py", "--seeds=2", "--steps=60", f"--out={tmp_path}").splitlines()
+    heads = table(tmp_path / "hyperparameter_grid.csv")
+    scores = np.array([float(head["score"]) for head in heads])
+    means = [line.split()[:3] for line in lines if re.match(r"[\d.]+ +\d", line)]
+    settings = [(peak, warmup) for peak in ("0.03", "0.3", "1") for warmup in ("0", "6", "30")]
+    assert means == [[*s, f"{m:.4f}"] for s, m in zip(settings, scores.reshape(9, 2).mean(axis=1), strict=True)]
+    assert [(f"{float(head['peak']):g}", head["warmup"]) for head in heads[::2]] == settings
+    assert f"best head:  {np.argmax(scores)}  " in "\n".join(lines)
+    # In 60 steps a tenth of the rate does not get as far.
+    assert scores.reshape(3, 6).mean(axis=1)[0] + 0.05 < scores.reshape(3, 6).mean(axis=1)[1]
 
 
 # ---- examples/optuna_search.py ----------------------------------------------------------------------------------
