@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from typing import TextIO
 
 import numpy as np
+from tqdm import TqdmWarning
 from tqdm.asyncio import tqdm_asyncio
-from tqdm.auto import tqdm
 
 from hydrax import Callback, Event
 from hydrax.errors import ArgumentError
+
+with warnings.catch_warnings():
+    # In a notebook without ipywidgets tqdm asks for them; plain lines will do.
+    warnings.simplefilter("ignore", TqdmWarning)
+    from tqdm.auto import tqdm
 
 MAX_REFRESH_PER_SECOND = 10.0
 LINE_SECS = 5.0

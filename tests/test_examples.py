@@ -36,9 +36,17 @@ from sklearn.model_selection import (
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from threadpoolctl import threadpool_limits
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scikit_learn_has_one_thread() -> Iterator[None]:
+    """Where cores are shared its threads wait for each other, and take ten times as long."""
+    with threadpool_limits(1):
+        yield
 
 
 def run(script: Path, *arguments: str) -> None:
@@ -82,6 +90,11 @@ def test_every_import_of_an_example_is_what_make_demo_installs(script, distribut
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     roots = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"hydrax"}
     assert {distributions[root][0] for root in roots} <= installed
+
+
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.name)
+def test_an_example_has_less_than_a_hundred_lines(script):
+    assert len(script.read_text().splitlines()) < 100
 
 
 # ---- examples/first_fit.py --------------------------------------------------------------------------------------
