@@ -69,8 +69,8 @@ def main() -> None:
     data = ArrayDataModule(train, val=val, slices=slices, batch_size=32, eval_batch_size=500)
 
     # 2. Ask, fit, tell. Rounds differ in the values of their `PerHead`s only, which are inputs of the programs. So the
-    # first round compiles, and the others read its programs from the cache of compiled programs: besides its steps, a
-    # later round costs tracing and reading them, 2 s here instead of 14.
+    # first round compiles, and the others trace again and read its programs from the cache of compiled programs: on two
+    # cores the first round took 14 s, and each later one 2 to 3 s.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=args.trials))
     for number in range(args.rounds):
