@@ -1,5 +1,6 @@
 """What every plug-in of `hydrax.callbacks` must do, found by reflection: a new one is under this contract at once."""
 
+import functools
 import inspect
 import json
 import tempfile
@@ -23,7 +24,7 @@ ARGUMENTS = {
     "WandbLogger": {"mode": "offline"},
 }
 STEPS = 10
-NAMES = sorted(callbacks.__all__)
+NAMES = tuple(sorted(callbacks.__all__))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,21 +46,23 @@ def name(request):
 
 # A fit that all of them hear costs hardly more than one that a single plug-in hears.
 @pytest.fixture(
-    params=[pytest.param(NAMES, id="all"), *(pytest.param([n], id=n, marks=pytest.mark.slow) for n in NAMES)]
+    params=[pytest.param(NAMES, id="all"), *(pytest.param((n,), id=n, marks=pytest.mark.slow) for n in NAMES)]
 )
-def together(request):
+def names(request):
     """Plug-ins that hear the same fits: all in one, and, in the longer form, each on its own."""
-    return [make(name) for name in request.param]
+    return request.param
 
 
-@pytest.fixture(scope="module")
-def fitted(name, tmp_path_factory):
-    """A plug-in, and a fit that it heard and wrote of."""
-    callback = make(name)
-    root = tmp_path_factory.mktemp("fitted")
-    return callback, run(
-        PlainClassifier(), data_of(SLICES), callbacks=[callback], max_steps=STEPS, default_root_dir=root
-    )
+@pytest.fixture
+def together(names):
+    return [make(name) for name in names]
+
+
+@functools.cache
+def fitted(names):
+    """Plug-ins by name, and a fit that they heard and wrote of."""
+    made = {name: make(name) for name in names}
+    return made, run(PlainClassifier(), data_of(SLICES), callbacks=made.values(), max_steps=STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +91,8 @@ def test_it_is_a_callback_in_a_file_of_its_own_with_its_arguments_explained(name
     assert [a for a in arguments if f"{a}:" not in kind.__doc__ and f"{a}," not in kind.__doc__] == []
 
 
-def test_it_changes_no_bit_of_any_head(fitted, alone):
-    assert differing(parameters(fitted[1]), alone) == []
+def test_it_changes_no_bit_of_any_head(names, alone):
+    assert differing(parameters(fitted(names)[1]), alone) == []
 
 
 @pytest.mark.slow
@@ -111,8 +114,8 @@ def test_it_hears_evaluations_without_a_fit_before(together, heads):
     assert np.isfinite(trainer.test(PlainClassifier(), data_of(SLICES), heads, verbose=False)["test_loss"]).all()
 
 
-def test_its_state_can_be_saved_and_taken_back(name, fitted):
-    state = fitted[0].state_dict()
+def test_its_state_can_be_saved_and_taken_back(name):
+    state = fitted(NAMES)[0][name].state_dict()
     arrays = {key: value for key, value in state.items() if isinstance(value, np.ndarray)}
     json.dumps({key: value for key, value in state.items() if key not in arrays})
     again = make(name)
