@@ -2,6 +2,7 @@
 
 import hydrax  # noqa: F401  # isort: skip  # first: its guard must stand before JAX starts its backend
 
+import gc
 import signal
 from collections.abc import Iterator
 
@@ -13,6 +14,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's backgro
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A GPU multiplies float32 in TF32 unless told otherwise: three digits, where the tests compare with NumPy's seven.
 jax.config.update("jax_default_matmul_precision", "highest" if jax.default_backend() == "gpu" else None)
+# Tracing makes objects by the million and hardly a cycle: Python would look for some at each 700.
+gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

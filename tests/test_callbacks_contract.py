@@ -1,5 +1,6 @@
 """What every plug-in of `hydrax.callbacks` must do, found by reflection: a new one is under this contract at once."""
 
+import functools
 import inspect
 import json
 import tempfile
@@ -23,6 +24,7 @@ ARGUMENTS = {
     "WandbLogger": {"mode": "offline"},
 }
 STEPS = 10
+NAMES = tuple(sorted(callbacks.__all__))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,19 +39,30 @@ def make(name):
     return getattr(callbacks, name)(**ARGUMENTS.get(name, {}))
 
 
-@pytest.fixture(scope="module", params=sorted(callbacks.__all__))
+@pytest.fixture(scope="module", params=NAMES)
 def name(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def fitted(name, tmp_path_factory):
-    """A plug-in, and a fit that it heard and wrote of."""
-    callback = make(name)
-    root = tmp_path_factory.mktemp("fitted")
-    return callback, run(
-        PlainClassifier(), data_of(SLICES), callbacks=[callback], max_steps=STEPS, default_root_dir=root
-    )
+# A fit that all of them hear costs hardly more than one that a single plug-in hears.
+@pytest.fixture(
+    params=[pytest.param(NAMES, id="all"), *(pytest.param((n,), id=n, marks=pytest.mark.slow) for n in NAMES)]
+)
+def names(request):
+    """Plug-ins that hear the same fits: all in one, and, in the longer form, each on its own."""
+    return request.param
+
+
+@pytest.fixture
+def together(names):
+    return [make(name) for name in names]
+
+
+@functools.cache
+def fitted(names):
+    """Plug-ins by name, and a fit that they heard and wrote of."""
+    made = {name: make(name) for name in names}
+    return made, run(PlainClassifier(), data_of(SLICES), callbacks=made.values(), max_steps=STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -78,32 +91,31 @@ def test_it_is_a_callback_in_a_file_of_its_own_with_its_arguments_explained(name
     assert [a for a in arguments if f"{a}:" not in kind.__doc__ and f"{a}," not in kind.__doc__] == []
 
 
-def test_it_changes_no_bit_of_any_head(fitted, alone):
-    assert differing(parameters(fitted[1]), alone) == []
+def test_it_changes_no_bit_of_any_head(names, alone):
+    assert differing(parameters(fitted(names)[1]), alone) == []
 
 
 @pytest.mark.slow
-def test_one_object_hears_two_fits(name, tmp_path):
-    callback = make(name)
+def test_one_object_hears_two_fits(together, tmp_path):
     for _ in range(2):
-        trainer = hx.Trainer(max_steps=STEPS, chunk=4, callbacks=[callback], default_root_dir=tmp_path, **QUIET)
+        trainer = hx.Trainer(max_steps=STEPS, chunk=4, callbacks=together, default_root_dir=tmp_path, **QUIET)
         assert trainer.fit(PlainClassifier(), data_of(SLICES)).step == STEPS
 
 
-def test_it_works_where_nothing_is_to_be_written(name):
-    trainer = hx.Trainer(max_steps=2, chunk=4, callbacks=[make(name)], fast_dev_run=2, enable_progress_bar=False)
+def test_it_works_where_nothing_is_to_be_written(together):
+    trainer = hx.Trainer(max_steps=2, chunk=4, callbacks=together, fast_dev_run=2, enable_progress_bar=False)
     trainer.fit(PlainClassifier(), data_of(SLICES))
     assert trainer.log_dir is None
 
 
-def test_it_hears_evaluations_without_a_fit_before(name, heads):
-    trainer = hx.Trainer(max_steps=1, chunk=4, callbacks=[make(name)], **QUIET)
+def test_it_hears_evaluations_without_a_fit_before(together, heads):
+    trainer = hx.Trainer(max_steps=1, chunk=4, callbacks=together, **QUIET)
     assert np.isfinite(trainer.validate(PlainClassifier(), data_of(SLICES), heads, verbose=False)["val_loss"]).all()
     assert np.isfinite(trainer.test(PlainClassifier(), data_of(SLICES), heads, verbose=False)["test_loss"]).all()
 
 
-def test_its_state_can_be_saved_and_taken_back(name, fitted):
-    state = fitted[0].state_dict()
+def test_its_state_can_be_saved_and_taken_back(name):
+    state = fitted(NAMES)[0][name].state_dict()
     arrays = {key: value for key, value in state.items() if isinstance(value, np.ndarray)}
     json.dumps({key: value for key, value in state.items() if key not in arrays})
     again = make(name)
@@ -112,17 +124,16 @@ def test_its_state_can_be_saved_and_taken_back(name, fitted):
         np.testing.assert_array_equal(value, state[key])
 
 
-def test_it_ends_in_order_after_an_error_of_another_callback(name, tmp_path):
+def test_it_ends_in_order_after_an_error_of_another_callback(together, tmp_path):
     class Fails(hx.Callback):
         def on_train_epoch_end(self, event):
             raise RuntimeError("no more")
 
-    callback = make(name)
-    trainer = hx.Trainer(max_steps=STEPS, chunk=4, callbacks=[callback, Fails()], default_root_dir=tmp_path, **QUIET)
+    trainer = hx.Trainer(max_steps=STEPS, chunk=4, callbacks=[*together, Fails()], default_root_dir=tmp_path, **QUIET)
     with pytest.raises(hx.CallbackError, match="Fails.on_train_epoch_end"):
         trainer.fit(PlainClassifier(), data_of(SLICES))
     # All it holds is free again: the same object serves the next fit.
-    again = hx.Trainer(max_steps=STEPS, chunk=4, callbacks=[callback], default_root_dir=tmp_path, **QUIET)
+    again = hx.Trainer(max_steps=STEPS, chunk=4, callbacks=together, default_root_dir=tmp_path, **QUIET)
     assert again.fit(PlainClassifier(), data_of(SLICES)).step == STEPS
     assert state_of(again)
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from heads_under_test import QUIET, Classifier, data_of, rows_of
+from heads_under_test import QUIET, PlainClassifier, data_of, rows_of
 
 import hydrax as hx
 from hydrax.callbacks import EarlyStopping
@@ -135,7 +135,7 @@ HEADS, EVERY, STEPS = 4, 2, 24
 SLICES = hx.Slices.prefix([3, 8, 16, 24], num_rows=40)
 
 
-class Scripted(Classifier):
+class Scripted(PlainClassifier):
     """Validation scores that follow a table, [validations, H], whatever the models are."""
 
     TABLE = np.float32([[4, 3, 2, 1], [3, 3, 1, 1], [2, 3, 3, 1], [1, 3, 3, 1], [0, 3, 3, 1]] + [[0, 3, 3, 1]] * 9)

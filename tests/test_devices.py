@@ -1,9 +1,11 @@
 """Heads over devices: a CPU counts once for each core, any H will do, and no bit depends on how many there are."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
-from heads_under_test import NUM_ROWS, Classifier, data_of, differing, run
+from heads_under_test import NUM_ROWS, PlainClassifier, data_of, differing, run
 
 import hydrax as hx
 from hydrax import devices as devices_module
@@ -17,28 +19,30 @@ def two_cores(monkeypatch):
     monkeypatch.setattr(devices_module, "num_cores", lambda: 2)
 
 
-def fit(kind, num_heads, devices, chunk=1, **how):
+@functools.cache
+def fit(num_heads, devices, chunk=1):
+    """One fit for all tests of this file that need it."""
     slices = hx.Slices.random_subset(np.linspace(3, NUM_ROWS, num_heads).astype(int), NUM_ROWS, seed=2)
-    module = Classifier(kind, hx.PerHead(np.linspace(1e-3, 1e-2, num_heads)))
-    return run(module, data_of(slices, kind), devices=devices, chunk=chunk, max_steps=7, **how)
+    module = PlainClassifier("mlp", hx.PerHead(np.linspace(1e-3, 1e-2, num_heads)))
+    return run(module, data_of(slices), devices=devices, chunk=chunk, max_steps=7)
 
 
 @pytest.mark.cpu
 @pytest.mark.parametrize(("num_heads", "chunk"), [(5, 1), pytest.param(9, 4, marks=pytest.mark.slow)])
 def test_bits_do_not_depend_on_the_number_of_devices(num_heads, chunk):
-    one, two = (fit("mlp", num_heads, devices, chunk) for devices in (1, 2))
+    one, two = (fit(num_heads, devices, chunk) for devices in (1, 2))
     assert two.trainer._training.engine.layout.num_lanes == 2
     assert differing(one.arrays, two.arrays) == []
 
 
 @pytest.mark.cpu
 def test_nothing_compiles_twice_on_two_cores():
-    programs = fit("mlp", 4, 2).trainer._training.engine.programs
+    programs = fit(5, 2).trainer._training.engine.programs
     assert (programs["superstep"].num_compiled, programs["init"].num_compiled) == (1, 1)
 
 
 def test_no_collective_is_in_the_compiled_program():
-    programs = fit("mlp", 4, "auto").trainer._training.engine.programs
+    programs = fit(5, "auto").trainer._training.engine.programs
     text = "".join(program.result().as_text() for program in programs["superstep"]._programs.values())
     assert "fusion" in text
     words = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
@@ -67,7 +71,7 @@ def test_devices_that_cannot_be_are_refused_by_name(devices):
 
 
 def test_heads_over_devices_predict_and_validate_in_order():
-    found = {devices: fit("mlp", 5, devices) for devices in (1, "auto")}
+    found = {devices: fit(5, devices) for devices in (1, "auto")}
     predictions = [one.trainer.predict() for one in found.values()]
     np.testing.assert_array_equal(*predictions)
     np.testing.assert_array_equal(*(one.trainer.test(verbose=False)["test_loss"] for one in found.values()))

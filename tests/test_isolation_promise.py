@@ -48,12 +48,14 @@ def untouched(kind="norm_dropout"):
 # Head 0 is the one whose copies fill the last chunk up, in which head 4 trains.
 WHAT = [*((change, 4) for change in CHANGES), ("rows", 0), ("NaN", 0)]
 
+# One model with parameters, statistics and keys meets all changes, one with convolutions two of them.
+QUICK = {"mlp": [], "norm_dropout": WHAT, "cnn": WHAT[-2:]}
+
 
 @pytest.mark.parametrize(
     ("kind", "change", "head"),
     [
-        # One model with parameters, statistics and keys meets all changes, the others two of them.
-        pytest.param(kind, *what, marks=[] if kind == "norm_dropout" or what in WHAT[-2:] else pytest.mark.slow)
+        pytest.param(kind, *what, marks=[] if what in QUICK[kind] else pytest.mark.slow)
         for kind in MODELS
         for what in WHAT
     ],

@@ -1,7 +1,5 @@
 """Each replaced operation and its gradients equal those of plain JAX, for every way of asking for it."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,8 +49,17 @@ CONVOLUTIONS = {
 }
 
 
+# Two options at once; each is tried without the other too.
+LONGER = {"dilated kernel and stride", "transposed with stride", "groups and stride", "depthwise and stride"}
+
+
+def cases(table, longer):
+    """Parameters by name, some of them for the longer form of a test."""
+    return [pytest.param(value, id=n, marks=[pytest.mark.slow] * (n in longer)) for n, value in table.items()]
+
+
 @pytest.mark.parametrize("channels", [pytest.param(3, marks=pytest.mark.slow), 12])
-@pytest.mark.parametrize("options", [pytest.param(options, id=name) for name, options in CONVOLUTIONS.items()])
+@pytest.mark.parametrize("options", cases(CONVOLUTIONS, LONGER))
 def test_a_convolution_and_its_gradients_are_those_of_lax(options, channels):
     groups = options.get("feature_group_count", 1)
     channels = channels * groups // 3 if groups in (2, 4) else max(channels, groups)
@@ -69,7 +76,10 @@ def test_any_layout_of_a_convolution_will_do(layout):
     assert_close(*both(fun, x, k))
 
 
-@pytest.mark.parametrize(("dims", "channels"), list(itertools.product([1, 3], [2, 9])))
+@pytest.mark.parametrize(
+    ("dims", "channels"),
+    [(1, 2), pytest.param(1, 9, marks=pytest.mark.slow), pytest.param(3, 2, marks=pytest.mark.slow), (3, 9)],
+)
 def test_a_convolution_of_other_rank_is_that_of_lax(dims, channels):
     layout = {1: ("NWC", "WIO", "NWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}[dims]
     fun = lambda x, k: lax.conv_general_dilated(x, k, (2,) * dims, "SAME", dimension_numbers=layout)  # noqa: E731
@@ -108,8 +118,16 @@ POOLS = {
 }
 
 
-@pytest.mark.parametrize("pool", [linen.max_pool, linen.avg_pool])
-@pytest.mark.parametrize("window", [pytest.param(window, id=name) for name, window in POOLS.items()])
+# The pool with ties to tell apart meets all windows, the other some.
+AVERAGED = {"tiles that leave a rest", "padded tiles", "overlapping"}
+POOLINGS = [
+    pytest.param(pool, window, id=f"{pool.__name__}-{name}", marks=[] if name in quick else pytest.mark.slow)
+    for pool, quick in ((linen.max_pool, {*POOLS}), (linen.avg_pool, AVERAGED))
+    for name, window in POOLS.items()
+]
+
+
+@pytest.mark.parametrize(("pool", "window"), POOLINGS)
 def test_pooling_and_its_gradient_are_those_of_lax(window, pool):
     # Half of the numbers are zeros: most windows have ties, and the first maximum must win all.
     x = jnp.maximum(normal(0, 2, 8, 7, 3), 0)

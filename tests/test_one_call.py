@@ -4,6 +4,7 @@ The reference is a loop for one model in NumPy, float64, that shares nothing wit
 loss by its formula, gradients by central differences, AdamW by hand.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +49,12 @@ def brier(model: Callable[[jax.Array], jax.Array], x: jax.Array, y: jax.Array) -
 def train(x: np.ndarray = X, y: np.ndarray = Y, **changed: Any) -> hx.Heads:
     arguments = {"num_models": 5, "model_type": Linear, "start_slice": "0_12", "steps": 30, "learning_rate": LR}
     return get_trained_models(x, y, **(arguments | changed))
+
+
+@functools.cache
+def trained(**changed: Any) -> hx.Heads:
+    """The same on the rows as they are, once for all tests that need it."""
+    return train(**changed)
 
 
 def arrays(tree: Any) -> list[np.ndarray]:
@@ -118,17 +125,17 @@ def start(request) -> int:
 def fit(request, start) -> tuple[hx.Heads, hx.Heads, Callable[[Weights, np.ndarray, np.ndarray], float]]:
     """Models as they are trained, the same as they begun, and the loss by hand."""
     ours, by_hand = request.param
-    trained = train(start_slice=f"{start}_12", loss=ours)
     # AdamW's step and its decay both scale with the learning rate: 0 leaves the start as it is.
-    return trained, train(start_slice=f"{start}_12", learning_rate=0.0, steps=1), by_hand
+    begun = trained(start_slice=f"{start}_12", learning_rate=0.0, steps=1)
+    return trained(start_slice=f"{start}_12", loss=ours), begun, by_hand
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_model_k_is_what_a_loop_on_rows_a_to_a_plus_k_minus_1_gives(fit, start, k):
-    trained, begun, by_hand = fit
+    ended, begun, by_hand = fit
     x, y = X[start : start + k].astype(np.float64), Y[start : start + k]
     expected = adamw_by_hand(weights_of(begun[k - 1]), lambda weights: by_hand(weights, x, y), steps=30)
-    found = weights_of(trained[k - 1])
+    found = weights_of(ended[k - 1])
     # atol: optax computes 1 - 0.999**t in float32, which makes a step up to 2.4e-5 too short; 30 of them move by 0.3.
     np.testing.assert_allclose(found["kernel"], expected["kernel"], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found["bias"], expected["bias"], rtol=1e-5, atol=1e-5)
@@ -136,7 +143,7 @@ def test_model_k_is_what_a_loop_on_rows_a_to_a_plus_k_minus_1_gives(fit, start, 
 
 @pytest.fixture(scope="module")
 def plain(start) -> hx.Heads:
-    return train(start_slice=f"{start}_12")
+    return trained(start_slice=f"{start}_12")
 
 
 @pytest.mark.parametrize("row", range(5))
@@ -151,22 +158,22 @@ def test_a_row_changes_no_bit_of_the_models_without_it_and_every_model_with_it(p
 def test_rows_outside_the_slice_change_nothing(row):
     x, y = X.copy(), Y.copy()
     x[row], y[row] = 100, (y[row] + 1) % NUM_CLASSES
-    assert kept(train(start_slice="3_8"), train(x, y, start_slice="3_8")) == [True] * 5
+    assert kept(trained(start_slice="3_8"), train(x, y, start_slice="3_8")) == [True] * 5
 
 
 def test_labels_outside_the_slice_may_be_of_no_class():
     y = Y.copy()
     y[[0, 11]] = -1, 99
-    assert kept(train(start_slice="3_8"), train(X, y, start_slice="3_8")) == [True] * 5
+    assert kept(trained(start_slice="3_8"), train(X, y, start_slice="3_8")) == [True] * 5
 
 
 def test_a_model_is_the_same_whatever_the_number_of_models():
-    assert kept(train(num_models=9)[:5], train(num_models=5)) == [True] * 5
+    assert kept(train(num_models=9)[:5], trained()) == [True] * 5
 
 
 def test_models_of_one_seed_are_equal_and_those_of_another_differ():
-    assert kept(train(seed=1), train(seed=1)) == [True] * 5
-    assert kept(train(seed=1), train(seed=2)) == [False] * 5
+    assert kept(trained(seed=1), train(seed=1)) == [True] * 5
+    assert kept(trained(seed=1), train(seed=2)) == [False] * 5
 
 
 def test_models_of_more_rows_than_a_batch_learn_from_all_of_them():
@@ -209,7 +216,7 @@ def test_784_models_are_trained_saved_and_read_back_as_the_origin_does_it(images
 @pytest.mark.parametrize("i", [0, 3, -1])
 @pytest.mark.parametrize("model_type", [Linear, equinox_mlp])
 def test_unbatch_model_gives_every_array_of_model_i(model_type, i):
-    models = train(model_type=model_type)
+    models = trained(model_type=model_type)
     for one, all_of_them in zip(arrays(unbatch_model(models, i)), arrays(models), strict=True):
         np.testing.assert_array_equal(one, all_of_them[i])
 
@@ -247,7 +254,7 @@ def test_without_verbose_nothing_is_shown_or_written(capfd, tmp_path, monkeypatc
 
 @pytest.mark.parametrize("rows", [1, 7])
 def test_loss_is_the_mean_of_log_sum_exp_minus_the_label_s_logit(rows):
-    model = unbatch_model(train(steps=3), 0)
+    model = unbatch_model(trained(), 0)
     logits = X[:rows] @ np.asarray(model.layer.kernel[...], np.float64) + np.asarray(model.layer.bias[...])
     expected = np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(rows), Y[:rows]])
     np.testing.assert_allclose(loss(model, X[:rows], Y[:rows]), expected, rtol=1e-6)
@@ -262,7 +269,7 @@ def test_loss_of_certain_and_wrong_logits_is_their_difference():
 
 
 def test_without_a_start_slice_the_models_learn_from_the_first_rows():
-    assert kept(train(start_slice=None), train(start_slice="0_12")) == [True] * 5
+    assert kept(train(start_slice=None), trained(start_slice="0_12")) == [True] * 5
 
 
 @pytest.mark.parametrize(
@@ -325,4 +332,4 @@ def test_rows_that_the_model_does_not_take_are_refused_in_its_own_words():
 @pytest.mark.parametrize("i", [5, -6])
 def test_a_model_that_is_not_there_is_refused(i):
     with pytest.raises(hx.ArgumentError, match=rf"heads\[{i}\]. Got {i}, expected -5 to 4"):
-        unbatch_model(train(steps=1), i)
+        unbatch_model(trained(), i)

@@ -145,7 +145,7 @@ TRAINERS = {
     },
 }
 # What the case with all settings at once holds too.
-LONGER = {"accumulated": [pytest.mark.slow]}
+LONGER = dict.fromkeys(("accumulated", "shared"), [pytest.mark.slow])
 CASES = [pytest.param(SLICES, how, id=name, marks=LONGER.get(name, ())) for name, how in TRAINERS.items()]
 CASES += [pytest.param(KINDS, {}, id="slices of many kinds")]
 
@@ -231,7 +231,7 @@ class SaveAndDie(hx.Callback):
         raise Killed
 
 
-@pytest.mark.parametrize("kind", ["arrays", "threads"])
+@pytest.mark.parametrize("kind", [pytest.param("arrays", marks=pytest.mark.slow), "threads"])
 def test_a_killed_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, kind):
     with pytest.raises(Killed):
         fit(on_host(**datasets(kind, tmp_path)), SaveAndDie(tmp_path))
@@ -438,9 +438,17 @@ def test_no_thread_or_process_is_left_after_a_run(settings, tmp_path):
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("settings", [{"read_threads": 2}, {"read_processes": 1}], ids=["threads", "processes"])
 @pytest.mark.parametrize(
-    "error", [ValueError("no"), KeyboardInterrupt(), SystemExit(143)], ids=lambda e: type(e).__name__
+    ("error", "settings"),
+    [
+        (ValueError("no"), {"read_threads": 2}),
+        (KeyboardInterrupt(), {"read_processes": 1}),
+        (SystemExit(143), {"read_threads": 2}),
+        pytest.param(ValueError("no"), {"read_processes": 1}, marks=pytest.mark.slow),
+        pytest.param(KeyboardInterrupt(), {"read_threads": 2}, marks=pytest.mark.slow),
+        pytest.param(SystemExit(143), {"read_processes": 1}, marks=pytest.mark.slow),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else next(iter(value)),
 )
 def test_no_thread_or_process_is_left_after_an_error_or_a_signal(settings, error):
     with pytest.raises((hx.CallbackError, type(error))):

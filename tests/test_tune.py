@@ -203,12 +203,13 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_time(timed, tmp_path)
 
 def test_plans_are_timed_on_the_users_own_step_and_the_fit_goes_by_the_best(monkeypatch):
     monkeypatch.setattr(Checked, "rough_secs", 1e6)
+    monkeypatch.setattr(tune, "_MAX_SECS", 1e6)  # a machine with other work compiles slowly
     monkeypatch.setattr(tune, "_MAX_SHARE", 1e6)
     monkeypatch.setattr(tune, "plan_folder", lambda: None)
     how = {"lowering": "fast", "max_steps": 12}
-    found = run(PlainClassifier("mlp", 1e-2), data_of(SLICES), chunk="auto", **how)
+    found = run(PlainClassifier("mlp", 1e-2), data_of(SLICES[:4]), chunk="auto", **how)
     assert {one.plan.chunk for one in found.trainer.plan().candidates} >= {1, 4}
-    by_hand = run(PlainClassifier("mlp", 1e-2), data_of(SLICES), chunk=found.result.plan.chunk, **how)
+    by_hand = run(PlainClassifier("mlp", 1e-2), data_of(SLICES[:4]), chunk=found.result.plan.chunk, **how)
     assert differing(found.arrays, by_hand.arrays) == []
 
 
