@@ -1,7 +1,7 @@
 # Needs GNU make and Python 3.11, 3.12 or 3.13; everything else goes into .venv.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-slow test-browser bench lint format clean
+.PHONY: help demo test test-slow test-browser bench docs lint format clean
 
 PYTHON ?= python3.11 python3.12 python3.13 python3
 # One test process per core, as most of a test is compiling, which is serial; 8 at most, as each holds its own JAX. A file
@@ -27,6 +27,10 @@ test-browser: .venv/installed-dev  ## look at TensorBoard in a browser; needs Ch
 
 bench: .venv/installed-bench  ## measure speed; ARGS="--quick" is a small form, PyTorch takes part where it is installed
 	.venv/bin/python benchmarks/engine.py $(ARGS)
+
+docs: .venv/installed-docs  ## make HTML of docs/ and of the docstrings, in build/docs
+	.venv/bin/python -m sphinx -W --keep-going -q docs build/docs $(ARGS)
+	@echo "build/docs/index.html"
 
 lint: .venv/installed-dev  ## check style, format and types
 	.venv/bin/python -m ruff check .
@@ -62,7 +66,12 @@ clean:  ## remove .venv, builds and caches
 	$(PIP_INSTALL) -e '.[bench]'
 	@touch $@
 
+.venv/installed-docs: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "Installing Hydrax with what its documentation needs (a minute or two, once)"
+	$(PIP_INSTALL) -e '.[docs]'
+	@touch $@
+
 .venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "Installing Hydrax with the developers' tools (a minute or two, once)"
 	$(PIP_INSTALL) -e '.[dev]'
-	@touch $@ .venv/installed-demo .venv/installed-bench
+	@touch $@ .venv/installed-demo .venv/installed-bench .venv/installed-docs

@@ -27,12 +27,10 @@ LAST_SECS = 30.0
 class ModelCheckpoint(Callback):
     """Writes `last`, the newest state of everything, and `best`, each head's best model, below one folder.
 
-    | path | what | written |
-    |---|---|---|
-    | `last/` | all that a resume needs, of the newest `keep_last` saves | as below, and at the end of training |
-    | `best/` | of each head the model that scored best, as one `Heads` | at the end of fit, if `monitor` is given |
-    | `best-2/`, ... | of each head the second best, and so on, up to `save_top_k` | with it |
-    | `heads.csv` | the ledger: a line a head, with its best scores and their steps | with each of these |
+    - `last/`: all that a resume needs, of the newest `keep_last` saves; as below, and at the end of training;
+    - `best/`: of each head the model that scored best, as one `Heads`; at the end of fit, if `monitor` is given;
+    - `best-2/`, ...: of each head the second best, and so on, up to `save_top_k`; with it;
+    - `heads.csv`: the ledger, a line a head, with its best scores and their steps; with each of these.
 
     `last` is saved every `every_n_steps` steps, at the end of every `every_n_epochs`-th epoch, and every `every_n_secs`
     seconds, whichever of them are given. Where none is, at the end of an epoch, if the last save (or the

@@ -27,16 +27,14 @@ class TensorBoardLogger(Callback):
 
     Training metrics are written at every step that `trainer.log_every_n_steps` divides, the others whenever they come.
 
-    | tag | what |
-    |---|---|
-    | `<metric>/mean`, `/min`, `/q10`, `/median`, `/q90`, `/max` | over all heads, live or not, whose value is finite |
-    | `<metric>/heads` | histogram over the same heads; validation metrics only |
-    | `heads/live` | heads that still learn |
-    | `heads/not_finite` | heads with a NaN or an infinity in one of the metrics written together |
-    | `heads/steps_per_sec` | head-steps per second since training metrics were last written, evaluation included |
-    | `learning_curve/<metric>` | figure: the metric against slice length, where there are three lengths or more |
-    | `heads_over_time/<metric>` | figure: a heat map, heads (by slice length) x time |
-    | others | numbers of the run as a whole, which callbacks gave to `trainer.log_scalars` |
+    - `<metric>/mean`, `/min`, `/q10`, `/median`, `/q90`, `/max`: over all heads, live or not, whose value is finite;
+    - `<metric>/heads`: histogram over the same heads; validation metrics only;
+    - `heads/live`: heads that still learn;
+    - `heads/not_finite`: heads with a NaN or an infinity in one of the metrics written together;
+    - `heads/steps_per_sec`: head-steps per second since training metrics were last written, evaluation included;
+    - `learning_curve/<metric>`: figure, the metric against slice length, where there are three lengths or more;
+    - `heads_over_time/<metric>`: figure, a heat map, heads (by slice length) x time;
+    - others: numbers of the run as a whole, which callbacks gave to `trainer.log_scalars`.
 
     A margin chart of each metric (min, median, max) stands under "Custom Scalars" from the end of the first epoch on.
     TensorBoard takes one layout a run, so a metric that first comes later gets no chart.
@@ -58,9 +56,6 @@ class TensorBoardLogger(Callback):
 
     Raises:
       ArgumentError: an argument is out of its range; in `on_train_start`, no head has such an id.
-
-    Attributes:
-      num_dropped: logs that could not be written.
     """
 
     def __init__(self, max_head_runs: int = 8, heads: Sequence[int] | None = None, figures: bool = True) -> None:
@@ -89,6 +84,7 @@ class TensorBoardLogger(Callback):
 
     @property
     def num_dropped(self) -> int:
+        """Logs that could not be written."""
         return self._dropped + (0 if self._files is None else self._files.num_dropped)
 
     def on_train_start(self, event: Event) -> None:

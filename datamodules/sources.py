@@ -16,6 +16,7 @@ class SourceDataModule(DataModule):
     """Rows that stay on the host or on disk, as a DataModule: a superstep fetches the rows it needs.
 
     Each dataset is one of
+
     - a pytree of arrays or memory maps (`np.memmap`, `np.load(mmap_mode="r")`) with the same leading length N;
     - a random-access source: `__len__` and `__getitem__(row)`, which gives a pytree of arrays and numbers, of the same
       structure, shapes and dtypes for every row. Grain's sources and `grain.MapDataset` are such, and PyTorch's

@@ -219,10 +219,12 @@ class Heads:
         return f"Heads(heads={len(self)}, parameters={count} each)"
 
     def tree_flatten(self) -> tuple[tuple[Any, Any], _Aux]:
+        """For JAX, to which heads are a pytree: the arrays, and what they have in common."""
         return (self.trainable, self.state), self._aux
 
     @classmethod
     def tree_unflatten(cls, aux: _Aux, children: tuple[Any, Any]) -> Heads:
+        """For JAX: what `tree_flatten` gave, back."""
         heads = object.__new__(cls)
         heads.trainable, heads.state = children
         heads._aux = aux

@@ -74,7 +74,7 @@ class RunView:
 
     @property
     def num_heads(self) -> int:
-        """H."""
+        """H, the number of heads."""
         return 0 if self._training is None else len(self._training.slices)
 
     @property

@@ -95,7 +95,7 @@ class Slices(ComputedSlices, ListedSlices):
 
     @property
     def num_heads(self) -> int:
-        """H."""
+        """H, the number of heads."""
         return self.ids.size
 
     @property
