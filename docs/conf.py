@@ -24,7 +24,7 @@ maximum_signature_line_length = 100
 # Docstrings: Google's sections; what stands in single backticks is a link where it names something documented.
 default_role = "py:obj"
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "inherited-members": True, "special-members": "__call__, __getitem__"}
+autodoc_default_options = {"members": True, "special-members": "__call__, __getitem__"}
 autodoc_inherit_docstrings = False
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True

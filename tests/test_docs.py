@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-LEFT_OUT = ".. autoexception:: SliceError\n   :no-inherited-members:\n   :show-inheritance:\n"
+LEFT_OUT = ".. autoexception:: SliceError\n   :show-inheritance:\n"
 
 
 @pytest.fixture(scope="module")
