@@ -1,4 +1,4 @@
-"""The command `hydrax`: what a run left, seen and taken out from a shell."""
+"""The command `hydrax`: runs by a config, and what a run left, seen and taken out from a shell."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import csv
 import math
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydrax import run_commands
 from hydrax.errors import ArgumentError, HydraxError
 from hydrax.heads import export_heads
 
@@ -26,21 +28,32 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit status: 0, or 1 where it could not be done and one line on stderr says why. (argparse exits with 2 where
       the words make no command.)
     """
-    args = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    # These read their own words: what they know depends on the user's classes.
+    by_config = bool(words) and words[0] in run_commands.COMMANDS
+    args = argparse.Namespace(command=words[0]) if by_config else _parser().parse_args(words)
+    status = 0
     try:
-        args.run(args)
+        if by_config:
+            status = run_commands.run(words[0], words[1:])
+        else:
+            args.run(args)
         sys.stdout.flush()
     except BrokenPipeError:  # `hydrax heads RUN | head`; Python would flush once more at its end, and complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (HydraxError, OSError) as error:
+        if error.__cause__ is not None:  # a mistake in the user's own code, whose line they need
+            traceback.print_exception(error.__cause__)
         print(f"hydrax {args.command}: {error}", file=sys.stderr)
         return 1
-    return 0
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("hydrax", description="What a run of Hydrax left.")
+    parser = argparse.ArgumentParser("hydrax", description="Trains many models at once, and shows what a run left.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, what in run_commands.COMMANDS.items():
+        commands.add_parser(name, help=what)
 
     heads = commands.add_parser("heads", help="list the heads of a run", description="Lists the heads of a run.")
     heads.add_argument(

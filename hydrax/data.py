@@ -58,27 +58,36 @@ class DataModule:
         *,
         slices: Slices | Callable[[Any], Slices] | None = None,
         val_slices: Slices | Callable[[Any], Slices] | None = None,
-        **settings: Any,
+        batch_size: int | None = None,
+        eval_batch_size: int | None = None,
+        small_slices: str | None = None,
+        check_finite: str | None = None,
+        residence: str | None = None,
+        read_threads: int | None = None,
+        read_processes: int | None = None,
+        **unknown: Any,
     ) -> None:
         """A subclass that defines the methods and gives the attributes as class attributes need not call it.
 
         Args:
           slices: what `slices()` returns, or a function from the training dataset to that.
           val_slices: what `val_slices()` returns, or a function from the validation dataset to that.
-          **settings: some of the attributes above.
+          Others: the attributes above; None keeps what the class has.
 
         Raises:
           ArgumentError: there is no such attribute.
         """
+        given = dict(locals())
+        for name, value in unknown.items():
+            near = difflib.get_close_matches(name, _SETTINGS, n=1, cutoff=0.0)[0]
+            raise ArgumentError(
+                f"No such setting: {type(self).__name__}({name}=). Got {value!r:.60}, expected one of "
+                f"{', '.join(_SETTINGS)}. Fix: the nearest name is {near}."
+            )
         self._given_slices, self._given_val_slices = slices, val_slices
-        for name, value in settings.items():
-            if name not in _SETTINGS:
-                near = difflib.get_close_matches(name, _SETTINGS, n=1, cutoff=0.0)[0]
-                raise ArgumentError(
-                    f"No such setting: {type(self).__name__}({name}=). Got {value!r:.60}, expected one of "
-                    f"{', '.join(_SETTINGS)}. Fix: the nearest name is {near}."
-                )
-            setattr(self, name, value)
+        for name in _SETTINGS:
+            if given[name] is not None:
+                setattr(self, name, given[name])
 
     def prepare_data(self) -> None:
         """Called before `setup` of each stage: downloads and unpacking, where they are not done yet."""

@@ -153,8 +153,7 @@ class Evaluator(Fitting):
                 "There are no heads to evaluate: Trainer. Got no fit before, no heads and no ckpt_path, expected one. "
                 "Fix: fit first, or pass heads=Heads.load(path, module)."
             )
-        module, datamodule = module or self.module, datamodule or self.datamodule
-        check_types(module, datamodule)
+        module, datamodule = check_types(module or self.module, datamodule or self.datamodule)
         if ckpt_path is not None:
             heads = Heads.load(self._find_checkpoint(ckpt_path) or ckpt_path, module)
         if not isinstance(heads, Heads | None):
@@ -186,7 +185,8 @@ class Evaluator(Fitting):
         return Path(found) if found else None
 
 
-def check_types(module: Any, datamodule: Any) -> None:
+def check_types(module: Any, datamodule: Any) -> tuple[HydraModule, DataModule]:
+    """Both, if they are what their names say."""
     for name, value, kind in (("module", module, HydraModule), ("datamodule", datamodule, DataModule)):
         if not isinstance(value, kind):
             got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
@@ -194,3 +194,4 @@ def check_types(module: Any, datamodule: Any) -> None:
                 f"An argument has the wrong type: {name}. Got {got}, expected an instance of hydrax.{kind.__name__}. "
                 f"Fix: pass an object whose class derives from hydrax.{kind.__name__}."
             )
+    return module, datamodule

@@ -30,11 +30,7 @@ def export(arrays: Mapping[str, Any], path: Path) -> Path:
     Raises:
       ArgumentError: it ends in something else, or safetensors is not installed.
     """
-    if path.suffix not in SUFFIXES:
-        raise ArgumentError(
-            f"A file has no such form: {path}. Got {path.suffix!r}, expected {' or '.join(SUFFIXES)}. Fix: give the "
-            "name one of these endings."
-        )
+    check_suffix(path)
     whole = {name or "array": np.ascontiguousarray(_to_numpy(array)) for name, array in arrays.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.stem}.part{path.suffix}")
@@ -47,6 +43,16 @@ def export(arrays: Mapping[str, Any], path: Path) -> Path:
     else:
         _safetensors().save_file(whole, draft)
     return draft.replace(path)
+
+
+def check_suffix(path: Path) -> Path:
+    """The path, if it ends in one of `SUFFIXES`."""
+    if path.suffix not in SUFFIXES:
+        raise ArgumentError(
+            f"A file has no such form: {path}. Got {path.suffix!r}, expected {' or '.join(SUFFIXES)}. Fix: give the "
+            "name one of these endings."
+        )
+    return path
 
 
 def _to_numpy(array: Any) -> np.ndarray:

@@ -30,9 +30,7 @@ class Fitting(Stages):
 
     def _lay_out(self, checked: Checked, checkpoint_path: Path | None) -> None:
         """The fit by the plan that stands before anything compiles."""
-        resumed = checkpoint_path is not None
-        choice = NO_CHOICE if checkpoint_path is None else resume.read_choice(checkpoint_path)
-        self._take(checked, tune.lay_out(checked, choice, tune.plan_folder(), resumed=resumed))
+        self._take(checked, first_plan(checked, checkpoint_path))
 
     def _settle(self) -> Training:
         """The fit by the plan that is kept to; compiles."""
@@ -149,3 +147,10 @@ class Fitting(Stages):
             timed=timed,
         )
         return loop
+
+
+def first_plan(checked: Checked, checkpoint_path: Path | None) -> tune.Settled:
+    """A fit, fresh or from a checkpoint, by the plan that stands before anything compiles."""
+    if checkpoint_path is None:
+        return tune.lay_out(checked, NO_CHOICE, tune.plan_folder())
+    return tune.lay_out(checked, resume.read_choice(checkpoint_path), tune.plan_folder(), resumed=True)

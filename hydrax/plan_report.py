@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from hydrax.machine import Limits
+from hydrax.assembly import Checked
+from hydrax.machine import Limits, limits
 from hydrax.memory import Memory
 from hydrax.plan import Plan
-from hydrax.tune import Candidate
+from hydrax.tune import Candidate, Settled
 from hydrax.work import Work
 
 
@@ -59,6 +60,23 @@ class PlanReport:
             for one in self.candidates
         ]
         return "\n".join(lines)
+
+
+def report(checked: Checked, settled: Settled, step_secs: float | None = None) -> PlanReport:
+    """What is known of a fit's plan; measures the machine's limit when it is first asked for, in a second or two.
+
+    Args:
+      step_secs: a step of all heads, as the fit takes it; None: it has not run.
+    """
+    timed = next((one.step_secs for one in settled.candidates if one.plan.choice == settled.plan.choice), None)
+    return PlanReport(
+        settled.plan,
+        settled.candidates,
+        settled.memory,
+        checked.work,
+        limits(checked.devices[0], settled.plan.devices),
+        step_secs or timed,
+    )
 
 
 def _size(size_bytes: float) -> str:

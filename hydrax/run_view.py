@@ -21,9 +21,8 @@ from hydrax.heads import Heads
 from hydrax.interrupts import Interrupts
 from hydrax.ledger import head_settings, ledger, write_csv
 from hydrax.loop import FitLoop
-from hydrax.machine import limits
 from hydrax.module import HydraModule
-from hydrax.plan_report import PlanReport
+from hydrax.plan_report import PlanReport, report
 from hydrax.quarantine import Fault
 from hydrax.run_folder import make_run_folder
 from hydrax.tune import Settled
@@ -111,16 +110,7 @@ class RunView:
         """
         if self._laid_out is None:
             raise _no_run()
-        checked, settled = self._laid_out
-        timed = next((one.step_secs for one in settled.candidates if one.plan.choice == settled.plan.choice), None)
-        return PlanReport(
-            settled.plan,
-            settled.candidates,
-            settled.memory,
-            checked.work,
-            limits(checked.devices[0], settled.plan.devices),
-            (None if self._loop is None else self._loop.step_secs) or timed,
-        )
+        return report(*self._laid_out, None if self._loop is None else self._loop.step_secs)
 
     @property
     def metrics(self) -> Mapping[str, np.ndarray]:

@@ -10,15 +10,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydrax import checkpoint, step_folders
+from hydrax import checkpoint, step_folders, tune
 from hydrax.assembly import Training, check_training
 from hydrax.callback import Callback
 from hydrax.data import DataModule
 from hydrax.dispatch import check_callbacks, keys
 from hydrax.evaluator import Evaluator, check_types
+from hydrax.fitting import first_plan
 from hydrax.interrupts import Interrupts
 from hydrax.loop import FitLoop
 from hydrax.module import HydraModule
+from hydrax.plan_report import PlanReport, report
 from hydrax.result import FitResult
 from hydrax.run_folder import check_root
 from hydrax.settings import Settings, check_switches, refuse_unknown
@@ -30,9 +32,12 @@ class Trainer(Evaluator):
     Args:
       max_steps: optimiser updates of every head; this or `max_epochs` must be given, the nearer one ends the fit.
       max_epochs: epochs; one epoch is the steps in which the longest slice makes one pass.
-      min_steps, min_epochs: before so many no callback stops a head or ends the fit; what one asks for is forgotten.
-      limit_train_batches, limit_val_batches, limit_test_batches, limit_predict_batches: how much of a dataset to walk;
-        int = batches, float = fraction.
+      min_steps: before so many no callback stops a head or ends the fit; what one asks for is forgotten.
+      min_epochs: the same, in epochs.
+      limit_train_batches: how much of the training set an epoch walks; int = batches, float = fraction.
+      limit_val_batches: how much of the validation set to walk.
+      limit_test_batches: how much of the test set to walk.
+      limit_predict_batches: how much of the predict set to walk.
       overfit_batches: every head learns from its own first batches alone, over and over and in their order, and as many
         are validated with; int = batches, float = fraction, 0: off.
       num_sanity_val_steps: validation batches that are tried before training starts, and leave no trace; -1: all.
@@ -164,9 +169,7 @@ class Trainer(Evaluator):
         self.module, self.datamodule = module, datamodule
         self._loop = self._training = self._laid_out = self._log_dir = None
         self._evaluated, self._scalars = {}, {}
-        checkpoint_path = self._find_checkpoint(ckpt_path)
-        if checkpoint_path is not None:
-            checkpoint_path = step_folders.first_sound(checkpoint_path, checkpoint.check)
+        checkpoint_path = self._find_sound_checkpoint(ckpt_path)
         with self._stage(module, datamodule, "fit"), contextlib.ExitStack() as opened:
             self._add_defaults()
             checked = check_training(self._settings, module, datamodule, keys(self._heard()), self._root)
@@ -203,7 +206,42 @@ class Trainer(Evaluator):
             self.interrupted,
         )
 
+    def plan(
+        self,
+        module: HydraModule | None = None,
+        datamodule: DataModule | None = None,
+        ckpt_path: str | Path | None = None,
+    ) -> PlanReport:
+        """How a fit is laid out, what that was chosen from, what it takes, and the machine's limit.
+
+        Args:
+          module: with `datamodule`, plans a fit of these as `fit` would, and trains nothing: it compiles, and for a
+            long fit times some plans. None: the present fit, or the last one.
+          datamodule: the data and the slices.
+          ckpt_path: the checkpoint that the fit would go on from, as in `fit`.
+
+        Returns:
+          The report; print it.
+
+        Raises:
+          HydraxError: as `fit`; or there was no fit, and none is given.
+        """
+        if module is None and datamodule is None:
+            return super().plan()
+        module, datamodule = check_types(module, datamodule)
+        checkpoint_path = self._find_sound_checkpoint(ckpt_path)
+        with self._stage(module, datamodule, "fit"):
+            checked = check_training(self._settings, module, datamodule, keys(self._heard()), self._root)
+            with contextlib.closing(checked):
+                settled = tune.settle(checked, first_plan(checked, checkpoint_path), tune.plan_folder())
+                with contextlib.closing(settled.engine), contextlib.closing(settled.feed):
+                    return report(checked, settled)
+
     # What stands behind it.
+
+    def _find_sound_checkpoint(self, ckpt_path: str | Path | None) -> Path | None:
+        found = self._find_checkpoint(ckpt_path)
+        return None if found is None else step_folders.first_sound(found, checkpoint.check)
 
     def _reason(self, training: Training, loop: FitLoop) -> str:
         if self.interrupted:

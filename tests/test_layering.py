@@ -88,7 +88,7 @@ LAYERS = (
             "trainer",
         ),
     ),
-    ("loss", "nn", "one_call", "cli"),
+    ("loss", "nn", "one_call", "config_errors", "run_commands", "cli"),
 )
 ORDER = [unit for layer in LAYERS for unit in layer]
 # The guard's whole job is to read and write XLA_FLAGS; tests/test_jaxlib_guard.py holds what it may do.
@@ -266,8 +266,9 @@ def test_layers_0_to_3_do_no_io_and_hold_no_global_state(file):
     assert purity_complaints(file, parse(file)) == []
 
 
-def test_core_reaches_the_plug_ins_by_one_lazy_import_in_the_trainer():
-    assert [found for file in CORE for found in plug_in_imports(file, parse(file))] == [("hydrax/trainer.py", True)]
+def test_core_reaches_the_plug_ins_by_one_lazy_import_in_the_trainer_and_one_for_the_classes_a_config_names():
+    found = [found for file in CORE for found in plug_in_imports(file, parse(file))]
+    assert found == [("hydrax/run_commands.py", True), ("hydrax/trainer.py", True)]
 
 
 @pytest.mark.parametrize("file", PLUG_IN_FILES)

@@ -89,7 +89,7 @@ def test_the_wheel_puts_nothing_but_hydrax_into_site_packages(wheel):
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("hydrax", ["tables", "plots", "export"]),
+        ("hydrax", ["cli", "tables", "plots", "export"]),
         ("hydrax/nn", []),
         ("datamodules", ["tables"]),
         ("callbacks", ["wandb", "mlflow"]),

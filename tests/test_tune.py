@@ -236,3 +236,23 @@ def test_the_report_prints_what_was_tried_and_what_it_takes():
 def test_there_is_no_plan_before_a_fit():
     with pytest.raises(hx.ArgumentError, match="There is no run"):
         hx.Trainer(max_steps=1).plan()
+
+
+def test_a_fit_is_planned_without_training_as_it_is_then_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = hx.Trainer(max_steps=12, chunk=2)
+    module, data = PlainClassifier("mlp", 1e-2), data_of(SLICES)
+    before = trainer.plan(module, data)
+    assert list(tmp_path.iterdir()) == []
+    assert trainer.global_step == 0
+    after = run(module, data, max_steps=12, chunk=2).trainer.plan()
+    assert (before.plan, before.memory.state, before.memory.peak) == (
+        after.plan,
+        after.memory.state,
+        after.memory.peak,
+    )
+
+
+def test_a_plan_of_half_a_fit_is_refused():
+    with pytest.raises(hx.ArgumentError, match="wrong type: datamodule. Got NoneType"):
+        hx.Trainer(max_steps=1).plan(PlainClassifier("mlp", 1e-2))
