@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,10 @@ from hydrax import compile_cache, resume
 from hydrax.callback import Callback, Event
 from hydrax.data import DataModule
 from hydrax.dispatch import Dispatcher, keys, raise_first
+from hydrax.messages import say
 from hydrax.module import HydraModule, set_frozen
 from hydrax.run_view import RunView
 from hydrax.settings import Settings
-
-_log = logging.getLogger("hydrax")
 
 
 class Stages(RunView):
@@ -118,13 +116,5 @@ class Stages(RunView):
         return Event(self, stage, **{"live": live, **fields})
 
     def _say(self, line: str) -> None:
-        if self._settings.barebones:
-            return
-        if _log.level == logging.NOTSET:  # else the user has decided
-            _log.setLevel(logging.INFO)
-        if not _log.hasHandlers():
-            plain = logging.StreamHandler()
-            # Whoever sets logging up later (Orbax does) shows the lines too.
-            plain.addFilter(lambda record: not logging.getLogger().handlers)
-            _log.addHandler(plain)
-        _log.info(line)
+        if not self._settings.barebones:
+            say(line)

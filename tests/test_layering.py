@@ -77,6 +77,7 @@ LAYERS = (
         *("quarantine", "dispatch", "step_clock", "loop", "heads", "predictions", "evaluation", "ledger", "result"),
         *(
             "run_folder",
+            "messages",
             "resume",
             "assembly",
             "tune",
