@@ -3,6 +3,7 @@
 import hydrax  # noqa: F401  # isort: skip  # first: its guard must stand before JAX starts its backend
 
 import gc
+import os
 import signal
 from collections.abc import Iterator
 
@@ -30,13 +31,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def compiled_programs_are_kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Compiling is most of what the tests cost: a program that one test compiled is read back by the next.
 
-    By the processes that tests start too; so nothing is left in the cache folder of whoever runs the tests.
+    By those of other workers and by the processes that tests start, too; so nothing is left in the cache folder of
+    whoever runs the tests.
     """
-    folder = str(tmp_path_factory.mktemp("compiled"))
-    jax.config.update("jax_compilation_cache_dir", folder)
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         yield

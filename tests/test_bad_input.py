@@ -569,7 +569,6 @@ def settings(**how):
         settings(batch_size=4.0),
         settings(batch_size=True),
         settings(batch_size="32"),
-        settings(batch_size=None),
         settings(eval_batch_size=0),
         settings(eval_batch_size=2.5),
         settings(small_slices="pad"),
