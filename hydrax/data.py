@@ -89,6 +89,13 @@ class DataModule:
     def teardown(self, stage: str) -> None:
         """Called after a stage ended, also by an error."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a resume: names to NumPy arrays, numbers, bools, strings or None."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave; called after `setup` and before the datasets and slices are asked for."""
+
     def train_dataset(self) -> Any:
         """The rows that heads learn from."""
         raise DataError(

@@ -99,6 +99,8 @@ class Fitting(Stages):
         self._loop = self._training = self._laid_out = None
         del loop, training  # what they hold on the device is gone, or must go
         training = self._take(checked, tune.rebuilt(checked, plan))
+        if last:
+            resume.load_data_state(Path(last), checked.walk.datamodule)
         self._loop = self._make_loop(training, emit, Path(last) if last else None, marks, timed)
 
     def _make_loop(

@@ -39,6 +39,7 @@ class Stages(RunView):
           keep: how many of the newest to keep; None keeps all.
         """
         loop, training = self._running()
+        assert self.datamodule is not None
         emit = self._dispatcher("fit")
         _, failures = emit.hear("on_save_checkpoint")
         saved = resume.save(
@@ -50,6 +51,7 @@ class Stages(RunView):
             snapshots=loop.snapshots,
             metrics=loop.metrics,
             callbacks=keys(self._heard()),
+            datamodule=self.datamodule,
             fingerprint=training.fingerprint(),
             meta={
                 "ids": training.slices.ids.tolist(),

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydrax import checkpoint, step_folders
+from hydrax import checkpoint, resume, step_folders
 from hydrax.assembly import Training, check_training
 from hydrax.callback import Callback
 from hydrax.data import DataModule
@@ -169,6 +169,8 @@ class Trainer(Evaluator):
             checkpoint_path = step_folders.first_sound(checkpoint_path, checkpoint.check)
         with self._stage(module, datamodule, "fit"), contextlib.ExitStack() as opened:
             self._add_defaults()
+            if checkpoint_path is not None:
+                resume.load_data_state(checkpoint_path, datamodule)
             checked = check_training(self._settings, module, datamodule, keys(self._heard()), self._root)
             opened.callback(checked.close)
             opened.callback(self._close)
