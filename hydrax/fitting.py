@@ -122,7 +122,7 @@ class Fitting(Stages):
             start = resume.load(
                 checkpoint_path,
                 engine=engine,
-                callbacks=keys(self._heard()),
+                callbacks=keys(emit.callbacks),
                 fingerprint={**training.fingerprint(), **(marks or {})},
             )
         loop = FitLoop(

@@ -119,7 +119,7 @@ def load(path: Path, *, engine: Engine, callbacks: Mapping[str, Callback], finge
     kept = [name for name in meta["snapshots"] if owner_of(name) in callbacks]
     like = {"heads": shapes, "snapshots": dict.fromkeys(kept, (shapes.trainable, shapes.state))}
     found = checkpoint.load(step_dir, like)
-    known = {key: values for key, values in meta["callback_arrays"].items() if key in callbacks}
+    known = {key: meta["callback_arrays"][key] for key in callbacks if key in meta["callback_arrays"]}
     host_like = {
         "callbacks": {key: _blanks(forms) for key, forms in known.items()},
         "metrics": list(_blanks(meta["metrics"]).values()),

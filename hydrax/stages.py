@@ -50,7 +50,7 @@ class Stages(RunView):
             state=loop.state,
             snapshots=loop.snapshots,
             metrics=loop.metrics,
-            callbacks=keys(self._heard()),
+            callbacks=keys(emit.callbacks),
             datamodule=self.datamodule,
             fingerprint=training.fingerprint(),
             meta={
