@@ -155,7 +155,7 @@ class DataModule:
         count = int(val_rows) if whole else min(max(1, round(val_rows * num_rows)), num_rows - 1)
         if count == 0 or seed is None:
             return np.arange(num_rows) >= num_rows - count
-        return Slices.random_subset(count, num_rows, seed).mask()[0]
+        return Slices.random_subset(count, num_rows, seed).mask()[0, :]
 
     def index_dataset(self, seed: int = 0, *, sampling: str = "own", passes: int | None = None) -> grain.MapDataset:
         """The training batches as row numbers, by batch number.

@@ -10,8 +10,9 @@ import numpy as np
 
 from hydrax.callback import Callback
 from hydrax.data import DataModule
+from hydrax.engine import Engine
 from hydrax.errors import ArgumentError, CheckpointError
-from hydrax.evaluation import assemble_evaluation, table
+from hydrax.evaluation import Evaluation, assemble_evaluation, table
 from hydrax.fitting import Fitting
 from hydrax.heads import Heads
 from hydrax.module import HydraModule
@@ -138,7 +139,9 @@ class Evaluator(Fitting):
             print(table(found, heads.ids))
         return found
 
-    def _assemble(self, module: HydraModule, datamodule: DataModule, stage: str, heads: Heads) -> Any:
+    def _assemble(
+        self, module: HydraModule, datamodule: DataModule, stage: str, heads: Heads
+    ) -> tuple[Engine, Evaluation, Any]:
         if self._training is None or module is not self.module:
             return assemble_evaluation(self._settings, module, datamodule, stage, heads)
         fitted, choice = self._training.slices.ids, self._training.plan.choice

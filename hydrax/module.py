@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import sys
 from collections.abc import Mapping
+from types import CodeType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
@@ -163,7 +164,8 @@ class HydraModule:
     @property
     def hparams(self) -> Hyperparameters:
         """The hyper-parameters; inside a step each `PerHead` is this head's own value, a traced scalar."""
-        return self.__dict__.get("_hparams", Hyperparameters({}))
+        hparams: Hyperparameters = self.__dict__.get("_hparams", Hyperparameters({}))
+        return hparams
 
     def save_hyperparameters(self, *names: str, ignore: tuple[str, ...] | list[str] = ()) -> None:
         """Keeps the arguments of the calling `__init__` as `self.hparams`.
@@ -273,7 +275,7 @@ def is_metric(value: Any) -> bool:
 
 
 def _keyword_only(frame: Any) -> tuple[str, ...]:
-    code = frame.f_code
+    code: CodeType = frame.f_code
     return code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
 
 

@@ -129,7 +129,7 @@ class Slices(ComputedSlices, ListedSlices):
     def rows(self, head: int) -> NDArray[np.int32]:
         """int32[n], the base rows of the head at position `head`, in the slice's own order."""
         at = self._positions([head])
-        return self._store.take(at, np.arange(self.lengths[at[0]], dtype=np.uint32)[None])[0]
+        return self._store.take(at, np.arange(self.lengths[at[0]], dtype=np.uint32)[None])[0, :]
 
     def mask(self, heads: Any = None) -> NDArray[np.bool_]:
         """bool[heads, N]: which rows each head may see; `heads` as in `slices[heads]`, all by default."""
