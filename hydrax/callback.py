@@ -11,8 +11,13 @@ import numpy as np
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import jax
+
     from hydrax.data import DataModule
+    from hydrax.heads import Heads
     from hydrax.module import HydraModule
+    from hydrax.plan_report import PlanReport
+    from hydrax.quarantine import Fault
 
 
 class TrainerView(Protocol):
@@ -58,15 +63,14 @@ class TrainerView(Protocol):
     def log_scalars(self, values: Mapping[str, float]) -> None: ...
 
     @property
-    def heads(self) -> Any: ...
+    def heads(self) -> Heads: ...
 
     @property
     def head_shapes(self) -> Any: ...
 
-    def snapshots_of(self, callback: Callback, slot: int = 0) -> Any: ...
+    def snapshots_of(self, callback: Callback, slot: int = 0) -> Heads | None: ...
 
-    @property
-    def plan(self) -> Any: ...
+    def plan(self) -> PlanReport: ...
 
     @property
     def interrupted(self) -> bool: ...
@@ -74,7 +78,7 @@ class TrainerView(Protocol):
     should_stop: bool
 
     @property
-    def quarantined(self) -> Mapping[int, Any]: ...
+    def quarantined(self) -> Mapping[int, Fault]: ...
 
     def callback_state(self, callback: Callback) -> Any: ...
 
@@ -159,8 +163,8 @@ class StepInfo(NamedTuple):
     trainable: Any
     gradients: Any
     updates: Any
-    loss: Any
-    step: Any
+    loss: jax.Array
+    step: jax.Array
     opt_state: Any = None
     hparams: Any = None
 

@@ -176,8 +176,8 @@ def _by_taps(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
         # Depthwise: nothing to add up but the taps, so no product; XLA makes one loop of it.
         wide = [jnp.repeat(part, features // groups, axis=-1) for part in slices]
         taps_first = kernel.reshape(taps, *(1,) * (x.ndim - 1), features)
-        total: jax.Array = sum(part * tap for part, tap in zip(wide, taps_first, strict=True))
-        return total.astype(window.dtype)
+        total = sum(part * tap for part, tap in zip(wide, taps_first, strict=True))
+        return lax.convert_element_type(total, window.dtype)
     patches = _patches(_padded(x, window), shape, out, window)
     if groups == 1:
         return jnp.matmul(patches, kernel.reshape(-1, features), **options)

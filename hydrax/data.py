@@ -6,7 +6,7 @@ import difflib
 import functools
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
@@ -44,9 +44,9 @@ class DataModule:
 
     batch_size: int = 32
     eval_batch_size: int | None = None
-    small_slices: str = "mask"
-    check_finite: str = "warn"
-    residence: str = "auto"
+    small_slices: rotation.SmallSlices = "mask"
+    check_finite: Literal["warn", "raise", "off"] = "warn"
+    residence: Literal["auto", "device", "host"] = "auto"
     read_threads: int = 4
     read_processes: int = 0
 

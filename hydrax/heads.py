@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -67,6 +67,10 @@ class Heads:
     def __iter__(self) -> Iterator[Any]:
         return (self[head] for head in range(len(self)))
 
+    @overload
+    def __getitem__(self, heads: int | np.integer[Any]) -> Any: ...
+    @overload
+    def __getitem__(self, heads: slice | Sequence[int] | np.ndarray | jax.Array) -> Heads: ...
     def __getitem__(self, heads: Any) -> Any:
         """One head as the ordinary model `configure_model` built (int); some as `Heads` (list, slice, bool mask).
 

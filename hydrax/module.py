@@ -8,7 +8,7 @@ import inspect
 import sys
 from collections.abc import Mapping
 from types import CodeType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import jax
 import numpy as np
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import optax
+
+    from hydrax.heads import Heads
 
 _Module = TypeVar("_Module", bound="HydraModule")
 
@@ -143,6 +145,12 @@ class HydraModule:
     def teardown(self, stage: str) -> None:
         """Called on the host after a stage ended, also by an error."""
 
+    @overload
+    @classmethod
+    def load_from_checkpoint(cls, path: str | Path, head: None = None, **hparams: Any) -> Heads: ...
+    @overload
+    @classmethod
+    def load_from_checkpoint(cls, path: str | Path, head: int, **hparams: Any) -> Any: ...
     @classmethod
     def load_from_checkpoint(cls, path: str | Path, head: int | None = None, **hparams: Any) -> Any:
         """Models that were trained with a module of this class, read from a checkpoint.

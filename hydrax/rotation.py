@@ -295,7 +295,8 @@ def _traced_once() -> Callable[..., Array]:
     program is the same.
     """
     # This file does not import JAX; but whoever asks has its arrays.
-    return sys.modules["jax"].jit(_swap_or_not, static_argnames="xp", inline=True)  # type: ignore[no-any-return]
+    traced: Callable[..., Array] = sys.modules["jax"].jit(_swap_or_not, static_argnames="xp", inline=True)
+    return traced
 
 
 @np.errstate(over="ignore")

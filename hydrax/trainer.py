@@ -8,7 +8,7 @@ import datetime
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 from hydrax import checkpoint, resume, step_folders
 from hydrax.assembly import Training, check_training
@@ -120,7 +120,7 @@ class Trainer(Evaluator):
         max_time: str | datetime.timedelta | Mapping[str, float] | None = None,
         default_root_dir: str | Path = ".",
         barebones: bool = False,
-        **unknown: Any,
+        **unknown: Never,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "unknown", "__class__")}
         refuse_unknown(unknown, list(given))
