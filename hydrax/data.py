@@ -97,14 +97,22 @@ class DataModule:
         """Takes back what `state_dict` gave; called after `setup` and before the datasets and slices are asked for."""
 
     def train_dataset(self) -> Any:
-        """The rows that heads learn from."""
+        """The rows that heads learn from, columns `[N, ...]`.
+
+        Raises:
+          DataError: the data module defines none.
+        """
         raise DataError(
             f"A dataset is missing: {type(self).__name__}.train_dataset. Got none, expected a pytree of arrays. Fix: "
             "define `def train_dataset(self)` and return the arrays."
         )
 
     def slices(self) -> Slices:
-        """Which rows of `train_dataset` each head may learn from."""
+        """Which rows of `train_dataset` each head may learn from; the same at every call.
+
+        Raises:
+          DataError: the data module defines none.
+        """
         if self._given_slices is None:
             raise DataError(
                 f"The slices are missing: {type(self).__name__}.slices. Got none, expected hydrax.Slices. Fix: define "
@@ -169,6 +177,9 @@ class DataModule:
           A MapDataset whose element t is `{"step": t, "rows": int32[H, B], "mask": bool[H, B]}`; with shared sampling
           rows are int32[B]. It is the law of `hydrax.rotation`: each row of a slice once per pass, whatever else is
           trained beside a head. Under `accumulate_grad_batches` one optimiser step takes several elements.
+
+        Raises:
+          ArgumentError: there is no such sampling.
         """
         if sampling not in ("own", "shared"):
             raise ArgumentError(
@@ -194,6 +205,9 @@ class DataModule:
         Returns:
           A MapDataset of `{"step", "rows", "mask"}`; int32[B] and bool[B] where all heads see the same rows, else [H,
           B].
+
+        Raises:
+          DataError: "held_out", and every slice holds every row.
         """
         slices = self.val_slices() if stage == "val" else self.slices() if stage == "held_out" else None
         if slices is not None and heads is not None:

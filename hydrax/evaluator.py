@@ -58,6 +58,11 @@ class Evaluator(Fitting):
 
         Returns:
           The mean over the set of everything logged, float[H] by name.
+
+        Raises:
+          ArgumentError: there are no heads: no fit before, none given; or an argument has the wrong type.
+          CheckpointError: there is no checkpoint at `ckpt_path`, or it is damaged.
+          HydraxError: the dataset is missing, or something else does not fit; said before anything compiles.
         """
         return self._evaluate("test", module, datamodule, heads, ckpt_path, verbose)
 
@@ -76,6 +81,9 @@ class Evaluator(Fitting):
 
         Returns:
           NumPy arrays `[H, rows, ...]`, or `[rows, ...]` with `reduce="mean"`.
+
+        Raises:
+          ArgumentError: there is no such reduction; or as `test`.
         """
         if reduce not in (None, "mean"):
             raise ArgumentError(

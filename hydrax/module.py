@@ -136,7 +136,7 @@ class HydraModule:
         raise _missing(self, "test_step(self, model, batch, ctx)", "return one loss for each slot, [B]")
 
     def predict_step(self, model: Any, batch: Any, ctx: Context) -> Any:
-        """One head's prediction for a batch: any pytree whose leaves lead with `[B]`. The default calls the model."""
+        """As `training_step`, but gives any pytree whose leaves lead with `[B]`. The default calls the model."""
         return model(batch)
 
     def setup(self, stage: str) -> None:
@@ -181,6 +181,9 @@ class HydraModule:
         Args:
           names: which arguments; all of them if none is named.
           ignore: arguments to leave out.
+
+        Raises:
+          ModuleError: it is not called in `__init__`, or a name is none of its arguments.
         """
         caller = inspect.currentframe()
         frame = caller.f_back if caller else None
@@ -214,6 +217,9 @@ class HydraModule:
           prog_bar: show it in the progress bar.
           on_step: report it for each step; default: in `training_step` only.
           on_epoch: report its mean over the epoch, weighted by live slots; default: everywhere but in `training_step`.
+
+        Raises:
+          ModuleError: it is called outside a step or inside your own scan, or the name is taken.
         """
         recorder = self.__dict__.get("_recorder")
         if recorder is None:
