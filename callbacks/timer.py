@@ -35,7 +35,11 @@ class Timer(Callback):
         self._since: dict[str, float] = {}
 
     def time_elapsed(self, stage: str = "train") -> float:
-        """Seconds so far of "train" (validation in it included), "validate", "test" or "predict"."""
+        """Seconds so far of "train" (validation in it included), "validate", "test" or "predict".
+
+        Raises:
+          ArgumentError: there is no such stage.
+        """
         if stage not in STAGES:
             raise ArgumentError(
                 f"No such stage: Timer.time_elapsed(stage=...). Got {stage!r}, expected one of {', '.join(STAGES)}. "

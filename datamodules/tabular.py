@@ -346,7 +346,7 @@ def _parsed(cells: list[str], as_words: bool) -> NDArray[Any]:
 
 
 def _is_missing(column: NDArray[Any]) -> NDArray[np.bool_]:
-    return column == "" if column.dtype.kind == "U" else np.isnan(column)
+    return np.asarray(column == "" if column.dtype.kind == "U" else np.isnan(column), np.bool_)
 
 
 def _number(word: str) -> float:
@@ -364,4 +364,5 @@ def _is_number(word: str) -> bool:
 
 
 def _are_whole(values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    return (values == np.floor(values)) & (np.abs(values) < 2**31)
+    whole: NDArray[np.bool_] = values == np.floor(values)
+    return whole & (np.abs(values) < 2**31)

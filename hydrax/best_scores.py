@@ -33,7 +33,7 @@ class BestScores:
         # Its own float type: a "64-true" run tells scores apart that float32 does not.
         self.scores = self.scores.astype(np.result_type(self.scores, scores), copy=False)
         improved = np.isfinite(scores) & (self.sign * scores < costs.max(axis=0))
-        taken = improved & (np.arange(len(costs))[:, None] == worst)
+        taken: np.ndarray = improved & (np.arange(len(costs))[:, None] == worst)
         self.scores, self.steps = np.where(taken, scores, self.scores), np.where(taken, step, self.steps)
         return taken
 

@@ -11,12 +11,17 @@ import numpy as np
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import jax
+
     from hydrax.data import DataModule
+    from hydrax.heads import Heads
     from hydrax.module import HydraModule
+    from hydrax.plan_report import PlanReport
+    from hydrax.quarantine import Fault
 
 
 class TrainerView(Protocol):
-    """What a callback may use of the Trainer."""
+    """What a callback may use of the Trainer, which says what each is."""
 
     module: HydraModule | None
     datamodule: DataModule | None
@@ -58,15 +63,14 @@ class TrainerView(Protocol):
     def log_scalars(self, values: Mapping[str, float]) -> None: ...
 
     @property
-    def heads(self) -> Any: ...
+    def heads(self) -> Heads: ...
 
     @property
     def head_shapes(self) -> Any: ...
 
-    def snapshots_of(self, callback: Callback, slot: int = 0) -> Any: ...
+    def snapshots_of(self, callback: Callback, slot: int = 0) -> Heads | None: ...
 
-    @property
-    def plan(self) -> Any: ...
+    def plan(self) -> PlanReport: ...
 
     @property
     def interrupted(self) -> bool: ...
@@ -74,7 +78,7 @@ class TrainerView(Protocol):
     should_stop: bool
 
     @property
-    def quarantined(self) -> Mapping[int, Any]: ...
+    def quarantined(self) -> Mapping[int, Fault]: ...
 
     def callback_state(self, callback: Callback) -> Any: ...
 
@@ -159,8 +163,8 @@ class StepInfo(NamedTuple):
     trainable: Any
     gradients: Any
     updates: Any
-    loss: Any
-    step: Any
+    loss: jax.Array
+    step: jax.Array
     opt_state: Any = None
     hparams: Any = None
 
@@ -173,29 +177,62 @@ class Callback:
     the head.
     """
 
-    def setup(self, event: Event) -> Control | None: ...
-    def on_fit_start(self, event: Event) -> Control | None: ...
-    def on_train_start(self, event: Event) -> Control | None: ...
-    def on_train_epoch_start(self, event: Event) -> Control | None: ...
+    def setup(self, event: Event) -> Control | None:
+        """The first of each stage: the place to check arguments."""
+
+    def on_fit_start(self, event: Event) -> Control | None:
+        """Before a fit's first step, once all is compiled; a resumed fit's state is there."""
+
+    def on_train_start(self, event: Event) -> Control | None:
+        """As `on_fit_start`, and behind it."""
+
+    def on_train_epoch_start(self, event: Event) -> Control | None:
+        """Before an epoch's first step, and before that of a resumed fit."""
+
     def on_train_steps_end(self, event: Event) -> Control | None:
         """Hears the K steps of one superstep at once, one superstep late unless `next_due` named its last step."""
 
     def on_train_batch_end(self, event: Event) -> Control | None:
         """Hears every single step. Overriding it makes each step return to the host (K = 1), which is slow."""
 
-    def on_validation_start(self, event: Event) -> Control | None: ...
-    def on_validation_end(self, event: Event) -> Control | None: ...
-    def on_train_epoch_end(self, event: Event) -> Control | None: ...
-    def on_train_end(self, event: Event) -> Control | None: ...
-    def on_fit_end(self, event: Event) -> Control | None: ...
-    def on_test_start(self, event: Event) -> Control | None: ...
-    def on_test_end(self, event: Event) -> Control | None: ...
-    def on_predict_start(self, event: Event) -> Control | None: ...
-    def on_predict_end(self, event: Event) -> Control | None: ...
-    def on_exception(self, event: Event) -> Control | None: ...
-    def on_save_checkpoint(self, event: Event) -> Control | None: ...
-    def on_load_checkpoint(self, event: Event) -> Control | None: ...
-    def teardown(self, event: Event) -> Control | None: ...
+    def on_validation_start(self, event: Event) -> Control | None:
+        """Before a validation, in a fit or by `Trainer.validate`."""
+
+    def on_validation_end(self, event: Event) -> Control | None:
+        """After a validation; the event's metrics are its means, float32[H] by name."""
+
+    def on_train_epoch_end(self, event: Event) -> Control | None:
+        """After an epoch's last step and its validation; the event's metrics are means over the epoch."""
+
+    def on_train_end(self, event: Event) -> Control | None:
+        """After a fit's last step, validation and epoch."""
+
+    def on_fit_end(self, event: Event) -> Control | None:
+        """As `on_train_end`, and behind it."""
+
+    def on_test_start(self, event: Event) -> Control | None:
+        """Before `Trainer.test` walks the test set."""
+
+    def on_test_end(self, event: Event) -> Control | None:
+        """After it; the event's metrics are its means, float32[H] by name."""
+
+    def on_predict_start(self, event: Event) -> Control | None:
+        """Before `Trainer.predict` or `Trainer.predict_held_out` walks its set."""
+
+    def on_predict_end(self, event: Event) -> Control | None:
+        """After it."""
+
+    def on_exception(self, event: Event) -> Control | None:
+        """Once an error ends a stage, `event.error`; `teardown` follows."""
+
+    def on_save_checkpoint(self, event: Event) -> Control | None:
+        """Before a checkpoint is written, and before `state_dict` is asked for."""
+
+    def on_load_checkpoint(self, event: Event) -> Control | None:
+        """After a resumed fit has its state back, and after `load_state_dict`."""
+
+    def teardown(self, event: Event) -> Control | None:
+        """The last of each stage, also of one that an error ended."""
 
     def next_due(self, step: int) -> int | None:
         """The next step count after `step` at which this callback must see the heads exactly as they then are, or None.
@@ -216,11 +253,21 @@ class Callback:
         return ()
 
     def on_step(self, state: Any, info: StepInfo) -> Any:
-        """Tier two: the state after one update of one head."""
+        """Tier two: the state after one update of one head.
+
+        Args:
+          state: before it, as `init` or this gave it.
+          info: what is known of the update.
+        """
         return state
 
     def metrics(self, state: Any, info: StepInfo) -> Mapping[str, Any]:
-        """Tier two: scalars of one head's update by name, from the state after it; logged as the step's own are."""
+        """Tier two: scalars of one head's update by name; logged as the step's own are.
+
+        Args:
+          state: after the update.
+          info: what is known of it.
+        """
         return {}
 
     @property

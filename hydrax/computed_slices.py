@@ -34,6 +34,10 @@ class ComputedSlices:
     def full(cls, num_heads: int, num_rows: int) -> Self:
         """Every head sees every row: deep ensembles, sweeps of seeds or hyper-parameters.
 
+        Args:
+          num_heads: H.
+          num_rows: N.
+
         Raises:
           ArgumentError: a count is not a whole number of 1 or more.
         """

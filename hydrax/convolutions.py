@@ -109,7 +109,7 @@ def _native(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
     In this layout XLA's CPU compiler calls Eigen's convolution, which packs patches straight into a matrix product: 100
     to 130 GFLOP/s on two cores, and the gradient of a kernel 60 to 90 times faster than in the layout JAX gives it.
     """
-    plain = lambda x, kernel: lax.conv_general_dilated(  # noqa: E731
+    plain: Callable[..., jax.Array] = lambda x, kernel: lax.conv_general_dilated(  # noqa: E731
         x,
         kernel,
         window.strides,
@@ -133,7 +133,8 @@ def _native(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
     # Without the barriers XLA folds transposes and flips into the convolution, which Eigen cannot compute.
     # Half precision is computed in float32 and rounded once, as XLA does on a CPU.
     x, kernel = (lax.optimization_barrier(a.astype(jnp.float32)) for a in (x, kernel))
-    return run(x, kernel).astype(window.dtype)
+    found: jax.Array = run(x, kernel)
+    return found.astype(window.dtype)
 
 
 def _layout(dims: int) -> tuple[str, str, str]:
@@ -175,7 +176,8 @@ def _by_taps(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
         # Depthwise: nothing to add up but the taps, so no product; XLA makes one loop of it.
         wide = [jnp.repeat(part, features // groups, axis=-1) for part in slices]
         taps_first = kernel.reshape(taps, *(1,) * (x.ndim - 1), features)
-        return sum(part * tap for part, tap in zip(wide, taps_first, strict=True)).astype(window.dtype)
+        total = sum(part * tap for part, tap in zip(wide, taps_first, strict=True))
+        return lax.convert_element_type(total, window.dtype)
     patches = _patches(_padded(x, window), shape, out, window)
     if groups == 1:
         return jnp.matmul(patches, kernel.reshape(-1, features), **options)

@@ -6,7 +6,7 @@ import difflib
 import functools
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
@@ -44,9 +44,9 @@ class DataModule:
 
     batch_size: int = 32
     eval_batch_size: int | None = None
-    small_slices: str = "mask"
-    check_finite: str = "warn"
-    residence: str = "auto"
+    small_slices: rotation.SmallSlices = "mask"
+    check_finite: Literal["warn", "raise", "off"] = "warn"
+    residence: Literal["auto", "device", "host"] = "auto"
     read_threads: int = 4
     read_processes: int = 0
 
@@ -60,9 +60,9 @@ class DataModule:
         val_slices: Slices | Callable[[Any], Slices] | None = None,
         batch_size: int | None = None,
         eval_batch_size: int | None = None,
-        small_slices: str | None = None,
-        check_finite: str | None = None,
-        residence: str | None = None,
+        small_slices: rotation.SmallSlices | None = None,
+        check_finite: Literal["warn", "raise", "off"] | None = None,
+        residence: Literal["auto", "device", "host"] | None = None,
         read_threads: int | None = None,
         read_processes: int | None = None,
         **unknown: Any,
@@ -98,15 +98,30 @@ class DataModule:
     def teardown(self, stage: str) -> None:
         """Called after a stage ended, also by an error."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a resume: names to NumPy arrays, numbers, bools, strings or None."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave; called after `setup` and before the datasets and slices are asked for."""
+
     def train_dataset(self) -> Any:
-        """The rows that heads learn from."""
+        """The rows that heads learn from, columns `[N, ...]`.
+
+        Raises:
+          DataError: the data module defines none.
+        """
         raise DataError(
             f"A dataset is missing: {type(self).__name__}.train_dataset. Got none, expected a pytree of arrays. Fix: "
             "define `def train_dataset(self)` and return the arrays."
         )
 
     def slices(self) -> Slices:
-        """Which rows of `train_dataset` each head may learn from."""
+        """Which rows of `train_dataset` each head may learn from; the same at every call.
+
+        Raises:
+          DataError: the data module defines none.
+        """
         if self._given_slices is None:
             raise DataError(
                 f"The slices are missing: {type(self).__name__}.slices. Got none, expected hydrax.Slices. Fix: define "
@@ -157,7 +172,7 @@ class DataModule:
         count = int(val_rows) if whole else min(max(1, round(val_rows * num_rows)), num_rows - 1)
         if count == 0 or seed is None:
             return np.arange(num_rows) >= num_rows - count
-        return Slices.random_subset(count, num_rows, seed).mask()[0]
+        return Slices.random_subset(count, num_rows, seed).mask()[0, :]
 
     def index_dataset(self, seed: int = 0, *, sampling: str = "own", passes: int | None = None) -> grain.MapDataset:
         """The training batches as row numbers, by batch number.
@@ -171,6 +186,9 @@ class DataModule:
           A MapDataset whose element t is `{"step": t, "rows": int32[H, B], "mask": bool[H, B]}`; with shared sampling
           rows are int32[B]. It is the law of `hydrax.rotation`: each row of a slice once per pass, whatever else is
           trained beside a head. Under `accumulate_grad_batches` one optimiser step takes several elements.
+
+        Raises:
+          ArgumentError: there is no such sampling.
         """
         if sampling not in ("own", "shared"):
             raise ArgumentError(
@@ -196,6 +214,9 @@ class DataModule:
         Returns:
           A MapDataset of `{"step", "rows", "mask"}`; int32[B] and bool[B] where all heads see the same rows, else [H,
           B].
+
+        Raises:
+          DataError: "held_out", and every slice holds every row.
         """
         slices = self.val_slices() if stage == "val" else self.slices() if stage == "held_out" else None
         if slices is not None and heads is not None:

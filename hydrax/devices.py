@@ -48,4 +48,4 @@ def num_cores() -> int:
 
 def tells_host(device: jax.Device) -> bool:
     """Whether a loop whose length is an argument keeps the host waiting, as `program.Programs.superstep` says."""
-    return device.platform == "gpu"
+    return bool(device.platform == "gpu")

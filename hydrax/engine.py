@@ -125,8 +125,7 @@ class Engine:
             return jax.tree.map(jnp.copy, blocks[0])
         whole = blocks[0]
         if len(blocks) > 1:
-            here = jax.device_put(blocks, device)
-            whole = jax.tree.map(lambda *parts: jnp.concatenate(parts), *here)
+            whole = jax.tree.map(lambda *parts: jnp.concatenate(parts), *jax.device_put(blocks, device))
         return _pick(whole, layout.places)
 
     def _gather_on_shelf(self, *parts: Any) -> Any:
@@ -162,7 +161,7 @@ class Engine:
 
     def _stand(self, layout: Layout) -> None:
         self.layout = layout
-        self._keys = {device: jax.device_put(self._key, device) for device in layout.devices}
+        self._keys: Mapping[Any, jax.Array] = {device: jax.device_put(self._key, device) for device in layout.devices}
         self._inputs = tuple(
             jax.device_put(_pick(self._all_inputs, block.heads), block.device) for block in layout.blocks
         )
@@ -392,7 +391,8 @@ def _pick(tree: Any, heads: np.ndarray) -> Any:
 
 def _put(array: np.ndarray, block: Block) -> jax.Array:
     """One value for each head, `[H]`, at the places of a block."""
-    return jax.device_put(array[block.heads], block.device)
+    placed: jax.Array = jax.device_put(array[block.heads], block.device)
+    return placed
 
 
 def _sent(block: Block, *numbers: np.generic) -> Any:

@@ -10,8 +10,9 @@ import numpy as np
 
 from hydrax.callback import Callback
 from hydrax.data import DataModule
+from hydrax.engine import Engine
 from hydrax.errors import ArgumentError, CheckpointError
-from hydrax.evaluation import assemble_evaluation, table
+from hydrax.evaluation import Evaluation, assemble_evaluation, table
 from hydrax.fitting import Fitting
 from hydrax.heads import Heads
 from hydrax.module import HydraModule
@@ -57,6 +58,11 @@ class Evaluator(Fitting):
 
         Returns:
           The mean over the set of everything logged, float[H] by name.
+
+        Raises:
+          ArgumentError: there are no heads: no fit before, none given; or an argument has the wrong type.
+          CheckpointError: there is no checkpoint at `ckpt_path`, or it is damaged.
+          HydraxError: the dataset is missing, or something else does not fit; said before anything compiles.
         """
         return self._evaluate("test", module, datamodule, heads, ckpt_path, verbose)
 
@@ -75,6 +81,9 @@ class Evaluator(Fitting):
 
         Returns:
           NumPy arrays `[H, rows, ...]`, or `[rows, ...]` with `reduce="mean"`.
+
+        Raises:
+          ArgumentError: there is no such reduction; or as `test`.
         """
         if reduce not in (None, "mean"):
             raise ArgumentError(
@@ -138,7 +147,9 @@ class Evaluator(Fitting):
             print(table(found, heads.ids))
         return found
 
-    def _assemble(self, module: HydraModule, datamodule: DataModule, stage: str, heads: Heads) -> Any:
+    def _assemble(
+        self, module: HydraModule, datamodule: DataModule, stage: str, heads: Heads
+    ) -> tuple[Engine, Evaluation, Any]:
         if self._training is None or module is not self.module:
             return assemble_evaluation(self._settings, module, datamodule, stage, heads)
         fitted, choice = self._training.slices.ids, self._training.plan.choice

@@ -169,4 +169,5 @@ def _events_writer() -> Callable[[str, str], Any]:
     finally:
         if absent:
             del sys.modules["torch"]
-    return EventsWriter  # type: ignore[no-any-return]
+    writer: Callable[[str, str], Any] = EventsWriter
+    return writer

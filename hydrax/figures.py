@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -193,7 +193,7 @@ def to_pixels(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())
 
 
-def _figure(inches: tuple[float, float]) -> Any:
+def _figure(inches: tuple[float, float]) -> Figure:
     if not can_draw():
         raise ArgumentError(
             "Nothing can be drawn: hydrax.figures. Got no matplotlib, expected it to be installed. Fix: pip install "

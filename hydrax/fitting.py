@@ -97,6 +97,8 @@ class Fitting(Stages):
         self._loop = self._training = self._laid_out = None
         del loop, training  # what they hold on the device is gone, or must go
         training = self._take(checked, tune.rebuilt(checked, plan))
+        if last:
+            resume.load_data_state(Path(last), checked.walk.datamodule)
         self._loop = self._make_loop(training, emit, Path(last) if last else None, marks, timed)
 
     def _make_loop(
@@ -118,7 +120,7 @@ class Fitting(Stages):
             start = resume.load(
                 checkpoint_path,
                 engine=engine,
-                callbacks=keys(self._heard()),
+                callbacks=keys(emit.callbacks),
                 fingerprint={**training.fingerprint(), **(marks or {})},
             )
         loop = FitLoop(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -67,10 +67,17 @@ class Heads:
     def __iter__(self) -> Iterator[Any]:
         return (self[head] for head in range(len(self)))
 
+    @overload
+    def __getitem__(self, heads: int | np.integer[Any]) -> Any: ...
+    @overload
+    def __getitem__(self, heads: slice | Sequence[int] | np.ndarray | jax.Array) -> Heads: ...
     def __getitem__(self, heads: Any) -> Any:
         """One head as the ordinary model `configure_model` built (int); some as `Heads` (list, slice, bool mask).
 
         An `nnx.Module` comes in evaluation mode, so that `heads[k](x)` is `heads(x)[k]`; `.train()` switches back.
+
+        Raises:
+          ArgumentError: there are no such heads, or none is picked.
         """
         if isinstance(heads, jax.Array | np.ndarray) and heads.ndim == 0:
             heads = heads.item()
@@ -96,7 +103,7 @@ class Heads:
         return Heads(trainable, state, self._aux.structure, self.ids[picked], hparams)
 
     def with_trainable(self, trainable: Any) -> Heads:
-        """The same heads with other parameters, of the same structure and shapes."""
+        """The same heads with other parameters, of the same structure and shapes, leaves `[H, ...]`."""
         return Heads(trainable, self.state, self._aux.structure, self.ids, self.hparams)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -116,6 +123,10 @@ class Heads:
 
         Returns:
           NumPy arrays `[H, rows, ...]`, or `[rows, ...]` with `reduce="mean"`.
+
+        Raises:
+          ArgumentError: there is no such reduction, or batch size.
+          DataError: x holds no arrays, or arrays of unequal length.
         """
         if reduce not in (None, "mean"):
             raise ArgumentError(
@@ -136,7 +147,11 @@ class Heads:
         return jax.tree.map(lambda *parts: np.concatenate(parts, axis=axis), *outputs)
 
     def save(self, path: str | Path) -> Path:
-        """Writes the heads into a folder; what another save left there is replaced once the new one is whole."""
+        """Writes the heads into a folder; what another save left there is replaced once the new one is whole.
+
+        Raises:
+          CheckpointError: it cannot be written.
+        """
         path = Path(path)
         steps = [int(p.name) for p in path.iterdir() if p.name.isdigit()] if path.is_dir() else []
         hparams = {} if self.hparams is None else self.hparams.to_json()
@@ -152,6 +167,9 @@ class Heads:
 
         Returns:
           The file.
+
+        Raises:
+          ArgumentError: there is no such head, or the file's name ends otherwise.
         """
         trainable, state = self.trainable, self.state
         if head is not None:
@@ -174,6 +192,10 @@ class Heads:
           path: a folder of checkpoints (the newest is read), or of one step.
           module: the module they were trained with: it builds the structure.
           head: reads this one alone, without the others, and gives what `heads[head]` would; None: all.
+
+        Raises:
+          ArgumentError: there is no such head.
+          CheckpointError: there is no checkpoint, it is damaged, or holds heads of another module.
         """
         return step_folders.first_sound(Path(path), lambda step: cls._read(step, module, head))
 
@@ -224,7 +246,12 @@ class Heads:
 
     @classmethod
     def tree_unflatten(cls, aux: _Aux, children: tuple[Any, Any]) -> Heads:
-        """For JAX: what `tree_flatten` gave, back."""
+        """For JAX: what `tree_flatten` gave, back.
+
+        Args:
+          aux: what the heads have in common.
+          children: the arrays.
+        """
         heads = object.__new__(cls)
         heads.trainable, heads.state = children
         heads._aux = aux
@@ -255,6 +282,10 @@ def export_heads(path: str | Path, file: str | Path, head: int | None = None) ->
 
     Returns:
       The file.
+
+    Raises:
+      ArgumentError: there is no such head, or the file's name ends otherwise.
+      CheckpointError: there is no checkpoint, or it is damaged.
     """
 
     def read(step: Path) -> dict[str, np.ndarray]:

@@ -19,4 +19,5 @@ def loss(model: Callable[[jax.Array], jax.Array], x: jax.Array, y: jax.Array) ->
     Returns:
       The loss in nats, float[].
     """
-    return optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(x), y).mean()
+    losses: jax.Array = optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(x), y)
+    return losses.mean()

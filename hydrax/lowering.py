@@ -116,7 +116,7 @@ class _Interpreter:
 
     def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
         values: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
-        read = lambda atom: atom.val if isinstance(atom, jex.Literal) else values[atom]  # noqa: E731
+        read: Callable[[Any], Any] = lambda atom: atom.val if isinstance(atom, jex.Literal) else values[atom]  # noqa: E731
         for equation in jaxpr.eqns:
             with equation.ctx.manager:
                 results = self._equation(equation, [read(atom) for atom in equation.invars])

@@ -95,7 +95,10 @@ class NnxStructure:
         return nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Any(nnx.Param, nnx.Intermediate))))
 
     def set_mode(self, model: nnx.Module, train: bool) -> None:
-        (model.train if train else model.eval)()
+        if train:
+            model.train()
+        else:
+            model.eval()
 
 
 @dataclasses.dataclass(frozen=True)

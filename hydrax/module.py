@@ -7,7 +7,8 @@ import dataclasses
 import inspect
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import CodeType
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import jax
 import numpy as np
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import optax
+
+    from hydrax.heads import Heads
 
 _Module = TypeVar("_Module", bound="HydraModule")
 
@@ -133,7 +136,7 @@ class HydraModule:
         raise _missing(self, "test_step(self, model, batch, ctx)", "return one loss for each slot, [B]")
 
     def predict_step(self, model: Any, batch: Any, ctx: Context) -> Any:
-        """One head's prediction for a batch: any pytree whose leaves lead with `[B]`. The default calls the model."""
+        """As `training_step`, but gives any pytree whose leaves lead with `[B]`. The default calls the model."""
         return model(batch)
 
     def setup(self, stage: str) -> None:
@@ -142,6 +145,12 @@ class HydraModule:
     def teardown(self, stage: str) -> None:
         """Called on the host after a stage ended, also by an error."""
 
+    @overload
+    @classmethod
+    def load_from_checkpoint(cls, path: str | Path, head: None = None, **hparams: Any) -> Heads: ...
+    @overload
+    @classmethod
+    def load_from_checkpoint(cls, path: str | Path, head: int, **hparams: Any) -> Any: ...
     @classmethod
     def load_from_checkpoint(cls, path: str | Path, head: int | None = None, **hparams: Any) -> Any:
         """Models that were trained with a module of this class, read from a checkpoint.
@@ -163,7 +172,8 @@ class HydraModule:
     @property
     def hparams(self) -> Hyperparameters:
         """The hyper-parameters; inside a step each `PerHead` is this head's own value, a traced scalar."""
-        return self.__dict__.get("_hparams", Hyperparameters({}))
+        hparams: Hyperparameters = self.__dict__.get("_hparams", Hyperparameters({}))
+        return hparams
 
     def save_hyperparameters(self, *names: str, ignore: tuple[str, ...] | list[str] = ()) -> None:
         """Keeps the arguments of the calling `__init__` as `self.hparams`.
@@ -171,6 +181,9 @@ class HydraModule:
         Args:
           names: which arguments; all of them if none is named.
           ignore: arguments to leave out.
+
+        Raises:
+          ModuleError: it is not called in `__init__`, or a name is none of its arguments.
         """
         caller = inspect.currentframe()
         frame = caller.f_back if caller else None
@@ -204,6 +217,9 @@ class HydraModule:
           prog_bar: show it in the progress bar.
           on_step: report it for each step; default: in `training_step` only.
           on_epoch: report its mean over the epoch, weighted by live slots; default: everywhere but in `training_step`.
+
+        Raises:
+          ModuleError: it is called outside a step or inside your own scan, or the name is taken.
         """
         recorder = self.__dict__.get("_recorder")
         if recorder is None:
@@ -273,7 +289,7 @@ def is_metric(value: Any) -> bool:
 
 
 def _keyword_only(frame: Any) -> tuple[str, ...]:
-    code = frame.f_code
+    code: CodeType = frame.f_code
     return code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
 
 

@@ -67,7 +67,15 @@ def get_trained_models(
 
 
 def unbatch_model(models: Heads, i: int) -> Any:
-    """Model i of a batch of models, whole: every array of it, not one layer."""
+    """Model i of a batch of models, whole: every array of it, not one layer.
+
+    Args:
+      models: what `get_trained_models` gave.
+      i: from 0 on.
+
+    Raises:
+      ArgumentError: there is no such model.
+    """
     return models[i]
 
 

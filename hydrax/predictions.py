@@ -75,7 +75,7 @@ class HeldOut:
             cells = self.rows.astype(np.int64)[:, None] * width + np.arange(width)
             total = np.bincount(cells.ravel(), flat.ravel(), self.num_rows * width).reshape(self.num_rows, width)
             with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is meant
-                found = total / self.counts[:, None]
+                found: np.ndarray = total / self.counts[:, None]
             return found.reshape(self.num_rows, *leaf.shape[1:]).astype(np.result_type(leaf, np.float32))
 
         return jax.tree.map(mean, self.predictions)

@@ -36,7 +36,8 @@ class Programs:
     def init(self, inputs: HeadInputs, base_key: jax.Array, num_chunks: jax.Array) -> HeadsState:
         """The state of all heads before the first step."""
         start = jax.vmap(lambda one: self._head.init(one, base_key, self._epoch))
-        return self._map_chunks(start, inputs, num_chunks)
+        state: HeadsState = self._map_chunks(start, inputs, num_chunks)
+        return state
 
     def superstep(
         self,
@@ -95,7 +96,9 @@ class Programs:
             return self._take_back(before, state, values) if self._head.watched else (state, values)
 
         given = ((inputs, 0), *((batches[name], axis) for name, axis in axes.items()))
-        return self._over_chunks(run_chunk, state, given, len(inputs.ids) // self._chunk if whole else num_chunks)
+        count = len(inputs.ids) // self._chunk if whole else num_chunks
+        found: tuple[HeadsState, dict[str, Any]] = self._over_chunks(run_chunk, state, given, count)
+        return found
 
     def _of_chunk(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """One head's function with the arguments of `HeadProgram.train`, for the heads of a chunk."""
@@ -133,7 +136,8 @@ class Programs:
 
         given = ((state, 0), (inputs, 0), *((batches[name], axis) for name, axis in axes.items()))
         blank = jnp.full(len(state.live), -1)
-        return self._over_chunks(run_chunk, blank, given, num_chunks)[0]
+        found: jax.Array = self._over_chunks(run_chunk, blank, given, num_chunks)[0]
+        return found
 
     def evaluate(
         self,
@@ -282,4 +286,5 @@ def _zeros(shape: tuple[int, ...], dtype: Any) -> jax.Array:
     if not jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return jnp.zeros(shape, dtype)
     size = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct((), dtype)).shape
-    return jax.random.wrap_key_data(jnp.zeros((*shape, *size), jnp.uint32), impl=str(dtype._impl.name))
+    keys: jax.Array = jax.random.wrap_key_data(jnp.zeros((*shape, *size), jnp.uint32), impl=str(dtype._impl.name))
+    return keys

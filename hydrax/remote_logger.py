@@ -49,15 +49,37 @@ class RemoteLogger(Callback):
     # What a subclass says, called in the thread.
 
     def open_run(self, folder: str, hparams: Mapping[str, Any], first_step: int) -> str:
-        """Starts the run, or goes on with `run_id` from a step; returns its id."""
+        """Starts the run, or goes on with `run_id`.
+
+        Args:
+          folder: the run's folder, for what the service keeps on disk.
+          hparams: the module's hyper-parameters by name; a value may be a `PerHead`.
+          first_step: updates done so far.
+
+        Returns:
+          The service's name for the run.
+        """
         raise NotImplementedError
 
     def write_run(self, step: int, numbers: Mapping[str, float], heads: Mapping[str, np.ndarray]) -> None:
-        """Writes numbers by name, and values [H] of all heads by metric."""
+        """Writes what was logged at a step.
+
+        Args:
+          step: updates done.
+          numbers: by name.
+          heads: values of all heads, float[H] by metric.
+        """
         raise NotImplementedError
 
     def finish_run(self, step: int, table: list[dict[str, Any]], figures: Mapping[str, Any], failed: bool) -> None:
-        """Writes a table with one row a head and figures by name, where there are any, and ends the run."""
+        """Ends the run.
+
+        Args:
+          step: updates done.
+          table: the ledger, one dict a head; may be empty.
+          figures: matplotlib's, by name; may be empty.
+          failed: whether an error ended the fit.
+        """
         raise NotImplementedError
 
     # What it hears.

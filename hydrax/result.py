@@ -88,6 +88,9 @@ class FitResult:
         Returns:
           A `pandas.DataFrame` where pandas is installed, else a dict of NumPy arrays [H]; `table["lr"]` works on both.
           What a head does not have is NaN among numbers.
+
+        Raises:
+          ArgumentError: a column is not [H].
         """
         columns = {name: _column([row[name] for row in self.ledger]) for name in self.ledger[0]}
         for name, value in {**self.metrics, **(metrics or {})}.items():

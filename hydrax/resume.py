@@ -14,9 +14,10 @@ import numpy as np
 
 from hydrax import checkpoint, step_folders
 from hydrax.callback import Callback
+from hydrax.data import DataModule
 from hydrax.dispatch import naming, owner_of
 from hydrax.engine import Blocks, Engine
-from hydrax.errors import CallbackError, CheckpointError
+from hydrax.errors import CallbackError, CheckpointError, DataError, HydraxError
 from hydrax.lowering import Lowering
 from hydrax.machine import describe
 from hydrax.plan import Choice, Plan
@@ -59,16 +60,17 @@ def save(
     snapshots: Mapping[str, Blocks],
     metrics: Mapping[str, np.ndarray],
     callbacks: Mapping[str, Callback],
+    datamodule: DataModule,
     fingerprint: Mapping[str, Any],
     meta: Mapping[str, Any],
     keep: int | None,
 ) -> Path:
     """Writes everything a run needs to go on as if it had never stopped; without the padding heads."""
     given = {key: _state_of(key, callback, step) for key, callback in callbacks.items()}
-    arrays = {key: {n: np.asarray(v) for n, v in values.items() if _is_array(v)} for key, values in given.items()}
-    plain = {key: {n: v for n, v in values.items() if not _is_array(v)} for key, values in given.items()}
+    arrays = {key: _arrays(values) for key, values in given.items()}
+    of_data = _savable(datamodule.state_dict(), "data module", type(datamodule).__name__, DataError)
     tree = {"heads": engine.read(state), "callbacks": arrays, "metrics": list(metrics.values())}
-    tree["snapshots"] = {key: engine.read(kept) for key, kept in snapshots.items()}
+    tree |= {"snapshots": {key: engine.read(kept) for key, kept in snapshots.items()}, "datamodule": _arrays(of_data)}
     return checkpoint.save(
         root,
         step,
@@ -81,9 +83,11 @@ def save(
             "num_heads": engine.num_heads,
             "fingerprint": dict(fingerprint),
             "exactness": describe(engine.layout.blocks[0].device),
-            "callbacks": plain,
-            "callback_arrays": {key: {n: _form(v) for n, v in values.items()} for key, values in arrays.items()},
-            "metrics": {name: _form(value) for name, value in metrics.items()},
+            "callbacks": {key: _plain(values) for key, values in given.items()},
+            "callback_arrays": {key: _forms(values) for key, values in arrays.items()},
+            "datamodule": _plain(of_data),
+            "datamodule_arrays": _forms(_arrays(of_data)),
+            "metrics": _forms(metrics),
             "snapshots": list(snapshots),
         },
         keep,
@@ -115,10 +119,10 @@ def load(path: Path, *, engine: Engine, callbacks: Mapping[str, Callback], finge
     kept = [name for name in meta["snapshots"] if owner_of(name) in callbacks]
     like = {"heads": shapes, "snapshots": dict.fromkeys(kept, (shapes.trainable, shapes.state))}
     found = checkpoint.load(step_dir, like)
-    known = {key: values for key, values in meta["callback_arrays"].items() if key in callbacks}
+    known = {key: meta["callback_arrays"][key] for key in callbacks if key in meta["callback_arrays"]}
     host_like = {
-        "callbacks": {key: {n: _blank(form) for n, form in values.items()} for key, values in known.items()},
-        "metrics": [_blank(form) for form in meta["metrics"].values()],
+        "callbacks": {key: _blanks(forms) for key, forms in known.items()},
+        "metrics": list(_blanks(meta["metrics"]).values()),
     }
     on_host = checkpoint.load(step_dir, host_like, as_numpy=True)
     for key in known:
@@ -136,6 +140,16 @@ def load(path: Path, *, engine: Engine, callbacks: Mapping[str, Callback], finge
     )
 
 
+def load_data_state(path: Path, datamodule: DataModule) -> None:
+    """Gives a data module back what its `state_dict` gave when a checkpoint was written, if that was anything."""
+    step_dir = step_folders.find(path)
+    meta = checkpoint.read_meta(step_dir)
+    like = {"datamodule": _blanks(meta.get("datamodule_arrays", {}))}
+    state = {**meta.get("datamodule", {}), **checkpoint.load(step_dir, like, as_numpy=True)["datamodule"]}
+    if state:
+        datamodule.load_state_dict(state)
+
+
 def read_choice(path: Path) -> Choice:
     """What of the plan shaped the bits of the run that a checkpoint belongs to."""
     step_dir = step_folders.find(path)
@@ -151,19 +165,23 @@ def read_choice(path: Path) -> Choice:
 
 
 def _state_of(key: str, callback: Callback, step: int) -> dict[str, Any]:
-    """What a callback's `state_dict` gives, in a form that a checkpoint can hold: arrays, and what JSON can hold."""
     with naming(callback, "state_dict", step):
         state = callback.state_dict()
+    return _savable(state, "callback", key, CallbackError)
+
+
+def _savable(state: Mapping[str, Any], what: str, name: str, kind: type[HydraxError]) -> dict[str, Any]:
+    """What a `state_dict` gave, in a form that a checkpoint can hold: arrays, and what JSON can hold."""
     values = {n: v.item() if isinstance(v, np.generic) else v for n, v in state.items()}
-    for name, value in values.items():
+    for n, value in values.items():
         if _is_array(value) and np.asarray(value).dtype.kind in "fiub":
             continue
         try:
             json.dumps(value)
         except (TypeError, ValueError) as error:
-            raise CallbackError(
-                f"A callback's state cannot be saved: {key}.state_dict, {name!r}. Got {type(value).__name__}, expected "
-                "an array of numbers, a number, a bool, a string, None, or lists and dicts of these. Fix: make it one."
+            raise kind(
+                f"A {what}'s state cannot be saved: {name}.state_dict, {n!r}. Got {type(value).__name__}, expected an "
+                "array of numbers, a number, a bool, a string, None, or lists and dicts of these. Fix: make it one."
             ) from error
     return values
 
@@ -172,9 +190,19 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray | jnp.ndarray)
 
 
-def _form(array: np.ndarray) -> list[Any]:
-    return [list(array.shape), str(array.dtype)]
+def _arrays(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in state.items() if _is_array(value)}
 
 
-def _blank(form: Sequence[Any]) -> np.ndarray:
-    return np.empty(form[0], form[1])
+def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in state.items() if not _is_array(value)}
+
+
+def _forms(arrays: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
+    """Shapes and dtypes, for JSON."""
+    return {name: [list(array.shape), str(array.dtype)] for name, array in arrays.items()}
+
+
+def _blanks(forms: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
+    """Arrays of these shapes and dtypes."""
+    return {name: np.empty(shape, dtype) for name, (shape, dtype) in forms.items()}

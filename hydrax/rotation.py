@@ -152,7 +152,8 @@ def cursor(batch: int, lengths: np.ndarray, batch_size: int, small_slices: Small
 def batches_of(passes: int, lengths: np.ndarray, batch_size: int, small_slices: SmallSlices = "mask") -> np.ndarray:
     """int64[H], the batches in which each head makes so many passes over its slice; the last may have padding."""
     passes, width = whole_number("passes", passes, 1, 2**31), cursor(0, lengths, batch_size, small_slices).width
-    return -(-passes * lengths.astype(np.int64) // width)
+    batches: np.ndarray = -(-passes * lengths.astype(np.int64) // width)
+    return batches
 
 
 def slots_left(batch: int, lengths: np.ndarray, width: np.ndarray, passes: int | None) -> np.ndarray:
@@ -161,7 +162,7 @@ def slots_left(batch: int, lengths: np.ndarray, width: np.ndarray, passes: int |
         return np.full(lengths.shape, _NO_END)
     passes = whole_number("passes", passes, 1, 2**31)
     left = passes * lengths.astype(np.int64) - batch * width.astype(np.int64)
-    return np.clip(left, 0, _NO_END).astype(np.uint32)
+    return np.asarray(np.clip(left, 0, _NO_END), np.uint32)
 
 
 def slots(
@@ -294,7 +295,8 @@ def _traced_once() -> Callable[..., Array]:
     program is the same.
     """
     # This file does not import JAX; but whoever asks has its arrays.
-    return sys.modules["jax"].jit(_swap_or_not, static_argnames="xp", inline=True)  # type: ignore[no-any-return]
+    traced: Callable[..., Array] = sys.modules["jax"].jit(_swap_or_not, static_argnames="xp", inline=True)
+    return traced
 
 
 @np.errstate(over="ignore")

@@ -60,7 +60,8 @@ class Column:
                 np.copyto(out, values, casting="unsafe")
         if not check or np.isfinite(out).all():
             return []
-        return rows[~np.isfinite(out).reshape(len(out), -1).all(axis=1)].tolist()
+        bad: list[int] = rows[~np.isfinite(out).reshape(len(out), -1).all(axis=1)].tolist()
+        return bad
 
     def _check_range(self, values: np.ndarray, rows: np.ndarray) -> None:
         outside = (values > INT32.max) | (values < INT32.min)
@@ -187,7 +188,7 @@ class SourceRows:
 
     def _many_items(self, rows: list[int]) -> Sequence[Any]:
         try:
-            items = self._source.__getitems__(rows)
+            items: Sequence[Any] = self._source.__getitems__(rows)
             count = len(items)
         except Exception as error:
             for row in rows:
@@ -259,7 +260,8 @@ def _take(array: np.ndarray, rows: np.ndarray, out: np.ndarray | None) -> np.nda
     # np.take is 3 to 6 times faster than indexing, but first copies all of an array that is not in C order.
     if array.flags.c_contiguous and array.flags.aligned:
         return np.take(array, rows, axis=0, out=out, mode="clip")
-    return array[rows]
+    taken: np.ndarray = array[rows]
+    return taken
 
 
 def _columns(empty: Any, stage: str, wide: bool) -> list[Column]:

@@ -84,7 +84,8 @@ class Bits(Part):
 
     def contains(self, at: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         word = self.words[self.lines[at][:, None], (rows >> 5)[None]]
-        return ((word >> (rows & 31).astype(np.uint32)) & _ONE != 0) ^ self.turned[at][:, None]
+        is_set: NDArray[np.bool_] = (word >> (rows & 31).astype(np.uint32)) & _ONE != 0
+        return is_set ^ self.turned[at][:, None]
 
     def complement(self) -> Self:
         return replace(self, lengths=np.int32(self.num_rows) - self.lengths, turned=~self.turned)

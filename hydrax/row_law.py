@@ -78,7 +78,8 @@ class Part(ABC):
     def take(self, at: NDArray[np.int64], offsets: NDArray[np.unsignedinteger]) -> NDArray[np.int32]:
         """Rows at offsets[k] inside line at[k]: uint32[K, B] by int[K] gives int32[K, B]."""
         columns, tables, take = self.law()
-        return take({name: column[at] for name, column in columns.items()}, tables, offsets, np)
+        rows: NDArray[np.int32] = take({name: column[at] for name, column in columns.items()}, tables, offsets, np)
+        return rows
 
     def walk(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32]]]:
         """All rows of all lines, line after line, in blocks of (lines, rows)."""

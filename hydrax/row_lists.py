@@ -117,7 +117,7 @@ class Unlisted(_Kept):
 
     def law(self) -> RowLaw:
         listed = (np.int32(self.num_rows) - self.lengths).astype(np.uint32)
-        tables = {"rows": self.rows, "strides": strides(listed.max(initial=0))}
+        tables = {"rows": self.rows, "strides": strides(int(listed.max(initial=0)))}
         return RowLaw({"firsts": self.firsts, "listed": listed}, tables, _take_unlisted)
 
     def complement(self) -> Lists:

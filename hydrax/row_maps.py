@@ -27,6 +27,12 @@ class MappedColumn:
     array: np.ndarray
     map: np.memmap
 
+    @property
+    def _file(self) -> mmap.mmap:
+        base: Any = self.map.base  # NumPy's types have it as an array
+        assert isinstance(base, mmap.mmap)
+        return base
+
     def check(self, rows: np.ndarray) -> None:
         """Looks whether the file was cut short: to read beyond its end would kill the process.
 
@@ -34,7 +40,7 @@ class MappedColumn:
           BadRow: it was, and one of these rows, int[U], lies beyond the end.
           DataError: it was, but none of them does.
         """
-        expected, found = self.map.offset + self.map.nbytes, self.map.base.size()  # type: ignore[union-attr, operator]
+        expected, found = self.map.offset + self.map.nbytes, self._file.size()
         if found >= expected:
             return
         problem, where = "A memory map is longer than its file", f"{self.name}, {self.map.filename}"
@@ -59,7 +65,7 @@ class MappedColumn:
         start_of_map = self.map.ctypes.data - self.map.offset % mmap.ALLOCATIONGRANULARITY
         low, high = min(edges) - start_of_map, max(edges) - start_of_map
         low -= low % mmap.PAGESIZE
-        self.map.base.madvise(mmap.MADV_DONTNEED, low, high - low)  # type: ignore[union-attr, operator]
+        self._file.madvise(mmap.MADV_DONTNEED, low, high - low)
 
 
 def memory_map(array: np.ndarray) -> np.memmap | None:

@@ -71,7 +71,8 @@ class RowProcesses:
 
     def _pickled(self, source: Any) -> bytes:
         try:
-            return cloudpickle.dumps(source)
+            pickled: bytes = cloudpickle.dumps(source)
+            return pickled
         except Exception as error:
             raise self._unsendable(error) from error
 

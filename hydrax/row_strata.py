@@ -104,7 +104,8 @@ class Stratified(Part):
         size, quota = self.strata.sizes[class_], which[at][:, None]
         key = _key(self.keys[at][:, None], class_[None].astype(np.uint32), np)
         inner = unpermute((place - firsts[class_])[None], length=size[None], key=key, xp=np)
-        return since(inner, starts[quota, class_].astype(np.uint32), size, np) < counts[quota, class_]
+        offsets: NDArray[np.uint32] = since(inner, starts[quota, class_].astype(np.uint32), size, np)
+        return offsets < counts[quota, class_]
 
     def complement(self) -> Self:
         return replace(self, lengths=np.int32(self.num_rows) - self.lengths, outside=~self.outside)
@@ -144,7 +145,8 @@ def largest_remainder(totals: NDArray[np.int64], sizes: NDArray[np.uint32]) -> N
     # Whole numbers throughout, so that equal shares tie exactly.
     shares, remainders = np.divmod(totals[:, None] * sizes.astype(np.int64), np.sum(sizes, dtype=np.int64))
     rank = np.argsort(np.argsort(-remainders, axis=1, kind="stable"), axis=1)
-    return shares + (rank < (totals - shares.sum(axis=1))[:, None])
+    dealt: NDArray[np.int64] = shares + (rank < (totals - shares.sum(axis=1))[:, None])
+    return dealt
 
 
 def _key(keys: Array, class_: Array, xp: ModuleType) -> Array:

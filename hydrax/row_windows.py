@@ -35,7 +35,9 @@ class Windows(Part):
 
     def _spans(self, at: NDArray[np.int64], places: NDArray[np.uint32]) -> NDArray[np.bool_]:
         """Whether the windows at `at` [K] span the places [K, B] or [1, B] of the ring."""
-        offsets = since(places, self.starts[at].astype(np.uint32)[:, None], np.uint32(self.num_rows), np)
+        offsets: NDArray[np.uint32] = since(
+            places, self.starts[at].astype(np.uint32)[:, None], np.uint32(self.num_rows), np
+        )
         return offsets < self.lengths[at].astype(np.uint32)[:, None]
 
     def complement(self) -> Self:

@@ -157,7 +157,12 @@ class RunView:
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), shapes)
 
     def snapshots_of(self, callback: Callback, slot: int = 0) -> Heads | None:
-        """The heads that a callback's `Control.snapshot` kept in a slot, or None."""
+        """The heads that a callback's `Control.snapshot` kept in a slot, or None where it kept none.
+
+        Args:
+          callback: whose.
+          slot: the line of `Control.snapshot`, where that had several.
+        """
         loop, training = self._running()
         kept = loop.snapshots.get(snapshot_name(self._key(callback), slot))
         return None if kept is None else self._as_heads(*training.engine.gather(kept))

@@ -186,13 +186,14 @@ class Settings:
 
     def _check_limit(self, name: str) -> None:
         value = getattr(self, name)
-        least = 0 if name == "limit_val_batches" else 1  # as in Lightning, 0 switches validation off
+        # As in Lightning, 0 switches these two off: validation, overfitting.
+        least = 0 if name in ("limit_val_batches", "overfit_batches") else 1
         is_count = isinstance(value, int) and not isinstance(value, bool) and value >= least
         if not is_count and not (isinstance(value, float) and 0 < value <= 1):
             raise _error(
                 name,
                 value,
-                "an int of 1 or more (batches), or a float in (0, 1] (fraction)",
+                f"an int of {least} or more (batches), or a float in (0, 1] (fraction)",
                 f"pass {name}=1.0 for all",
             )
 

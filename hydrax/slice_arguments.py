@@ -230,7 +230,7 @@ def weight_table(weights: Any) -> NDArray[Any]:
 def lengths_of_copies(weights: NDArray[np.integer]) -> NDArray[np.int64]:
     """The length of each slice, int64[H], of the copies of every row, [H, N]; none is above MAX_ROWS."""
     # Floats cannot wrap around, and as far as a slice may go they are exact.
-    totals = weights.sum(axis=1, dtype=np.float64)
+    totals: NDArray[np.float64] = weights.sum(axis=1, dtype=np.float64)
     long = np.flatnonzero(totals > MAX_ROWS)
     if long.size:
         raise SliceError(

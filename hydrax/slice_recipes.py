@@ -85,7 +85,7 @@ class Recipes:
 
     def told(self, at: int, figures: Mapping[str, int]) -> str:
         """The recipe of the slice at position `at`, whose figures are given."""
-        return self.recipes[self.codes[at]].told(figures)
+        return self.recipes[int(self.codes[at])].told(figures)
 
     def makers(self) -> dict[str, int]:
         """Name of each constructor in use, and how many slices it made."""

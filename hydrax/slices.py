@@ -129,7 +129,7 @@ class Slices(ComputedSlices, ListedSlices):
     def rows(self, head: int) -> NDArray[np.int32]:
         """int32[n], the base rows of the head at position `head`, in the slice's own order."""
         at = self._positions([head])
-        return self._store.take(at, np.arange(self.lengths[at[0]], dtype=np.uint32)[None])[0]
+        return self._store.take(at, np.arange(self.lengths[at[0]], dtype=np.uint32)[None])[0, :]
 
     def mask(self, heads: Any = None) -> NDArray[np.bool_]:
         """bool[heads, N]: which rows each head may see; `heads` as in `slices[heads]`, all by default."""
@@ -219,7 +219,11 @@ class Slices(ComputedSlices, ListedSlices):
         return content.hexdigest()
 
     def with_ids(self, ids: ArrayLike) -> "Slices":
-        """The same slices under other ids, int[H]: distinct, 0 <= id < 2**31 - 1."""
+        """The same slices under other ids, int[H]: distinct, 0 <= id < 2**31 - 1.
+
+        Raises:
+          ArgumentError: the ids are not as many, not distinct, or out of range.
+        """
         fresh = in_range("ids", np.atleast_1d(column("ids", ids)), 0, MAX_ROWS, "an id is a small whole number")
         if fresh.size != len(self) or np.unique(fresh).size != fresh.size:
             raise ArgumentError(
@@ -229,7 +233,12 @@ class Slices(ComputedSlices, ListedSlices):
         return Slices(fresh.astype(np.int32), self._store, self._axes)
 
     def __getitem__(self, heads: Any) -> "Slices":
-        """The heads at the given positions, each with its id: an int, a slice, ints, or bool[H]."""
+        """The heads at the given positions, each with its id: an int, a slice, ints, or bool[H].
+
+        Raises:
+          ArgumentError: a position is out of range.
+          SliceError: a head is picked twice, or none is.
+        """
         at = self._positions(heads)
         return Slices(self.ids[at], self._store.pick(at), {name: values[at] for name, values in self._axes.items()})
 

@@ -61,7 +61,7 @@ def finite(values: np.ndarray) -> np.ndarray:
     Args:
       values: float[H].
     """
-    return values[np.isfinite(values)].astype(np.float64)
+    return np.asarray(values[np.isfinite(values)], np.float64)
 
 
 def count_not_finite(metrics: Mapping[str, np.ndarray]) -> int:

@@ -37,6 +37,7 @@ class Stages(RunView):
           keep: how many of the newest to keep; None keeps all.
         """
         loop, training = self._running()
+        assert self.datamodule is not None
         emit = self._dispatcher("fit")
         _, failures = emit.hear("on_save_checkpoint")
         saved = resume.save(
@@ -47,7 +48,8 @@ class Stages(RunView):
             state=loop.state,
             snapshots=loop.snapshots,
             metrics=loop.metrics,
-            callbacks=keys(self._heard()),
+            callbacks=keys(emit.callbacks),
+            datamodule=self.datamodule,
             fingerprint=training.fingerprint(),
             meta={
                 "ids": training.slices.ids.tolist(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -239,7 +239,7 @@ class HeadProgram:
         zeros = jax.tree.map(jnp.zeros_like, head.trainable)
         xs = (jnp.arange(len(rows)), rows, mask, weights)
         (state, gradients), (losses, logs) = jax.lax.scan(micro, (head.state, zeros), xs)
-        mean = lambda values: jnp.where(live, values * weights, 0).sum()  # noqa: E731
+        mean: Callable[[Any], jax.Array] = lambda values: jnp.where(live, values * weights, 0).sum()  # noqa: E731
         logs = {name: value.reduce() if is_metric(value) else mean(value) for name, value in logs.items()}
         return mean(losses), logs, state, gradients
 
@@ -273,7 +273,7 @@ class HeadProgram:
     def _batch(self, data: DeviceRows, places: jax.Array) -> tuple[Any, jax.Array]:
         """What stands at these places, and its base rows."""
         # Rows are checked on the host, so the gather need not clip them.
-        gather = lambda column: column.at[places].get(mode="promise_in_bounds")  # noqa: E731
+        gather: Callable[[Any], Any] = lambda column: column.at[places].get(mode="promise_in_bounds")  # noqa: E731
         batch = _cast(jax.tree.map(gather, data.columns), _FLOATS.get(self.precision))
         return batch, places if data.numbers is None else gather(data.numbers)
 

@@ -8,9 +8,9 @@ import datetime
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
-from hydrax import checkpoint, step_folders, tune
+from hydrax import checkpoint, resume, step_folders, tune
 from hydrax.assembly import Training, check_training
 from hydrax.callback import Callback
 from hydrax.data import DataModule
@@ -125,7 +125,7 @@ class Trainer(Evaluator):
         max_time: str | datetime.timedelta | Mapping[str, float] | None = None,
         default_root_dir: str | Path = ".",
         barebones: bool = False,
-        **unknown: Any,
+        **unknown: Never,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "unknown", "__class__")}
         refuse_unknown(unknown, list(given))
@@ -172,6 +172,8 @@ class Trainer(Evaluator):
         checkpoint_path = self._find_sound_checkpoint(ckpt_path)
         with self._stage(module, datamodule, "fit"), contextlib.ExitStack() as opened:
             self._add_defaults()
+            if checkpoint_path is not None:
+                resume.load_data_state(checkpoint_path, datamodule)
             checked = check_training(self._settings, module, datamodule, keys(self._heard()), self._root)
             opened.callback(checked.close)
             opened.callback(self._close)
@@ -231,6 +233,8 @@ class Trainer(Evaluator):
         module, datamodule = check_types(module, datamodule)
         checkpoint_path = self._find_sound_checkpoint(ckpt_path)
         with self._stage(module, datamodule, "fit"):
+            if checkpoint_path is not None:
+                resume.load_data_state(checkpoint_path, datamodule)
             checked = check_training(self._settings, module, datamodule, keys(self._heard()), self._root)
             with contextlib.closing(checked):
                 settled = tune.settle(checked, first_plan(checked, checkpoint_path), tune.plan_folder())

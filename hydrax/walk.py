@@ -83,7 +83,7 @@ class Walk:
         passes = self.settings.passes
         if passes is None:
             return None
-        return rotation.batches_of(passes, self.lengths, self.batch_size, self.datamodule.small_slices)  # type: ignore[arg-type]
+        return rotation.batches_of(passes, self.lengths, self.batch_size, self.datamodule.small_slices)
 
     def feed(self, layout: Layout, max_steps: int) -> Feed:
         """The rows and index batches, laid out for the program.
@@ -130,7 +130,7 @@ class Walk:
             max_steps=max_steps,
             accumulate=accumulate,
             seed=self.settings.seed,
-            small_slices=self.datamodule.small_slices,  # type: ignore[arg-type]
+            small_slices=self.datamodule.small_slices,
             passes=self.settings.passes,
             frozen=self.frozen,
         )
@@ -154,7 +154,7 @@ def open_walk(settings: Settings, datamodule: DataModule, data: Dataset, slices:
     index = _index_dataset(settings, datamodule) if law is None and members is None else None
     walk = Walk(settings, datamodule, data, slices, law, members, index, datamodule.batch_size, None)
     if own or index is None:
-        live = rotation.cursor(0, walk.lengths, datamodule.batch_size, datamodule.small_slices).width  # type: ignore[arg-type]
+        live = rotation.cursor(0, walk.lengths, datamodule.batch_size, datamodule.small_slices).width
         slots = datamodule.batch_size
     else:
         probe = IndexBatches(index, num_rows=data.num_rows, places=np.arange(len(slices)), max_steps=1, shared=shared)

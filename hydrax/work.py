@@ -60,13 +60,13 @@ def _flops(equation: Any) -> float:
 def _product(equation: Any) -> float:
     (contracted, _), _ = equation.params["dimension_numbers"]
     shape = equation.invars[0].aval.shape
-    return 2.0 * _size(equation.outvars[0]) * math.prod(shape[axis] for axis in contracted)
+    return float(2 * _size(equation.outvars[0]) * math.prod(shape[axis] for axis in contracted))
 
 
 def _convolution(equation: Any) -> float:
     kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"]
     taps = math.prod(kernel[axis] for axis in numbers.rhs_spec[1:])  # input channels of a group, and the window
-    return 2.0 * _size(equation.outvars[0]) * taps
+    return float(2 * _size(equation.outvars[0]) * taps)
 
 
 def _window(equation: Any) -> float:

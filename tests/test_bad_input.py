@@ -779,6 +779,13 @@ def test_a_trainer_argument_out_of_range_is_refused_with_its_name_and_value(name
     assert missing_from(message, [f": {name}. ", f"Got {value!r}, expected"]) == []
 
 
+@pytest.mark.parametrize("name", ["overfit_batches", "limit_val_batches"])
+def test_where_0_switches_something_off_the_range_begins_there(name):
+    message = message_of(hx.ArgumentError, lambda: hx.Trainer(**{name: 1.5}))
+    assert missing_from(message, ["expected an int of 0 or more (batches)"]) == []
+    hx.Trainer(**{name: 0})
+
+
 def test_float16_is_refused_with_the_reason():
     message = message_of(hx.ArgumentError, lambda: hx.Trainer(precision="16-mixed"))
     assert missing_from(message, ["overflows without loss scaling", 'use "bf16-mixed"']) == []

@@ -98,6 +98,13 @@ PLUG_INS = ("callbacks", "datamodules")
 # Imports against the order, inside functions only: file and target. `Module.load_from_checkpoint` is where Lightning's
 # users look for what heads.py does.
 LATE = {("hydrax/module.py", "hydrax.heads.load_with")}
+# Imports against the order for type checkers only: what a user gets from these files has a name further down.
+FOR_TYPES = {
+    ("hydrax/module.py", "hydrax.heads.Heads"),
+    ("hydrax/callback.py", "hydrax.heads.Heads"),
+    ("hydrax/callback.py", "hydrax.plan_report.PlanReport"),
+    ("hydrax/callback.py", "hydrax.quarantine.Fault"),
+}
 # Core files that plug-ins may import from, besides what `hydrax` itself offers.
 OPEN = tuple(
     f"hydrax.{name}"
@@ -166,7 +173,7 @@ def core_complaints(file: str, tree: ast.Module) -> list[str]:
         for found in imports(tree)
         for target in found.targets
         if is_ours(target) and ".".join(target.split(".")[:2]) not in allowed
-        if not (found.lazy and (file, target) in LATE)
+        if not (found.lazy and (file, target) in LATE or found.for_types and (file, target) in FOR_TYPES)
     ]
 
 
@@ -309,9 +316,14 @@ def test_an_import_that_goes_up_or_out_is_not_complained_of(source):
 
 @pytest.mark.parametrize(
     ("source", "complaints"),
-    [("def f():\n    from hydrax.heads import load_with", 0), ("from hydrax.heads import load_with", 1)],
+    [
+        ("def f():\n    from hydrax.heads import load_with", 0),
+        ("from hydrax.heads import load_with", 1),
+        ("if TYPE_CHECKING:\n    from hydrax.heads import Heads", 0),
+        ("from hydrax.heads import Heads", 1),
+    ],
 )
-def test_an_import_against_the_order_that_has_leave_is_complained_of_unless_it_is_late(source, complaints):
+def test_an_import_against_the_order_that_has_leave_is_complained_of_unless_it_is_late_or_for_types(source, complaints):
     assert len(core_complaints("hydrax/module.py", ast.parse(source))) == complaints
 
 

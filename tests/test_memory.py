@@ -149,11 +149,15 @@ def test_memory_that_ends_on_the_way_is_survived_from_the_newest_checkpoint(monk
     from hydrax.callbacks import ModelCheckpoint
 
     Breaks(monkeypatch, at=10)
+    given_back = []
+    monkeypatch.setattr(hx.DataModule, "state_dict", lambda data: {"drawn": 3})
+    monkeypatch.setattr(hx.DataModule, "load_state_dict", lambda data, state: given_back.append(state))
     saver = ModelCheckpoint(dirpath=tmp_path, every_n_steps=5)
     with caplog.at_level(logging.WARNING):
         found = fit([saver], chunk="auto", sampling="shared", devices=1)
     assert "Out of memory after step 10; the run goes on from " in caplog.text and "last" in caplog.text
     assert (found.result.step, found.result.plan.chunk) == (12, HEADS // 2)
+    assert given_back == [{"drawn": 3}]
 
 
 def test_a_chunk_of_the_users_own_is_kept_and_the_heads_take_turns_instead(monkeypatch):

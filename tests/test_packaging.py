@@ -1,6 +1,7 @@
 """What a user installs: the wheel holds the three folders below `hydrax`, and what they import is declared."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -44,8 +45,8 @@ def third_party_imports(folder: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Names in the wheel, built from a tree without the symlinks: packaging must not depend on them."""
+def wheel_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a tree without the symlinks: packaging must not depend on them."""
     tree = tmp_path_factory.mktemp("tree")
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, tree)
@@ -67,7 +68,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     ]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     (path,) = (tree / "dist").glob("*.whl")
-    return set(ZipFile(path).namelist())
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(wheel_file: Path) -> set[str]:
+    """Names in the wheel."""
+    return set(ZipFile(wheel_file).namelist())
 
 
 @pytest.mark.parametrize(("folder", "installed"), INSTALLED.items())
@@ -80,6 +87,18 @@ def test_the_wheel_holds_every_file_of(wheel, folder, installed):
 
 def test_the_wheel_says_that_hydrax_is_typed(wheel):
     assert "hydrax/py.typed" in wheel
+
+
+@pytest.mark.slow  # mypy reads JAX's types anew; `make lint` checks the same program against the source
+def test_a_users_program_passes_strict_mypy_with_what_the_wheel_installs(wheel_file, tmp_path):
+    ZipFile(wheel_file).extractall(tmp_path / "installed")
+    program = shutil.copy(ROOT / "tests" / "typed_program.py", tmp_path)
+    # What lies on Python's own path counts as installed: mypy believes its types for py.typed alone.
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "installed")}
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--cache-dir", tmp_path / "cache"]
+    command += ["--disable-error-code=import-untyped", program]  # optax ships no types
+    found = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=250)
+    assert "Success: no issues found in 1 source file" in found.stdout, found.stdout
 
 
 def test_the_wheel_puts_nothing_but_hydrax_into_site_packages(wheel):

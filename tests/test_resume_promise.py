@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from heads_under_test import NUM_ROWS, Classifier, data_of, differing, named_arrays, rows_of, run
+from heads_under_test import NUM_ROWS, Classifier, PlainClassifier, data_of, differing, named_arrays, rows_of, run
 
 import hydrax as hx
 from hydrax import checkpoint
@@ -259,3 +259,92 @@ def test_one_flipped_byte_in_a_checkpoint_is_refused(saved, tmp_path, place):
     outcomes = {read_with_a_flipped_byte(file, place, step_folder) for file in files}
     assert outcomes == {"refused", "as saved"}
     assert read(step_folder) == "as saved"
+
+
+# ---- a data module's own state
+
+
+class SomeRows(hx.DataModule):
+    """Draws its rows by a seed; with another seed they are others, unless its state says which."""
+
+    batch_size = 8
+
+    def __init__(self, seed):
+        self.seed, self.rows = seed, None
+
+    def setup(self, stage):
+        if self.rows is None:
+            self.rows = np.random.default_rng(self.seed).permutation(NUM_ROWS)[:20]
+
+    def train_dataset(self):
+        return {name: column[self.rows] for name, column in rows_of().items()}
+
+    def slices(self):
+        return hx.Slices.prefix([5, 20], 20)
+
+    def state_dict(self):
+        return {"rows": self.rows, "seed": self.seed}
+
+    def load_state_dict(self, state):
+        self.rows, self.seed = state["rows"], state["seed"]
+
+
+class Stateless(SomeRows):
+    def state_dict(self):
+        return {}
+
+
+def saved_run(folder, data, **how):
+    """A fit of 4 steps that leaves a checkpoint."""
+    run(PlainClassifier(), data, None, [ModelCheckpoint(dirpath=folder)], max_steps=4, **how)
+    return folder / "last"
+
+
+def test_a_data_module_goes_on_with_the_rows_that_it_has_drawn(tmp_path):
+    resumed = run(PlainClassifier(), SomeRows(seed=1), saved_run(tmp_path, SomeRows(seed=0)), max_steps=8)
+    unbroken = run(PlainClassifier(), SomeRows(seed=0), max_steps=8)
+    state = [name for name in unbroken.arrays if not name.startswith("step.")]
+    assert differing({n: resumed.arrays[n] for n in state}, {n: unbroken.arrays[n] for n in state}) == []
+
+
+def test_without_state_the_same_is_refused_as_other_data(tmp_path):
+    with pytest.raises(hx.CheckpointError, match="belongs to another run: .*, data"):
+        run(PlainClassifier(), Stateless(seed=1), saved_run(tmp_path, Stateless(seed=0)), max_steps=8)
+
+
+STATE = {
+    **{"mean": np.linspace(0, 1, 3), "label": np.array(["a"]).tolist(), "seen": np.bool_(True), "row": np.int64(7)},
+    **{"none": None, "words": {"a": 0, "b": [1, 2.5]}, "empty": np.zeros((0, 2), np.int8), "one": np.array(2**40)},
+    "on_device": jnp.arange(3),
+}
+
+
+class WithState(SomeRows):
+    """Gives what it is told to, and keeps what it gets."""
+
+    def __init__(self, state):
+        super().__init__(seed=0)
+        self.state = state
+
+    def state_dict(self):
+        return self.state
+
+    def load_state_dict(self, state):
+        self.state = state
+
+
+def test_a_data_module_gets_back_what_it_gave_arrays_in_their_dtypes(tmp_path):
+    data = WithState({})
+    run(PlainClassifier(), data, saved_run(tmp_path, WithState(STATE)), max_steps=5)
+    np.testing.assert_equal(data.state, {**STATE, "on_device": np.arange(3)})
+    dtypes = {name: data.state[name].dtype for name in ("mean", "empty", "one", "on_device")}
+    assert dtypes == {"mean": np.float64, "empty": np.int8, "one": np.int64, "on_device": np.int32}
+
+
+def test_state_that_a_checkpoint_cannot_hold_is_refused_by_name():
+    data = WithState({"file": object()})
+    trainer = run(PlainClassifier(), data, max_steps=1).trainer
+    with pytest.raises(
+        hx.DataError, match="data module's state cannot be saved: WithState.state_dict, 'file'. Got obj"
+    ):
+        trainer.save_checkpoint("unused")
