@@ -34,6 +34,7 @@ from hydrax.predictions import HeldOut  # noqa: E402
 from hydrax.result import FitResult  # noqa: E402
 from hydrax.slices import Slices  # noqa: E402
 from hydrax.trainer import Trainer  # noqa: E402
+from hydrax.training_head import TrainingHead  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "StepInfo",
     "Trainer",
     "TrainerView",
+    "TrainingHead",
     "export_heads",
     "get_trained_models",
     "unbatch_model",

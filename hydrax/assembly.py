@@ -18,14 +18,14 @@ from hydrax.data import DataModule, check_settings, check_slices
 from hydrax.dataset import Dataset, open_dataset
 from hydrax.devices import find_devices
 from hydrax.engine import Engine, check_per_head, head_inputs
-from hydrax.errors import DataError, ModuleError
+from hydrax.errors import ArgumentError, DataError, ModuleError
 from hydrax.evaluation import Evaluation, find_evaluation
 from hydrax.feed import Feed
 from hydrax.hparams import PerHead
 from hydrax.layout import Layout, lay_out
 from hydrax.lowering import Lowering
 from hydrax.memory import tree_bytes
-from hydrax.module import HydraModule, Logged, per_head_values
+from hydrax.module import HydraModule, Logged, has_own_update, per_head_values
 from hydrax.plan import NO_CHOICE, Choice, Plan, make_plan, step_secs
 from hydrax.preflight import Preflight, TrainingShapes
 from hydrax.schedule import Schedule
@@ -201,6 +201,12 @@ def check_training(
       scratch: folder for heads that wait for their turn.
     """
     check_settings(datamodule)
+    if has_own_update(module) and settings.accumulate_grad_batches > 1:
+        raise ArgumentError(
+            "A Trainer argument has no meaning: accumulate_grad_batches. Got "
+            f"{settings.accumulate_grad_batches}, expected 1 beside {type(module).__name__}.update, which sees one "
+            "batch. Fix: pass a larger batch_size, or leave update out."
+        )
     with contextlib.ExitStack() as opened:
         data = _open_training(datamodule, wide=settings.precision == "64-true")
         opened.callback(data.close)

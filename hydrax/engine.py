@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hydrax import devices
+from hydrax.accumulators import Mean
 from hydrax.compiled import Compiled
 from hydrax.draw import Draw, Given
 from hydrax.errors import ArgumentError
@@ -23,7 +24,7 @@ from hydrax.module import HydraModule, per_head_values
 from hydrax.program import Programs
 from hydrax.shelf import Shelf, is_key
 from hydrax.state import HeadInputs, HeadsState
-from hydrax.step import HeadProgram, Mean
+from hydrax.step import HeadProgram
 
 Blocks = tuple[Any, ...]
 """Trees of all heads, `[places, ...]`, one for each block of a layout, each on its block's device."""
@@ -276,12 +277,9 @@ class Engine:
 
     def has_met_rows(self, accumulators: Blocks) -> np.ndarray:
         """bool[H], whether a head had a live slot since its accumulators were empty; True where none can tell."""
-        found: list[Any] = [
-            self.read(tuple(block[name].weight for block in accumulators))
-            for name, one in accumulators[0].items()
-            if isinstance(one, Mean)
-        ]
-        return np.any([weight > 0 for weight in found], axis=0) if found else np.ones(self.num_heads, bool)
+        means = [name for name, one in accumulators[0].items() if isinstance(one, Mean)]
+        weights: list[Any] = [self.read(tuple(block[name].weight for block in accumulators)) for name in means]
+        return np.any([weight > 0 for weight in weights], axis=0) if means else np.ones(self.num_heads, bool)
 
     def predict(self, heads: Blocks, taken: Taken, step: int, batch: int) -> Any:
         """All heads' predictions for one batch, leaves `[H, B, ...]`, on one device."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import optax
 
     from hydrax.heads import Heads
+    from hydrax.training_head import TrainingHead
 
 _Module = TypeVar("_Module", bound="HydraModule")
 
@@ -76,7 +77,8 @@ class Recorder:
         if name in self.logged:
             raise ModuleError(
                 f"A name is logged twice in one step: self.log({name!r}) in {self.stage}_step. Got a second value, "
-                "expected one value a name and step. Fix: log it under another name."
+                "expected one value a name and step. Fix: log it under another name, or ask for a gradient once more "
+                "with log=False."
             )
         if get_opaque_trace_state(convention="flax") != self._trace:
             raise ModuleError(
@@ -126,6 +128,29 @@ class HydraModule:
           statistics) moves on.
         """
         raise _missing(self, "training_step(self, model, batch, ctx)", "return one loss for each slot, [B]")
+
+    def update(self, head: TrainingHead, batch: Any, ctx: Context) -> TrainingHead:
+        """One training step of one head: pure. The one way out for training that is more than one gradient of one loss.
+
+        The default is the ordinary step, and the example of how to write another:
+
+            loss, gradients, head = head.gradient(self.training_step, batch, ctx)
+            return head.apply(gradients)
+
+        Two gradients a step, several losses, noise on gradients, parts that take turns: `TrainingHead` has what it
+        takes. `self.log` works here, and in every loss function. With `accumulate_grad_batches` it stays the default,
+        as an update sees one batch.
+
+        Args:
+          head: parameters, model state and optimiser state before the step.
+          batch: as in `training_step`.
+          ctx: as in `training_step`.
+
+        Returns:
+          The head after the step.
+        """
+        _, gradients, head = head.gradient(self.training_step, batch, ctx)
+        return head.apply(gradients)
 
     def validation_step(self, model: Any, batch: Any, ctx: Context) -> Any:
         """As `training_step`, without an update; a returned loss is logged as `val_loss`. May return None."""
@@ -248,6 +273,11 @@ def per_head_values(module: HydraModule) -> dict[str, PerHead]:
     """Every `PerHead` a module holds, by dotted name: `hparams.<name>`, or the attribute's own name."""
     found = {f"hparams.{name}": value for name, value in module.hparams.items() if isinstance(value, PerHead)}
     return found | {name: value for name, value in vars(module).items() if isinstance(value, PerHead)}
+
+
+def has_own_update(module: HydraModule) -> bool:
+    """Whether the user's class overrides `update`."""
+    return type(module).update is not HydraModule.update
 
 
 def bind(module: _Module, values: Mapping[str, Any], stage: str) -> tuple[_Module, Recorder]:

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hydrax.accumulators import empty_accumulator
 from hydrax.draw import DeviceRows
 from hydrax.errors import HydraxError, ModuleError
 from hydrax.model import Structure
-from hydrax.module import HydraModule
+from hydrax.module import HydraModule, has_own_update
 from hydrax.state import HeadInputs, HeadsState
-from hydrax.step import HeadProgram, empty_accumulator
+from hydrax.step import HeadProgram
 
 _KEY = jax.eval_shape(lambda: jax.random.key(0))
 _STEP = jax.ShapeDtypeStruct((), jnp.int32)
@@ -94,9 +95,13 @@ class Preflight:
             state = jax.eval_shape(self.program.init, self.inputs, _KEY, epoch)
         rows = jax.ShapeDtypeStruct((accumulate, batch_size), jnp.int32)
         mask = jax.ShapeDtypeStruct((accumulate, batch_size), jnp.bool_)
-        with _explained(self.program, "training_step", _one_head_view(shapes, batch_size)):
+        with _explained(self.program, self._training_method, _one_head_view(shapes, batch_size)):
             step = jax.make_jaxpr(self.program.train)(state, self.inputs, _KEY, DeviceRows(shapes), rows, mask, _STEP)
         return TrainingShapes(epoch, state, step)
+
+    @property
+    def _training_method(self) -> str:
+        return "update" if has_own_update(self.program.module) else "training_step"
 
     def evaluation(self, stage: str, data: Any, batch_size: int, train: bool = False) -> dict[str, Any]:
         """Traces one of the steps that log, and returns empty accumulators of one head, by name."""
@@ -104,9 +109,12 @@ class Preflight:
         rows, mask = jax.ShapeDtypeStruct((batch_size,), jnp.int32), jax.ShapeDtypeStruct((batch_size,), jnp.bool_)
 
         def run(head: Any, inputs: Any, key: Any, data: Any, rows: Any, mask: Any, step: Any) -> Any:
+            if train and has_own_update(self.program.module):
+                return self.program.logged_by_update(head, inputs, key, data, rows, mask, step)
             return self.program.evaluate(stage, head, inputs, key, data, rows, mask, step, train)
 
-        with _explained(self.program, f"{stage}_step", _one_head_view(shapes, batch_size)):
+        method = self._training_method if train else f"{stage}_step"
+        with _explained(self.program, method, _one_head_view(shapes, batch_size)):
             found = jax.eval_shape(run, self.parts, self.inputs, _KEY, DeviceRows(shapes), rows, mask, _STEP)
         return {name: empty_accumulator(accumulator) for name, accumulator in found.items()}
 

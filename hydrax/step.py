@@ -4,40 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from hydrax.accumulators import accumulator_of, empty_accumulator
 from hydrax.callback import Callback, StepInfo
 from hydrax.draw import DeviceRows
 from hydrax.errors import CallbackError, HydraxError, ModuleError
 from hydrax.finite import is_finite
 from hydrax.lowering import Lowering, lower
 from hydrax.model import Parts, Structure, split
-from hydrax.module import Context, HydraModule, Logged, bind, is_metric, masked_mean
+from hydrax.module import Context, HydraModule, Logged, Recorder, bind, has_own_update, is_metric, masked_mean
 from hydrax.state import HeadInputs, HeadsState, select
 from hydrax.step_checks import kept, read_logged, read_loss, read_metrics
+from hydrax.training_head import Tools, TrainingHead, finished, start
 
 # Keys that no training step uses: a head's key is folded with the step, which stays below 2**31.
 _INIT_KEY, _EVAL_KEY = np.uint32(2**32 - 1), np.uint32(2**32 - 2)
 _LOSS_NAMES = {"training": "train_loss", "validation": "val_loss", "test": "test_loss"}
 _FLOATS = {"bf16-mixed": jnp.bfloat16, "bf16-true": jnp.bfloat16, "64-true": jnp.float64}
-
-
-class Mean(NamedTuple):
-    """A mean in the making: the weighted total and the weight, both scalars."""
-
-    total: jax.Array
-    weight: jax.Array
-
-    def merge(self, other: Mean) -> Mean:
-        return Mean(self.total + other.total, self.weight + other.weight)
-
-    def compute(self) -> jax.Array:
-        return self.total / self.weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,30 +131,24 @@ class HeadProgram:
     ) -> tuple[HeadsState, dict[str, Any], jax.Array, Any]:
         """The state after a step, what it logs, its loss, and its gradients as they came."""
         key = jax.random.fold_in(jax.random.fold_in(base_key, inputs.ids), step)
-        if len(rows) == 1:
-            loss, logs, state, gradients = self._gradient(
-                head.trainable, head.state, inputs, key, data, rows[0], mask[0], step
-            )
-        else:
-            loss, logs, state, gradients = self._accumulate(head, inputs, key, data, rows, mask, step)
-        raw, gradients = gradients, self._clip(gradients)
-        updates, opt_state = self._optimizer(inputs).update(gradients, head.opt_state, head.trainable)
-        trainable = optax.apply_updates(head.trainable, updates)
+        update = self._update_once if len(rows) == 1 else self._accumulate
+        done, logs = update(head, inputs, key, data, rows, mask, step)
+        applied = done.applied
         hparams = bind(self.module, inputs.per_head, "configure")[0].hparams
-        info = StepInfo(trainable, gradients, updates, loss, step, opt_state, hparams)
+        info = StepInfo(done.trainable, applied.clipped, applied.updates, done.loss, step, done.opt_state, hparams)
         callbacks = {
             key: kept(self._hear(key, "on_step", old, info), old, f"callbacks.{key}")
             for key, old in head.callbacks.items()
         }
         new = HeadsState(
-            trainable=trainable,
-            state=state,
-            opt_state=kept(opt_state, head.opt_state, "opt_state"),
+            trainable=done.trainable,
+            state=done.state,
+            opt_state=done.opt_state,
             callbacks=callbacks,
-            epoch={name: head.epoch[name].merge(_accumulator(logs[name], mask)) for name in head.epoch},
+            epoch={name: head.epoch[name].merge(accumulator_of(logs[name], mask)) for name in head.epoch},
             live=head.live,
         )
-        return new, logs | self._callback_metrics(callbacks, info, logs), loss, raw
+        return new, logs | self._callback_metrics(callbacks, info, logs), done.loss, applied.gradients
 
     def evaluate(
         self,
@@ -193,7 +176,17 @@ class HeadProgram:
         ctx = Context(key, mask, rows, step, inputs.ids, train)
         run = lambda: self._run_step(stage, head[0], head[1], inputs, batch, ctx)[1][0]  # noqa: E731
         logs = lower(run, self.lowering)()
-        return {name: _accumulator(value, mask) for name, value in logs.items()}
+        return {name: accumulator_of(value, mask) for name, value in logs.items()}
+
+    def logged_by_update(
+        self, head: Any, inputs: HeadInputs, key: jax.Array, data: Any, rows: Any, mask: Any, step: Any
+    ) -> dict[str, Any]:
+        """What the module's own update logs, as accumulators by name; arguments as `evaluate`."""
+        trainable, state = head
+        opt_state = self._optimizer(inputs).init(trainable)
+        fresh = HeadsState(trainable, state, opt_state, callbacks={}, epoch={}, live=jnp.array(True))
+        _, logs = self._update_once(fresh, inputs, key, data, rows[None], mask[None], step)
+        return {name: accumulator_of(value, mask) for name, value in logs.items()}
 
     def predict(self, head: Any, inputs: HeadInputs, key: jax.Array, data: Any, rows: Any, mask: Any, step: Any) -> Any:
         """One head's prediction for one batch: what `predict_step` returns."""
@@ -207,18 +200,22 @@ class HeadProgram:
         """The head's key for an evaluation batch."""
         return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(base_key, inputs.ids), _EVAL_KEY), batch)
 
-    def _gradient(
-        self, trainable: Any, state: Any, inputs: Any, key: Any, data: Any, rows: Any, mask: Any, step: Any
-    ) -> Any:
-        batch, rows = self._batch(data, rows)
-        ctx = Context(key, mask, rows, step, inputs.ids, train=True)
-        run = lambda t: self._run_step("training", t, state, inputs, batch, ctx)  # noqa: E731
-        differentiated = lower(jax.value_and_grad(run, has_aux=True), self.lowering)
-        (loss, (logs, new_state)), gradients = differentiated(trainable)
-        return loss, logs, new_state, gradients
+    def _update_once(
+        self, head: HeadsState, inputs: Any, key: Any, data: Any, rows: Any, mask: Any, step: Any
+    ) -> tuple[TrainingHead, dict[str, Any]]:
+        """The head after the module's update by its one batch, and what that logs."""
+        places, mask = rows[0], mask[0]
+        one, batch, ctx = self._open(head, inputs, key, data, places, mask, step)
+        tools = one.tools
+        done = tools.module.update(one, batch, ctx)
+        if has_own_update(self.module):
+            done = finished(done, one, f"{type(self.module).__name__}.update")
+        return done, self._logs_of(tools.recorder, mask)
 
-    def _accumulate(self, head: HeadsState, inputs: Any, key: Any, data: Any, rows: Any, mask: Any, step: Any) -> Any:
-        """Mean of loss, logs and gradient over micro-batches with live slots; the model's state goes through all."""
+    def _accumulate(
+        self, head: HeadsState, inputs: Any, key: Any, data: Any, rows: Any, mask: Any, step: Any
+    ) -> tuple[TrainingHead, dict[str, Any]]:
+        """The same by the mean gradient of the micro-batches with live slots; the model's state goes through all."""
         live = mask.any(axis=1)
         weights = live / jnp.maximum(live.sum(), 1)
 
@@ -226,22 +223,50 @@ class HeadProgram:
             state, total = carry
             number, rows, mask, weight = xs
             micro_key = jax.random.fold_in(key, number)
-            loss, logs, new_state, gradients = self._gradient(
-                head.trainable, state, inputs, micro_key, data, rows, mask, step
-            )
+            one, batch, ctx = self._open(head._replace(state=state), inputs, micro_key, data, rows, mask, step)
+            loss, gradients, moved = one.gradient(one.tools.module.training_step, batch, ctx)
+            logs = self._logs_of(one.tools.recorder, mask)
             total = jax.tree.map(
                 lambda t, g: t + jnp.where(weight > 0, g * weight, 0).astype(t.dtype), total, gradients
             )
             # A window at an epoch's end may lack micro-batches: a metric must not count what stands in their place.
             logs = {n: select(weight > 0, v, empty_accumulator(v)) if is_metric(v) else v for n, v in logs.items()}
-            return (select(weight > 0, new_state, state), total), (loss, logs)
+            return (select(weight > 0, moved.state, state), total), (loss, logs)
 
         zeros = jax.tree.map(jnp.zeros_like, head.trainable)
         xs = (jnp.arange(len(rows)), rows, mask, weights)
         (state, gradients), (losses, logs) = jax.lax.scan(micro, (head.state, zeros), xs)
         mean: Callable[[Any], jax.Array] = lambda values: jnp.where(live, values * weights, 0).sum()  # noqa: E731
         logs = {name: value.reduce() if is_metric(value) else mean(value) for name, value in logs.items()}
-        return mean(losses), logs, state, gradients
+        one = start(head.trainable, state, head.opt_state, self._tools(inputs), own_update=False)
+        return one.replace(loss=mean(losses)).apply(gradients), logs
+
+    def _open(
+        self, head: HeadsState, inputs: Any, key: Any, data: DeviceRows, places: Any, mask: Any, step: Any
+    ) -> tuple[TrainingHead, Any, Context]:
+        """What an update gets."""
+        batch, rows = self._batch(data, places)
+        ctx = Context(key, mask, rows, step, inputs.ids, train=True)
+        own = has_own_update(self.module)
+        return start(head.trainable, head.state, head.opt_state, self._tools(inputs), own), batch, ctx
+
+    def _tools(self, inputs: HeadInputs) -> Tools:
+        bound, recorder = bind(self.module, inputs.per_head, "training")
+        return Tools(
+            module=bound,
+            recorder=recorder,
+            structure=self._structure,
+            model=lambda trainable, state: self._model(trainable, state, train=True),
+            optimizer=lambda: self._optimizer(inputs),
+            clip=self._clip,
+            lowering=self.lowering,
+            padding=self.padding.get("training"),
+        )
+
+    def _logs_of(self, recorder: Recorder, mask: jax.Array) -> dict[str, Any]:
+        """What a training step logged, and a note of how each is to be reported."""
+        self.logged["training"] = {n: dataclasses.replace(entry, value=None) for n, entry in recorder.logged.items()}
+        return {n: read_logged(n, entry.value, "training", mask) for n, entry in recorder.logged.items()}
 
     def _run_step(self, stage: str, trainable: Any, state: Any, inputs: HeadInputs, batch: Any, ctx: Context) -> Any:
         """Calls the user's step; returns the loss and (what was logged, the model's new state)."""
@@ -250,7 +275,7 @@ class HeadProgram:
         output = getattr(bound, f"{stage}_step")(model, batch, ctx)
         if isinstance(output, Mapping):
             model = output.get("model", model)
-        loss = read_loss(output, stage, ctx.mask, self.padding.get(stage))
+        loss = read_loss(output, f"{stage}_step", ctx.mask, self.padding.get(stage), optional=stage != "training")
         name = _LOSS_NAMES[stage]
         if loss is not None and name not in recorder.logged:
             recorder.add(name, loss, prog_bar=True, on_step=None, on_epoch=None)
@@ -327,21 +352,6 @@ def fault_names(head: HeadsState) -> list[str]:
         for kind, tree in trees
         for path, _ in jax.tree_util.tree_leaves_with_path(tree)
     ]
-
-
-def _accumulator(value: Any, mask: jax.Array) -> Any:
-    weight = mask.sum().astype(jnp.float32)
-    # A sum and not `value * weight`: XLA would fuse that product with the total it is added to, for some places of a
-    # chunk and not for others. A batch without a live slot adds nothing, not even NaN.
-    return value if is_metric(value) else Mean(jnp.where(mask, value, 0).sum(), weight)
-
-
-def empty_accumulator(accumulator: Any) -> Any:
-    """The accumulator that holds nothing yet, in the shapes and dtypes that merging keeps; takes arrays or shapes."""
-    if isinstance(accumulator, Mean):
-        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), accumulator)
-    empty = type(accumulator).empty()
-    return jax.tree.map(lambda e, s: jnp.broadcast_to(jnp.asarray(e, s.dtype), s.shape), empty, accumulator)
 
 
 def _cast(tree: Any, dtype: Any) -> Any:

@@ -13,15 +13,16 @@ from hydrax.errors import CallbackError, ModuleError
 from hydrax.module import is_metric, masked_mean
 
 
-def read_loss(output: Any, stage: str, mask: jax.Array, padding: str | None) -> jax.Array | None:
-    """The loss in what a step returned, checked: float, `[B]` or a scalar."""
-    where = f"{stage}_step"
+def read_loss(
+    output: Any, where: str, mask: jax.Array, padding: str | None, optional: bool = False
+) -> jax.Array | None:
+    """The loss in what a step returned, checked: float, `[B]` or a scalar; or None, where it is optional."""
     fix = "Fix: return one float loss for each slot, [B]."
     if isinstance(output, Mapping) and "loss" not in output:
         keys = ", ".join(map(repr, output)) or "no keys"
         raise ModuleError(f'A returned dict holds no loss: {where}. Got {keys}, expected a "loss" entry. {fix}')
     loss = output["loss"] if isinstance(output, Mapping) else output
-    if loss is None and stage != "training":
+    if loss is None and optional:
         return None
     if not isinstance(loss, jax.Array | np.ndarray | np.generic | float):
         raise ModuleError(f"No loss came back: {where}. Got {type(loss).__name__}, expected a float array. {fix}")

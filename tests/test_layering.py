@@ -36,6 +36,8 @@ LAYERS = (
             "lowering",
             "finite",
             "step_checks",
+            "accumulators",
+            "training_head",
             "step",
             "preflight",
         ),
@@ -101,6 +103,7 @@ LATE = {("hydrax/module.py", "hydrax.heads.load_with")}
 # Imports against the order for type checkers only: what a user gets from these files has a name further down.
 FOR_TYPES = {
     ("hydrax/module.py", "hydrax.heads.Heads"),
+    ("hydrax/module.py", "hydrax.training_head.TrainingHead"),
     ("hydrax/callback.py", "hydrax.heads.Heads"),
     ("hydrax/callback.py", "hydrax.plan_report.PlanReport"),
     ("hydrax/callback.py", "hydrax.quarantine.Fault"),
