@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -37,6 +38,12 @@ def run(page: str, folder: Path) -> dict[str, Any]:
 def readme(tmp_path_factory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("readme")
     return run("README.md", folder) | {"folder": folder}
+
+
+@pytest.fixture(scope="module")
+def getting_started(tmp_path_factory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("started")
+    return run("docs/getting-started.md", folder) | {"folder": folder}
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +114,53 @@ def test_the_readme_s_fit_writes(readme, pattern):
 def test_the_readme_s_one_call_gives_as_many_models_as_asked_for(readme):
     assert len(readme["models"]) == 20
     assert isinstance(readme["model"], nnx.Linear)
+
+
+def test_the_first_fit_draws_the_learning_curve_that_scikit_learn_draws(getting_started):
+    # Its logistic regression of each of these slices, scored on the same 597 rows.
+    theirs = [0.26, 0.49, 0.62, 0.84, 0.87, 0.89, 0.92, 0.92]
+    np.testing.assert_allclose(getting_started["result"].metrics["val_accuracy"], theirs, atol=0.12)
+
+
+def test_validation_by_hand_gives_what_the_fit_gave_at_its_end(getting_started):
+    in_fit = getting_started["result"].metrics["val_accuracy"]
+    np.testing.assert_allclose(getting_started["scores"]["val_accuracy"], in_fit, rtol=1e-6)
+
+
+def test_one_head_all_heads_and_a_loaded_head_say_the_same(getting_started):
+    logits = np.asarray(getting_started["logits"])
+    assert logits.shape == (5, 10)
+    np.testing.assert_allclose(getting_started["all_logits"][7], logits, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(getting_started["one"](getting_started["images"][:5]), logits)
+
+
+def test_the_ensemble_is_the_mean_of_its_three_heads(getting_started):
+    alone = getting_started["result"].heads.predict(getting_started["images"])[[5, 6, 7]]
+    np.testing.assert_allclose(getting_started["ensemble"], alone.mean(axis=0), rtol=1e-4, atol=1e-4)
+
+
+def test_an_exported_head_has_the_shapes_of_its_layers(getting_started):
+    with np.load(getting_started["folder"] / "head_7.npz") as file:
+        shapes = sorted(file[name].shape for name in file)
+    assert shapes == [(10,), (32,), (32, 10), (64, 32)]
+
+
+def test_heads_that_stop_early_say_why(getting_started):
+    assert {reason[:44] for reason in getting_started["reasons"]} == {"val_loss did not improve in 3 validations (s"}
+    assert not getting_started["early"].live.any()
+
+
+@pytest.mark.cpu
+def test_a_fit_in_two_parts_ends_with_the_bits_of_one(getting_started):
+    parts, whole = (jax.tree.leaves(getting_started[name].heads.trainable) for name in ("second", "result"))
+    for part, other in zip(parts, whole, strict=True):
+        np.testing.assert_array_equal(part, other)
+
+
+def test_the_sweep_has_a_line_for_each_rate_and_a_column_for_each_seed(getting_started):
+    np.testing.assert_array_equal(getting_started["sweep"].axes["lr"].reshape(3, 3)[:, 0], [1e-3, 1e-2, 1e-1])
+    np.testing.assert_array_equal(getting_started["sweep"].axes["seed"].reshape(3, 3)[0], [0, 1, 2])
+    assert getting_started["by_rate"].shape == (3, 3)
 
 
 def test_the_guide_s_first_callback_stops_heads_that_have_reached_the_bound(callback_guide):
