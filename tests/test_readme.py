@@ -47,6 +47,11 @@ def getting_started(tmp_path_factory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
+def concepts(tmp_path_factory) -> dict[str, Any]:
+    return run("docs/concepts.md", tmp_path_factory.mktemp("concepts"))
+
+
+@pytest.fixture(scope="module")
 def callback_guide(tmp_path_factory) -> dict[str, Any]:
     return run("docs/writing-a-callback.md", tmp_path_factory.mktemp("callback"))
 
@@ -161,6 +166,22 @@ def test_the_sweep_has_a_line_for_each_rate_and_a_column_for_each_seed(getting_s
     np.testing.assert_array_equal(getting_started["sweep"].axes["lr"].reshape(3, 3)[:, 0], [1e-3, 1e-2, 1e-1])
     np.testing.assert_array_equal(getting_started["sweep"].axes["seed"].reshape(3, 3)[0], [0, 1, 2])
     assert getting_started["by_rate"].shape == (3, 3)
+
+
+def test_the_concepts_slices_are_what_they_are_said_to_be(concepts):
+    np.testing.assert_array_equal(concepts["slices"].lengths, [24, 12, 7, 4])
+    np.testing.assert_array_equal(concepts["slices"].rows(3), [12, 13, 14, 15])
+    np.testing.assert_array_equal(concepts["some"].ids, [1, 3])
+    np.testing.assert_array_equal(concepts["left_out"].lengths, [24 - 12, 24 - 4])
+
+
+def test_the_concepts_batch_has_two_slots_of_padding(concepts):
+    np.testing.assert_array_equal(concepts["batch"]["mask"].sum(axis=1), [6, 6, 6, 4])
+
+
+@pytest.mark.cpu
+def test_the_concepts_head_trained_alone_has_the_bits_it_has_among_others(concepts):
+    np.testing.assert_array_equal(concepts["alone"].trainable["weight"][0], concepts["together"].trainable["weight"][2])
 
 
 def test_the_guide_s_first_callback_stops_heads_that_have_reached_the_bound(callback_guide):
