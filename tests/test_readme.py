@@ -52,6 +52,12 @@ def concepts(tmp_path_factory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
+def troubleshooting(tmp_path_factory) -> dict[str, Any]:
+    with jax.numpy_rank_promotion("allow"):  # a reader's JAX does what tests/conftest.py forbids
+        return run("docs/troubleshooting.md", tmp_path_factory.mktemp("trouble"))
+
+
+@pytest.fixture(scope="module")
 def callback_guide(tmp_path_factory) -> dict[str, Any]:
     return run("docs/writing-a-callback.md", tmp_path_factory.mktemp("callback"))
 
@@ -182,6 +188,24 @@ def test_the_concepts_batch_has_two_slots_of_padding(concepts):
 @pytest.mark.cpu
 def test_the_concepts_head_trained_alone_has_the_bits_it_has_among_others(concepts):
     np.testing.assert_array_equal(concepts["alone"].trainable["weight"][0], concepts["together"].trainable["weight"][2])
+
+
+def test_the_absurd_learning_rate_is_quarantined_alone(troubleshooting):
+    np.testing.assert_array_equal(troubleshooting["result"].live, [True, True, False])
+    np.testing.assert_allclose(troubleshooting["result"].metrics["train_loss"][:2], 0, atol=1e-6)
+    assert troubleshooting["result"].ledger[2]["status"] == "quarantined"
+
+
+def test_the_wrong_loss_teaches_the_mean_of_all_labels(troubleshooting):
+    labels = 3 * troubleshooting["x"][:, 0] + 1
+    np.testing.assert_allclose(troubleshooting["wrong"].metrics["train_loss"], labels.var(), rtol=0.3)
+    weight = troubleshooting["wrong"].heads.trainable
+    assert max(float(abs(leaf).max()) for leaf in jax.tree.leaves(weight)) < 1.5  # the line's own are 3 and 1
+
+
+def test_a_loss_of_each_row_that_has_the_wrong_shape_is_refused(troubleshooting):
+    with jax.numpy_rank_promotion("allow"), pytest.raises(hx.ModuleError, match="A loss has the wrong shape"):
+        troubleshooting["trainer"].fit(troubleshooting["Refused"](0.1), troubleshooting["data"])
 
 
 def test_the_guide_s_first_callback_stops_heads_that_have_reached_the_bound(callback_guide):
