@@ -58,6 +58,11 @@ def troubleshooting(tmp_path_factory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
+def performance(tmp_path_factory) -> dict[str, Any]:
+    return run("docs/performance.md", tmp_path_factory.mktemp("performance"))
+
+
+@pytest.fixture(scope="module")
 def callback_guide(tmp_path_factory) -> dict[str, Any]:
     return run("docs/writing-a-callback.md", tmp_path_factory.mktemp("callback"))
 
@@ -206,6 +211,27 @@ def test_the_wrong_loss_teaches_the_mean_of_all_labels(troubleshooting):
 def test_a_loss_of_each_row_that_has_the_wrong_shape_is_refused(troubleshooting):
     with jax.numpy_rank_promotion("allow"), pytest.raises(hx.ModuleError, match="A loss has the wrong shape"):
         troubleshooting["trainer"].fit(troubleshooting["Refused"](0.1), troubleshooting["data"])
+
+
+def words(report: str) -> list[str]:
+    """What a report of a plan says, without its values."""
+    names, *lines = report.splitlines()
+    return re.findall(r"\w+(?==)", names) + [line.split(":")[0] for line in lines]
+
+
+@pytest.mark.cpu
+def test_the_plan_s_report_has_the_lines_that_the_page_explains(performance):
+    printed = re.search(r"```text\n(.*?)```", text("docs/performance.md"), flags=re.DOTALL)[1]
+    assert words(str(performance["report"])) == words(printed)
+
+
+@pytest.mark.cpu
+def test_the_report_s_bytes_are_those_counted_by_hand(performance):
+    parameters = 64 * 10 + 10
+    assert performance["report"].memory.state == pytest.approx(256 * 3 * parameters * 4, rel=0.01)
+    assert performance["report"].memory.data == 1797 * (64 + 1) * 4
+    batches = 256 * 32 * (64 + 1) * 4
+    assert performance["report"].work.bytes == pytest.approx(2 * 256 * 3 * parameters * 4 + batches, rel=0.01)
 
 
 def test_the_guide_s_first_callback_stops_heads_that_have_reached_the_bound(callback_guide):
