@@ -77,6 +77,8 @@ class TrainingHead:
       state: the model's other arrays, such as batch statistics.
       opt_state: the state of the optimiser that `configure_optimizers` gives.
       loss: what `gradient` last logged, a float scalar: callbacks get it, and a head is lost where it is not finite.
+      applied: what the optimiser last got and gave, for callbacks.
+      tools: what the step is made with; Hydrax's own.
     """
 
     trainable: Any
