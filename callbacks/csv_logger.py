@@ -20,6 +20,8 @@ COLUMNS = ("step", "head", "metric", "value")
 class CSVLogger(Callback):
     """Writes `metrics.csv` into `trainer.log_dir`: step, head (its id), metric, value; nothing where that is None.
 
+    The module's hyper-parameters go into `hparams.yaml` beside it.
+
     Training metrics are written at every step that `trainer.log_every_n_steps` divides, the others whenever they come;
     values that are NaN, of heads in quarantine or without a value yet, are left out. A file that cannot be written
     never stops a fit: what does not get there is counted, the logger "hydrax" says so once, and what comes later is
@@ -57,6 +59,7 @@ class CSVLogger(Callback):
         self._ids = np.asarray(event.trainer.heads.ids)
         self._path = Path(event.trainer.log_dir) / self.filename
         self._append([])
+        event.trainer.save_hparams()
 
     def on_train_steps_end(self, event: Event) -> None:
         for row in np.flatnonzero(event.steps % event.trainer.log_every_n_steps == 0):

@@ -99,6 +99,7 @@ class TensorBoardLogger(Callback):
         # A run that was cut off may have logged beyond the step it resumes from. What it logged at that step stays:
         # it is not logged again.
         self._open(event, purge_step=event.step + 1 if event.step > 0 else None)
+        event.trainer.save_hparams()
 
     def on_train_steps_end(self, event: Event) -> None:
         if self._counted_from is None and event.steps.size:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
 from hydrax.errors import ArgumentError
 
 _INT32 = np.iinfo(np.int32)
+_PLAIN = (bool, int, float, str, type(None))
+_MAX_LISTED = 1_000  # numbers that a person may want to see in a file; they take 10 ms and 20 kB
 
 
 class PerHead:
@@ -110,6 +113,19 @@ class Hyperparameters(Mapping[str, Any]):
         """What JSON can hold of them; others, such as functions and arrays, are left out."""
         return {name: form for name, value in self.items() if (form := _to_json(value)) is not None}
 
+    def to_yaml(self) -> str:
+        """All of them as YAML of plain kinds, which `yaml.safe_load` reads.
+
+        A `PerHead` and an array are lists; of more than 1,000 numbers their short form, such as
+        `PerHead([0.1, 0.2, 0.3, ...], heads=100000)`, as `heads.csv` has the values. Tuples are lists too; of a
+        function or class there is its qualified name, of all else its repr.
+        """
+        import yaml  # late, as only a run's folder needs it
+
+        plain = _to_plain(dict(self))
+        text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=None, width=2**31)
+        return text
+
     @classmethod
     def from_json(cls, forms: Mapping[str, Any]) -> Hyperparameters:
         """What `to_json` gave, back."""
@@ -123,6 +139,25 @@ class Hyperparameters(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return "Hyperparameters(" + ", ".join(f"{k}={v!r}" for k, v in self.items()) + ")"
+
+
+def _to_plain(value: Any) -> Any:
+    """A value in YAML's own kinds: one of another kind would be a `python/object`, which `safe_load` refuses."""
+    if type(value) in _PLAIN:  # not of a kind derived from these: YAML would not know it
+        return value
+    if isinstance(value, Mapping):
+        return {key if type(key) in _PLAIN else str(key): _to_plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_plain(part) for part in value]
+    array = value.values if isinstance(value, PerHead) else value
+    if hasattr(array, "dtype") and _is_real(array.dtype) and array.size <= _MAX_LISTED:
+        return np.asarray(array).tolist()
+    name = getattr(value, "__qualname__", None)
+    return repr(value) if name is None else f"{value.__module__}.{name}"
+
+
+def _is_real(dtype: Any) -> bool:
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
 
 
 def _to_json(value: Any) -> dict[str, Any] | None:

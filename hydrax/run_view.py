@@ -248,6 +248,19 @@ class RunView:
         """Writes the ledger as CSV, whole or not at all; arguments as `ledger`."""
         write_csv(Path(path), self.ledger(monitor, scores, more))
 
+    def save_hparams(self) -> None:
+        """Writes the module's hyper-parameters into `<log_dir>/hparams.yaml`, where there are any, as loggers do.
+
+        Where they cannot be written, that is said, and the run goes on.
+        """
+        if self.log_dir is None or not self.module or not self.module.hparams:
+            return
+        path = self.log_dir / "hparams.yaml"
+        try:
+            path.write_text(self.module.hparams.to_yaml())
+        except OSError as error:  # training is worth more than its log
+            _log.warning("Hyper-parameters are not written: %s. Got %r, expected a folder that takes it.", path, error)
+
     def _key(self, callback: Callback) -> str:
         return next(key for key, known in keys(self.callbacks).items() if known is callback)
 

@@ -36,6 +36,9 @@ class FakeTrainer:
     def head_settings(self) -> list[dict[str, object]]:
         return [{"head": 100 + place, "length": length, "seed": None} for place, length in enumerate(self.lengths)]
 
+    def save_hparams(self) -> None:
+        """The module is none to speak of."""
+
 
 @pytest.fixture
 def trainer(tmp_path):
