@@ -6,7 +6,7 @@ import difflib
 import functools
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Never
 
 import jax
 import numpy as np
@@ -65,7 +65,7 @@ class DataModule:
         residence: Literal["auto", "device", "host"] | None = None,
         read_threads: int | None = None,
         read_processes: int | None = None,
-        **unknown: Any,
+        **unknown: Never,
     ) -> None:
         """A subclass that defines the methods and gives the attributes as class attributes need not call it.
 
@@ -77,8 +77,8 @@ class DataModule:
         Raises:
           ArgumentError: there is no such attribute.
         """
-        given = dict(locals())
-        for name, value in unknown.items():
+        given: dict[str, Any] = dict(locals())
+        for name, value in given["unknown"].items():
             near = difflib.get_close_matches(name, _SETTINGS, n=1, cutoff=0.0)[0]
             raise ArgumentError(
                 f"No such setting: {type(self).__name__}({name}=). Got {value!r:.60}, expected one of "

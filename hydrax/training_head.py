@@ -14,7 +14,7 @@ import optax
 from hydrax.errors import ModuleError
 from hydrax.lowering import Lowering, lower
 from hydrax.model import Structure
-from hydrax.module import Context, HydraModule, Recorder, masked_mean
+from hydrax.module import Context, HydraModule, Logged, Recorder, masked_mean
 from hydrax.step_checks import kept, read_logged, read_loss
 
 
@@ -130,11 +130,11 @@ class TrainingHead:
             assert loss is not None
             if loss_function == tools.module.training_step and "train_loss" not in recorder.logged:
                 recorder.add("train_loss", loss, prog_bar=True, on_step=None, on_epoch=None)
-            entries.update(recorder.logged)
+            entries.update({n: dataclasses.replace(entry, value=None) for n, entry in recorder.logged.items()})
             logs = {n: read_logged(n, entry.value, "training", ctx.mask) for n, entry in recorder.logged.items()}
             return masked_mean(loss, ctx.mask), (logs, kept(tools.structure.read_state(model), self.state, "state"))
 
-        entries: dict[str, Any] = {}
+        entries: dict[str, Logged] = {}
         differentiated = lower(jax.value_and_grad(run, has_aux=True), tools.lowering)
         (loss, (logs, state)), gradients = differentiated(self.trainable)
         if not log:

@@ -40,6 +40,11 @@ class Classifier(hx.HydraModule):
     def validation_step(self, model: nnx.Linear, batch: Batch, ctx: hx.Context) -> jax.Array:
         return self.training_step(model, batch, ctx)
 
+    def update(self, head: hx.TrainingHead, batch: Batch, ctx: hx.Context) -> hx.TrainingHead:
+        loss, gradients, head = head.gradient(self.training_step, batch, ctx)
+        assert_type(loss, jax.Array)
+        return head.apply(gradients)
+
 
 class Rows(hx.DataModule):
     batch_size = 16
@@ -126,6 +131,7 @@ def main(folder: Path) -> None:
     assert_type(trainer.test(module, data, heads=result.heads), dict[str, np.ndarray])
     predictions: NDArray[np.float32] = trainer.predict(ckpt_path="last", reduce="mean")
     assert_type(trainer.predict_held_out(), hx.HeldOut)
+    assert_type(trainer.plan(module, data).share_of_limit, float | None)
     assert_type(trainer.global_step, int)
     assert_type(trainer.callback_metrics, Mapping[str, np.ndarray])
     np.save(folder / "predictions.npy", predictions)
