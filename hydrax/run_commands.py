@@ -115,9 +115,14 @@ class _ConfigSaver(Callback):
         folder = event.trainer.log_dir
         try:
             if folder is not None:
-                (folder / "config.yaml").write_text(self._text)
+                (folder / "config.yaml").write_text(self._text, encoding="utf-8")
         except OSError as error:  # training is worth more than its log
-            _log.warning("A config is not saved: %s. Got %r, expected a folder that takes it.", folder, error)
+            _log.warning(
+                "A config is not saved: %s. Got %r, expected a folder that takes it. Fix: make room there, or give "
+                "Trainer another default_root_dir; the run goes on without it.",
+                folder,
+                error,
+            )
 
 
 def _jsonargparse() -> Any:

@@ -257,9 +257,14 @@ class RunView:
             return
         path = self.log_dir / "hparams.yaml"
         try:
-            path.write_text(self.module.hparams.to_yaml())
+            path.write_text(self.module.hparams.to_yaml(), encoding="utf-8")
         except OSError as error:  # training is worth more than its log
-            _log.warning("Hyper-parameters are not written: %s. Got %r, expected a folder that takes it.", path, error)
+            _log.warning(
+                "Hyper-parameters are not written: %s. Got %r, expected a folder that takes them. Fix: make room there, "
+                "or give Trainer another default_root_dir; the run goes on without them.",
+                path,
+                error,
+            )
 
     def _key(self, callback: Callback) -> str:
         return next(key for key, known in keys(self.callbacks).items() if known is callback)

@@ -32,6 +32,11 @@ class Bare(PlainClassifier):
         return optax.sgd(0.1)
 
 
+class Named(Bare):
+    def __init__(self, name):
+        self.save_hyperparameters()
+
+
 class Odd:
     def __repr__(self):
         return "Odd()"
@@ -77,6 +82,13 @@ def test_a_fit_writes_it_at_its_start(tmp_path, logger):
     trainer = hx.Trainer(callbacks=[logger()], default_root_dir=tmp_path, **HOW)
     result = trainer.fit(PlainClassifier(lr=hx.PerHead([0.5, 0.25])), data_of(SLICES))
     assert yaml.safe_load((result.log_dir / "hparams.yaml").read_text())["lr"] == [0.5, 0.25]
+
+
+def test_the_file_is_in_utf_8_whatever_the_machine_s_own_encoding_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("io.text_encoding", lambda encoding, *_: encoding or "ascii")
+    trainer = hx.Trainer(callbacks=[CSVLogger()], default_root_dir=tmp_path, **HOW)
+    result = trainer.fit(Named("größer"), data_of(SLICES))
+    assert yaml.safe_load((result.log_dir / "hparams.yaml").read_bytes()) == {"name": "größer"}
 
 
 def test_a_module_without_any_gets_no_file(tmp_path):
