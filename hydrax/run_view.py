@@ -260,8 +260,8 @@ class RunView:
             path.write_text(self.module.hparams.to_yaml(), encoding="utf-8")
         except OSError as error:  # training is worth more than its log
             _log.warning(
-                "Hyper-parameters are not written: %s. Got %r, expected a folder that takes them. Fix: make room there, "
-                "or give Trainer another default_root_dir; the run goes on without them.",
+                "Hyper-parameters are not written: %s. Got %r, expected a folder that takes them. Fix: make room "
+                "there, or give Trainer another default_root_dir; the run goes on without them.",
                 path,
                 error,
             )
