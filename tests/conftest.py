@@ -43,3 +43,11 @@ def compiled_programs_are_kept(tmp_path_factory: pytest.TempPathFactory) -> Iter
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_in_memory_go_with_their_file() -> Iterator[None]:
+    """No other file has the same functions; what JAX keeps of all of them grew to 5 GB in each process."""
+    yield
+    jax.clear_caches()
+    gc.collect()
