@@ -77,6 +77,10 @@ def update_guide(tmp_path_factory) -> dict[str, Any]:
     return run("docs/writing-an-update.md", tmp_path_factory.mktemp("update"))
 
 
+# Their blocks are run elsewhere; of docs/from-lightning.md the ports, as Lightning is not installed.
+RUN_ELSEWHERE = {"docs/command-line.md", "docs/from-lightning.md"}
+
+
 # ---- what the pages name ----------------------------------------------------------------------------------------
 
 
@@ -280,3 +284,14 @@ def test_the_guide_s_generators_come_near_the_mean_of_the_data(update_guide):
     made = update_guide["game"].heads.trainable["generator"]
     assert made.shape == (8,)
     assert np.all(np.abs(made - 2) < 1)  # they start at 0
+
+
+def test_the_page_about_loggers_names_them_as_they_are(tmp_path):
+    names = [type(callback).__name__ for callback in run("docs/loggers.md", tmp_path)["trainer"].callbacks]
+    assert names == ["WandbLogger", "MLflowLogger"]
+
+
+def test_every_page_with_python_is_run():
+    source = Path(__file__).read_text()
+    run_here = {page for page in PAGES if f'run("{page}"' in source}
+    assert {page for page in PAGES if python_blocks(page)} == run_here | RUN_ELSEWHERE
