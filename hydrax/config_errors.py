@@ -39,7 +39,7 @@ def in_one_line(text: str) -> str:
     """
     unknown = _UNKNOWN.match(text)
     if unknown is not None:
-        return _unknown(unknown[1] or unknown[3], unknown[2] or "...")
+        return _unknown(unknown[1] or unknown[3], unknown[2] or "a value")
     where: dict[str, None] = {}  # in their order, each once
     found: dict[str, dict[str, None]] = {kind: {} for kind in _FORMS}
     lines = text.replace(". Got value: ", "\nGiven value: ").splitlines()

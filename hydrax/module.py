@@ -61,28 +61,34 @@ class Logged:
 
 
 class Recorder:
-    """Takes down what one traced call of a step logs."""
+    """Takes down what one traced call of a step logs.
 
-    def __init__(self, stage: str) -> None:
-        self.stage = stage
+    Attributes:
+      stage: "training", "validation" or "test".
+      where: the method that is called, for messages.
+      logged: by name.
+    """
+
+    def __init__(self, stage: str, where: str | None = None) -> None:
+        self.stage, self.where = stage, where or f"{stage}_step"
         self.logged: dict[str, Logged] = {}
         self._trace = get_opaque_trace_state(convention="flax")
 
     def add(self, name: str, value: Any, prog_bar: bool, on_step: bool | None, on_epoch: bool | None) -> None:
         if not isinstance(name, str) or not name:
             raise ModuleError(
-                f"A logged value has no name: self.log in {self.stage}_step. Got {name!r}, expected a word such as "
+                f"A logged value has no name: self.log in {self.where}. Got {name!r}, expected a word such as "
                 '"train_accuracy". Fix: give the name first, then the value.'
             )
         if name in self.logged:
+            again = ", or ask for the second gradient with log=False" if self.where == "update" else ""
             raise ModuleError(
-                f"A name is logged twice in one step: self.log({name!r}) in {self.stage}_step. Got a second value, "
-                "expected one value a name and step. Fix: log it under another name, or ask for a gradient once more "
-                "with log=False."
+                f"A name is logged twice in one step: self.log({name!r}) in {self.where}. Got a second value, "
+                f"expected one value a name and step. Fix: log it under another name{again}."
             )
         if get_opaque_trace_state(convention="flax") != self._trace:
             raise ModuleError(
-                f"A value is logged inside an inner jax transformation: self.log({name!r}) in {self.stage}_step. Got a "
+                f"A value is logged inside an inner jax transformation: self.log({name!r}) in {self.where}. Got a "
                 "call inside your own scan, vmap, jit or grad, expected one at the step's own level. Fix: return the "
                 "value from the inner function and log it after the call."
             )
@@ -289,7 +295,7 @@ def bind(module: _Module, values: Mapping[str, Any], stage: str) -> tuple[_Modul
       stage: "training", "validation", "test", "predict" or "configure"; only the first three may log.
     """
     bound = copy.copy(module)
-    recorder = Recorder(stage)
+    recorder = Recorder(stage, "update" if stage == "training" and has_own_update(module) else None)
     own = {name: value for name, value in values.items() if not name.startswith("hparams.")}
     hparams = {name: values.get(f"hparams.{name}", value) for name, value in module.hparams.items()}
     vars(bound).update(own, _hparams=Hyperparameters(hparams), _frozen=True)

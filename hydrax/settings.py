@@ -189,7 +189,7 @@ class Settings:
         # As in Lightning, 0 switches these two off: validation, overfitting.
         least = 0 if name in ("limit_val_batches", "overfit_batches") else 1
         is_count = isinstance(value, int) and not isinstance(value, bool) and value >= least
-        if not is_count and not (isinstance(value, float) and 0 < value <= 1):
+        if not is_count and not (isinstance(value, float) and (0 < value <= 1 or value == least)):
             raise _error(
                 name,
                 value,

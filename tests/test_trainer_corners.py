@@ -193,8 +193,9 @@ def test_a_trial_run_saves_nothing_even_with_a_saver_of_the_user_s_own(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_validation_limit_of_zero_switches_validation_off(tmp_path):
-    assert "val_loss" not in trainer(tmp_path, limit_val_batches=0).fit(PlainClassifier(), data_of(SLICES)).metrics
+@pytest.mark.parametrize("limit", [0, 0.0])
+def test_a_validation_limit_of_zero_switches_validation_off(tmp_path, limit):
+    assert "val_loss" not in trainer(tmp_path, limit_val_batches=limit).fit(PlainClassifier(), data_of(SLICES)).metrics
 
 
 def test_best_is_found_by_a_trainer_that_did_not_fit_it(tmp_path):

@@ -313,7 +313,7 @@ def over_padding(self, head, batch, ctx):
         ),
         (another_tree, hx.ModuleError, ["changes what a head consists of: its opt_state"]),
         (a_mistake, hx.ModuleError, ["Mine.update got x float32[8, 6], y int32[8] for one head. Got KeyError: 'z'"]),
-        (twice, hx.ModuleError, ["logged twice in one step: self.log('accuracy')", "log=False"]),
+        (twice, hx.ModuleError, ["self.log('accuracy') in update. Got a second", "log=False"]),
         (no_loss, hx.ModuleError, ["A loss has no gradient: accuracy. Got dtype bool"]),
         (over_padding, hx.ModuleError, ["A scalar loss would count padding: mean_loss"]),
     ],
