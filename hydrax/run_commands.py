@@ -68,6 +68,7 @@ def run(command: str, argv: Sequence[str]) -> int:
             raise root from None
         return _refuse(command, error)
     if command == "fit":
+        config.ckpt_path = None  # else the saved config would go on with a run, not give it again
         made.trainer.callbacks.append(_ConfigSaver(parser.dump(config, skip_unset=False)))
     return _RUNS[command](made)
 

@@ -149,8 +149,17 @@ class TrainingHead:
 
         Args:
           gradients: shaped like `trainable`.
+
+        Raises:
+          ModuleError: they are not.
         """
         tools = self.tools
+        got, expected = str(jax.tree.structure(gradients)), str(jax.tree.structure(self.trainable))
+        if got != expected:
+            raise ModuleError(
+                f"Gradients have another form than the parameters: head.apply. Got {got}, expected {expected}. Fix: "
+                "pass what head.gradient gives, whole."
+            )
         clipped = tools.clip(gradients)
         updates, opt_state = tools.optimizer().update(clipped, self.opt_state, self.trainable)
         return dataclasses.replace(
@@ -180,6 +189,12 @@ def finished(head: Any, before: TrainingHead, where: str) -> TrainingHead:
         raise ModuleError(
             f"No head came back: {where}. Got {type(head).__name__}, expected the head of the last call. Fix: return "
             "for example head.apply(gradients)."
+        )
+    old, new = ([*map(id, jax.tree.leaves((one.trainable, one.opt_state)))] for one in (before, head))
+    if old == new:
+        raise ModuleError(
+            f"An update changes nothing: {where}. Got back the parameters and the optimiser's state that it was given, "
+            "expected those after a step. Fix: a head never changes itself, so return what head.apply(gradients) gives."
         )
     for part in ("trainable", "state", "opt_state", "loss"):
         kept(getattr(head, part), getattr(before, part), part)

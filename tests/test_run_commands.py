@@ -200,6 +200,7 @@ def test_after_ctrl_c_the_status_is_130_and_the_run_goes_on_to_the_same_bits(cap
     assert hydrax(capsys, *words, "--trainer.callbacks+=scale.CtrlC")[0] == 128 + signal.SIGINT
     assert hydrax(capsys, *words, "--ckpt_path", "last")[0] == 0
     newest = max(os.listdir("cut/hydrax_logs"))
+    assert yaml.safe_load(Path(f"cut/hydrax_logs/{newest}/config.yaml").read_text())["ckpt_path"] is None
     np.testing.assert_array_equal(factors(f"../cut/hydrax_logs/{newest}"), by_hand[3].heads.trainable["w"])
 
 

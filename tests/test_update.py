@@ -270,6 +270,17 @@ def nothing(self, head, batch, ctx):
     return head.trainable
 
 
+def what_it_got(self, head, batch, ctx):
+    _, gradients, head = head.gradient(self.training_step, batch, ctx)
+    head.apply(gradients)
+    return head
+
+
+def a_part_of_the_gradients(self, head, batch, ctx):
+    _, gradients, head = head.gradient(self.training_step, batch, ctx)
+    return head.apply({"bias": gradients["bias"]})
+
+
 def another_shape(self, head, batch, ctx):
     return head.replace(trainable={**head.trainable, "bias": jnp.zeros(7)})
 
