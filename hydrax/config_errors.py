@@ -54,10 +54,15 @@ def in_one_line(text: str) -> str:
     if own:
         return own[0]
     said = [re.sub(r"<class '([\w.]+)'>", r"\1", line) for line in found["said"] if line]
+    if found["class_path"]:  # that says more
+        said = [line for line in said if not line.startswith("Not a valid subclass")]
     if found["got"] and found["expected"]:
         said.append(f"Got {next(iter(found['got']))}, expected {' or '.join(found['expected'])}")
     if not said:
-        said = [f"Got {name}, expected the dotted path of a class, as in file.Class" for name in found["class_path"]]
+        said = [
+            f"Got {name}, expected the dotted path of a class, or the name of Hydrax's own"
+            for name in found["class_path"]
+        ]
     place = ".".join(where) + ": " if where else ""
     return f"{place}{'; '.join(said).rstrip(': ')}. {_HELP}"
 

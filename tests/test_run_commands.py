@@ -250,6 +250,12 @@ def test_help_says_what_each_option_does(capsys):
         ("{}", ["--data.batch_sise=3"], 2, ["data: Option 'batch_sise' is not accepted"]),
         ("{}", ["--data.slices.lengths=[50]"], 1, ["Slice of head 0 is longer than the dataset"]),
         ("{}", ["--trainer.callbacks=Nothing"], 2, ["trainer.callbacks: Got Nothing, expected the dotted path"]),
+        (
+            "trainer: {callbacks: [{class_path: Timmer}, {class_path: Timer}]}",
+            [],
+            2,
+            ["callbacks: Got Timmer, expected"],
+        ),
         ("{}", ["--trainer.callbacks+=Timer", "--trainer.callbacks.duration=1"], 2, ["A duration has no meaning"]),
         ("{}", ["--ckpt_path", "nowhere"], 1, ["There is no checkpoint: nowhere"]),
     ],
