@@ -11,6 +11,8 @@ from hydrax.trainer import Trainer
 
 _HELP = "Fix: see --help; and --model.help CLASS, --data.help CLASS for what a class takes."
 
+_PER_HEAD = "One value for each head is {class_path: hydrax.PerHead, init_args: {values: [...]}}, not a list"
+
 _UNKNOWN = re.compile(
     r"unrecognized arguments: --trainer\.(\w+)[= ]?(.*)|Group 'trainer' does not accept option '(\w+)'"
 )
@@ -54,6 +56,7 @@ def in_one_line(text: str) -> str:
     if own:
         return own[0]
     said = [re.sub(r"<class '([\w.]+)'>", r"\1", line) for line in found["said"] if line]
+    said = [_PER_HEAD if line == "Not a valid subclass of PerHead" else line for line in said]
     if found["class_path"]:  # that says more
         said = [line for line in said if not line.startswith("Not a valid subclass")]
     if found["got"] and found["expected"]:

@@ -247,6 +247,7 @@ def test_help_says_what_each_option_does(capsys):
         ("{}", ["--model", "scale.Line"], 2, ["model: ", "not correspond to a subclass of HydraModule"]),
         ("{}", ["--model.depth=3"], 2, ["model: Option 'depth' is not accepted"]),
         ("{}", ["--model.start=x"], 2, ["model.start: Got x, expected float"]),
+        ("{}", ["--model.lr=[0.1,0.2,0.3]"], 2, ["model.lr: ", "{class_path: hydrax.PerHead, init_args: {values: "]),
         ("{}", ["--data.batch_sise=3"], 2, ["data: Option 'batch_sise' is not accepted"]),
         ("{}", ["--data.slices.lengths=[50]"], 1, ["Slice of head 0 is longer than the dataset"]),
         ("{}", ["--trainer.callbacks=Nothing"], 2, ["trainer.callbacks: Got Nothing, expected the dotted path"]),
