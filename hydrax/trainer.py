@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Never
 
 from hydrax import checkpoint, resume, step_folders, tune
-from hydrax.assembly import Training, check_training
+from hydrax.assembly import Checked, Training, check_training
 from hydrax.callback import Callback
 from hydrax.data import DataModule
 from hydrax.dispatch import check_callbacks, keys
@@ -172,9 +172,7 @@ class Trainer(Evaluator):
         checkpoint_path = self._find_sound_checkpoint(ckpt_path)
         with self._stage(module, datamodule, "fit"), contextlib.ExitStack() as opened:
             self._add_defaults()
-            if checkpoint_path is not None:
-                resume.load_data_state(checkpoint_path, datamodule)
-            checked = check_training(self._settings, module, datamodule, keys(self._heard()), self._root)
+            checked = self._check(module, datamodule, checkpoint_path)
             opened.callback(checked.close)
             opened.callback(self._close)
             self._lay_out(checked, checkpoint_path)
@@ -233,15 +231,18 @@ class Trainer(Evaluator):
         module, datamodule = check_types(module, datamodule)
         checkpoint_path = self._find_sound_checkpoint(ckpt_path)
         with self._stage(module, datamodule, "fit"):
-            if checkpoint_path is not None:
-                resume.load_data_state(checkpoint_path, datamodule)
-            checked = check_training(self._settings, module, datamodule, keys(self._heard()), self._root)
+            checked = self._check(module, datamodule, checkpoint_path)
             with contextlib.closing(checked):
                 settled = tune.settle(checked, first_plan(checked, checkpoint_path), tune.plan_folder())
                 with contextlib.closing(settled.engine), contextlib.closing(settled.feed):
                     return report(checked, settled)
 
     # What stands behind it.
+
+    def _check(self, module: HydraModule, datamodule: DataModule, checkpoint_path: Path | None) -> Checked:
+        if checkpoint_path is not None:
+            resume.load_data_state(checkpoint_path, datamodule)
+        return check_training(self._settings, module, datamodule, keys(self._heard()), self._root)
 
     def _find_sound_checkpoint(self, ckpt_path: str | Path | None) -> Path | None:
         found = self._find_checkpoint(ckpt_path)

@@ -580,6 +580,13 @@ def test_an_attribute_of_the_data_module_out_of_range_is_refused(how, parts):
     assert missing_from(message_of(hx.ArgumentError, lambda: fit(datamodule=data(**how))), parts) == []
 
 
+@before_any_program
+def test_an_attribute_of_the_class_out_of_range_is_refused():
+    mine = type("Mine", (ArrayDataModule,), {"batch_size": None})
+    run = lambda: fit(datamodule=mine(arrays(), slices=hx.Slices.full(HEADS, ROWS)))  # noqa: E731
+    assert missing_from(message_of(hx.ArgumentError, run), ["Mine.batch_size", "Got None"]) == []
+
+
 class Elements:
     """A Grain source of what a function gives."""
 
