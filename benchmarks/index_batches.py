@@ -22,9 +22,9 @@ import numpy as np
 from chunk_width import Classifier, Clock, machine
 
 import hydrax as hx
+from hydrax.data.feed import RotationBatches
 from hydrax.datamodules import ArrayDataModule
-from hydrax.draw import Rotated
-from hydrax.feed import RotationBatches
+from hydrax.engine.draw import Rotated
 
 BATCH_SIZE, NUM_ROWS, STEPS_PER_CALL = 32, 784, 50
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from hydrax import Callback, Event
 from hydrax.errors import ArgumentError
-from hydrax.figures import CURVE_COLUMNS, can_draw, curve_of, learning_curve, to_png
+from hydrax.loggers import CURVE_COLUMNS, can_draw, curve_of, learning_curve, to_png
 
 
 class LearningCurvePlot(Callback):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hydrax.remote_logger import RemoteLogger, missing_package
+from hydrax.loggers import RemoteLogger, missing_package
 
 MOST_METRICS = 1_000
 """Numbers of one request: MLflow takes no more."""

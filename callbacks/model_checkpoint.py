@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from hydrax import Callback, Control, Event, Heads
-from hydrax.best_scores import BestScores
+from hydrax.checkpoint import locked
 from hydrax.errors import ArgumentError, CallbackError, CheckpointError, NonFiniteError
-from hydrax.folder_lock import locked
+from hydrax.results import BestScores
 
 MODES = ("min", "max")
 LAST_SECS = 30.0

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hydrax import Callback, Event, summaries
+from hydrax import Callback, Event
 from hydrax.errors import ArgumentError
-from hydrax.event_files import EventFiles
-from hydrax.figures import HeadsOverTime, can_draw, heat_map, learning_curve
+from hydrax.loggers import EventFiles, HeadsOverTime, can_draw, heat_map, learning_curve, summaries
 
 if TYPE_CHECKING:
     from tensorboardX.proto.summary_pb2 import Summary

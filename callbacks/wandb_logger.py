@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 
 from hydrax.errors import ArgumentError
-from hydrax.figures import to_pixels
-from hydrax.remote_logger import RemoteLogger, missing_package
-from hydrax.spread import finite
+from hydrax.loggers import RemoteLogger, finite, missing_package, to_pixels
 
 
 class WandbLogger(RemoteLogger):

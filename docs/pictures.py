@@ -2,7 +2,7 @@
 
     .venv/bin/python docs/pictures.py [FOLDER]
 
-Needs matplotlib, scikit-learn and two cores. tests/test_pictures.py checks the numbers behind them.
+Needs matplotlib, scikit-learn and two cores. tests/project/test_pictures.py checks the numbers behind them.
 """
 
 import sys
@@ -23,8 +23,8 @@ from sklearn.model_selection import KFold
 
 import hydrax as hx
 from hydrax.datamodules import ArrayDataModule
-from hydrax.layout import Layout, lay_out
-from hydrax.plan import Plan
+from hydrax.engine.layout import Layout, lay_out
+from hydrax.engine.plan import Plan
 
 IMAGES = Path(__file__).parent / "images"
 # Figures are opaque white, to be read on a dark page as well; colour-blind eyes tell viridis' steps apart too.

@@ -2,7 +2,8 @@
 
     .venv/bin/python docs/screenshots.py
 
-Needs Chromium (or Chrome) and its ChromeDriver. tests/test_tensorboard_in_a_browser.py looks at the same pages.
+Needs Chromium (or Chrome) and its ChromeDriver. tests/callbacks/test_tensorboard_in_a_browser.py looks at the same
+pages.
 """
 
 import contextlib

@@ -5,14 +5,31 @@ Types and axes, used everywhere: H heads, N rows of the base dataset, B slots of
     Rows = Int32[Array, "heads slots"]      # base-dataset row numbers, 0 <= row < N
     Mask = Bool[Array, "heads slots"]       # False: the slot is padding
     HeadScalar = Float[Array, "heads"]      # one number per head
+
+Packages, in import order; each imports only from those before it, and its `__init__.py` lists its files:
+    errors, jaxlib_guard, loss, nn, trees   small things that stand alone
+    slices       which rows each head may learn from, and in which order
+    step         one head: pure functions
+    checkpoint   files of a saved step
+    engine       all heads on this machine: compiled programs and the plan
+    data         from the user's rows to the device
+    results      what a fit leaves behind
+    loop         what happens between supersteps
+    train        what a user calls: Trainer, HydraModule
+    loggers      what the loggers among the callbacks share
+    cli          the command `hydrax`
+`callbacks` and `datamodules` are plug-ins; they lie beside this folder and use public names only.
 """
+
+import importlib
+from typing import Any
 
 from hydrax import jaxlib_guard
 
 jaxlib_guard.apply()  # before anything below can start JAX's backend
 
-from hydrax.callback import Callback, Control, Event, StepInfo, TrainerView  # noqa: E402
 from hydrax.data import DataModule  # noqa: E402
+from hydrax.engine import Plan  # noqa: E402
 from hydrax.errors import (  # noqa: E402
     ArgumentError,
     CallbackError,
@@ -25,16 +42,11 @@ from hydrax.errors import (  # noqa: E402
     NonFiniteError,
     SliceError,
 )
-from hydrax.heads import Heads, export_heads  # noqa: E402
-from hydrax.hparams import Hyperparameters, PerHead  # noqa: E402
-from hydrax.module import Context, HydraModule  # noqa: E402
-from hydrax.one_call import get_trained_models, unbatch_model  # noqa: E402
-from hydrax.plan import Plan  # noqa: E402
-from hydrax.predictions import HeldOut  # noqa: E402
-from hydrax.result import FitResult  # noqa: E402
+from hydrax.loop import Callback, Control, Event, TrainerView  # noqa: E402
+from hydrax.results import FitResult, Heads, HeldOut, export_heads  # noqa: E402
 from hydrax.slices import Slices  # noqa: E402
-from hydrax.trainer import Trainer  # noqa: E402
-from hydrax.training_head import TrainingHead  # noqa: E402
+from hydrax.step import Context, Hyperparameters, PerHead, StepInfo, TrainingHead  # noqa: E402
+from hydrax.train import HydraModule, Trainer, get_trained_models, unbatch_model  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
@@ -69,3 +81,17 @@ __all__ = [
     "get_trained_models",
     "unbatch_model",
 ]
+
+# Plug-ins are imported when they are first named: `import hydrax` stays quick.
+_PLUG_INS = ("callbacks", "datamodules")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLUG_INS:
+        return importlib.import_module(f"hydrax.{name}")
+    raise AttributeError(f"module 'hydrax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, for `dir(hydrax)` and editors, without the packages that the library itself consists of."""
+    return sorted([*__all__, *_PLUG_INS, "__version__"])

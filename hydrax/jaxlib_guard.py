@@ -1,9 +1,9 @@
 """Keeps jaxlib from computing wrong numbers on a CPU; runs before JAX's backend starts.
 
 On a CPU, jaxlib 0.10.2 computes some vmapped products followed by a sum wrongly: 1 row of 32,769 in
-tests/test_jaxlib_guard.py. 0.11.2 gets that one right with the same fusion still in the program, so it is guarded too;
-0.12 is not. One XLA flag turns the fusion off, at up to twice the time of very small matrix products. XLA reads its
-flags when the backend starts, hence this file above everything that uses JAX.
+tests/project/test_jaxlib_guard.py. 0.11.2 computes that one correctly although its program still contains the same
+fusion, so it is guarded too; 0.12 is not. One XLA flag turns the fusion off; very small matrix products then take up to
+twice as long. XLA reads its flags when the backend starts, so this file is imported before everything that uses JAX.
 
 Source: https://github.com/jax-ml/jax/issues/39103
 """

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hydrax.lowering import Lowering
+from hydrax.step.lowering.lowering import Lowering
 
 FAST = Lowering.auto("cpu")
 

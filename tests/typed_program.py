@@ -1,7 +1,7 @@
 """A user's program with types: `mypy --strict` accepts it, knows what comes back, and finds what is wrong.
 
-`make lint` checks it against the source, tests/test_packaging.py against the wheel; nothing runs it. An error that is
-ignored here must be found: strict mypy refuses an ignore that nothing needs.
+`make lint` checks it against the source, tests/project/test_packaging.py against the wheel; nothing runs it. An error
+that is ignored here must be found: strict mypy refuses an ignore that nothing needs.
 """
 
 from collections.abc import Mapping

@@ -153,6 +153,8 @@ if __name__ == "__main__":
     print(f"{sum(map(len, found.values()))} digests of {len(found)} fits in {args.out}, from {hx.__file__}")
     if args.compare:
         before = json.loads(args.compare.read_text())
-        differing = [f"{fit}: {name}" for fit in before for name in before[fit] if before[fit][name] != found[fit].get(name)]
+        differing = [
+            f"{fit}: {name}" for fit in before for name in before[fit] if before[fit][name] != found[fit].get(name)
+        ]
         print("\n".join(differing) or "all equal")
         sys.exit(bool(differing))

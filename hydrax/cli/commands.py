@@ -1,0 +1,190 @@
+"""The commands that run a module by a config, in the manner of LightningCLI: fit, validate, test, predict, plan."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from hydrax.cli.config_errors import in_one_line
+from hydrax.data import DataModule
+from hydrax.errors import ArgumentError, HydraxError
+from hydrax.loop import Callback, Event
+from hydrax.results import SUFFIXES, check_suffix, export
+from hydrax.slices import ComputedSlices, ListedSlices, Slices
+from hydrax.step import PerHead
+from hydrax.train import HydraModule, Trainer
+
+_log = logging.getLogger("hydrax")
+
+COMMANDS = {
+    "fit": "train all heads",
+    "validate": "validate the heads of a checkpoint",
+    "test": "test the heads of a checkpoint",
+    "predict": "write what the heads of a checkpoint predict into a file",
+    "plan": "say how a fit would be laid out and what it takes, without training",
+}
+_INTERRUPTED = 128 + signal.SIGINT
+
+
+def run(command: str, argv: Sequence[str]) -> int:
+    """Runs a command of `COMMANDS`.
+
+    Args:
+      command: its name.
+      argv: the words behind it.
+
+    Returns:
+      The exit status: 0; 2 where words or config make no run, which one line on stderr says; 130 after Ctrl-C.
+
+    Raises:
+      HydraxError: the run cannot be made, or failed.
+      SystemExit: after --help, --print_config (0), and after SIGTERM (143).
+    """
+    jsonargparse = _jsonargparse()
+    _open_to_configs()
+    here = os.getcwd()
+    if here not in sys.path:  # the user's modules lie beside the config; an installed command does not look there
+        sys.path.insert(0, here)
+    parser = _parser(jsonargparse, command)
+    try:
+        config = parser.parse_args(list(argv))
+        made = parser.instantiate(config)
+    except jsonargparse.ArgumentError as error:
+        return _refuse(command, error)
+    except ValueError as error:  # a class failed, or Hydrax refused what it was given, inside what jsonargparse tried
+        root = _root(error)
+        if isinstance(root, HydraxError) or not _is_of(jsonargparse, root):
+            raise root from None
+        return _refuse(command, error)
+    if command == "fit":
+        config.ckpt_path = None  # else the saved config would go on with a run, not give it again
+        made.trainer.callbacks.append(_ConfigSaver(parser.dump(config, skip_unset=False)))
+    return _RUNS[command](made)
+
+
+def _fit(made: Any) -> int:
+    result = made.trainer.fit(made.model, made.data, ckpt_path=made.ckpt_path)
+    print(result)
+    return _INTERRUPTED if result.interrupted else 0
+
+
+def _validate(made: Any) -> int:
+    made.trainer.validate(made.model, made.data, ckpt_path=made.ckpt_path or "last")
+    return 0
+
+
+def _test(made: Any) -> int:
+    made.trainer.test(made.model, made.data, ckpt_path=made.ckpt_path or "last")
+    return 0
+
+
+def _predict(made: Any) -> int:
+    file = check_suffix(Path(made.to))
+    found = made.trainer.predict(made.model, made.data, ckpt_path=made.ckpt_path or "last", reduce=made.reduce)
+    leaves = jax.tree_util.tree_leaves_with_path(found)
+    names = {jax.tree_util.keystr(path, simple=True, separator=".") or "predictions": leaf for path, leaf in leaves}
+    print(export(names, file))
+    return 0
+
+
+def _plan(made: Any) -> int:
+    print(made.trainer.plan(made.model, made.data, ckpt_path=made.ckpt_path))
+    return 0
+
+
+_RUNS = {"fit": _fit, "validate": _validate, "test": _test, "predict": _predict, "plan": _plan}
+
+
+class _ConfigSaver(Callback):
+    """Writes the config of a fit, with all defaults, into its folder."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def on_fit_start(self, event: Event) -> None:
+        folder = event.trainer.log_dir
+        try:
+            if folder is not None:
+                (folder / "config.yaml").write_text(self._text, encoding="utf-8")
+        except OSError as error:  # training is worth more than its log
+            _log.warning(
+                "A config is not saved: %s. Got %r, expected a folder that takes it. Fix: make room there, or give "
+                "Trainer another default_root_dir; the run goes on without it.",
+                folder,
+                error,
+            )
+
+
+def _jsonargparse() -> Any:
+    try:
+        import jsonargparse
+    except ImportError as error:
+        raise ArgumentError(
+            "A package is missing: jsonargparse, which reads configs. Got none, expected it installed. Fix: pip "
+            "install 'hydrax-heads[cli]'."
+        ) from error
+    return jsonargparse
+
+
+def _open_to_configs() -> None:
+    """Lets a config make `PerHead` and `Slices` by `class_path`: they check their arguments themselves.
+
+    jsonargparse goes by annotations. To it a list is no `ArrayLike`, and what gives `Self` gives no `Slices`.
+    """
+    PerHead.__init__.__annotations__["values"] = Any
+    for method in (*vars(ComputedSlices).values(), *vars(ListedSlices).values()):
+        if isinstance(method, classmethod):
+            hints = method.__func__.__annotations__
+            hints.update({**dict.fromkeys(hints, Any), "return": Slices})
+
+
+def _parser(jsonargparse: Any, command: str) -> Any:
+    from hydrax import callbacks, datamodules  # noqa: F401  # a config may then call a class by its bare name
+
+    parser = jsonargparse.ArgumentParser(
+        f"hydrax {command}",
+        usage=f"hydrax {command} --config FILE [--trainer.ARGUMENT VALUE] [--model.ARGUMENT VALUE] ...",
+        description=f"{COMMANDS[command].capitalize()}. Options on the command line count more than the config.",
+        exit_on_error=False,
+        allow_abbrev=False,  # --trainer.max_step would be taken for max_steps
+    )
+    parser.add_argument(
+        "--config", action="config", help="a YAML file with model, data, trainer; given twice: added up"
+    )
+    parser.add_subclass_arguments(HydraModule, "model", required=True, help="the module: its class, or its init_args")
+    parser.add_subclass_arguments(DataModule, "data", required=True, help="the data: its class, or its init_args")
+    parser.add_class_arguments(Trainer, "trainer")
+    where = "a folder, last or best; default: last"
+    if command in ("fit", "plan"):
+        where = "goes on from a checkpoint: a folder, last, or auto: last if there is one"
+    parser.add_argument("--ckpt_path", type=str | None, default=None, help=where)
+    if command == "predict":
+        parser.add_argument(
+            "--to", type=str, default="predictions.npz", help=f"the file; ends in {' or '.join(SUFFIXES)}"
+        )
+        parser.add_argument("--reduce", type=str | None, default=None, help="mean: the mean over heads")
+    return parser
+
+
+def _refuse(command: str, error: Exception) -> int:
+    print(f"hydrax {command}: {in_one_line(str(error))}", file=sys.stderr)
+    return 2
+
+
+def _root(error: BaseException) -> BaseException:
+    """What went wrong first."""
+    return error if error.__cause__ is None else _root(error.__cause__)
+
+
+def _is_of(package: Any, error: BaseException) -> bool:
+    """Whether a package raised it itself."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).parent == Path(package.__file__).parent

@@ -1,0 +1,103 @@
+"""How the index batches of a superstep come about in the program: the host drew them, or the rotation runs there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from hydrax.slices import rotation
+from hydrax.step import DeviceRows
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """Index batches that the host drew: `rows` int32[K, ..., H, B] and `mask` bool of that shape.
+
+    Attributes:
+      heads_axis: where H is; None: all heads meet the same rows and slots, and both lack H.
+      shared: whether all heads meet the same rows; `rows` then lacks H.
+    """
+
+    heads_axis: int | None
+    shared: bool
+
+    @property
+    def axes(self) -> Mapping[str, int | None]:
+        """Where each part has its heads; None: the part is the same for all."""
+        return {"rows": None if self.shared else self.heads_axis, "mask": self.heads_axis}
+
+    def __call__(self, batches: Mapping[str, Any], head_ids: Any) -> tuple[Any, Any]:
+        """Rows and mask of the heads at hand."""
+        return batches["rows"], batches["mask"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotated:
+    """Index batches that the program draws itself, as `rotation.index_batch` does on the host: the same integers.
+
+    The parts it draws from are: `cursor`, `lengths` and `left` as in `rotation.slots`; `seed`; `ahead` uint32[K, A],
+    batches after the cursor; `present` bool[K, A], False for a micro-batch that a window lacks; `columns` and `tables`
+    as in `slices.RowLaw`.
+
+    Attributes:
+      take: from offsets inside the slices to rows, as in `slices.RowLaw`.
+      batch_size: B.
+    """
+
+    take: Callable[..., Any]
+    batch_size: int
+
+    shared = False
+    axes = {"cursor": 0, "lengths": 0, "left": 0, "columns": 0} | dict.fromkeys(("seed", "ahead", "present", "tables"))
+
+    def __call__(self, batches: Mapping[str, Any], head_ids: Any) -> tuple[Any, Any]:
+        """Rows int32[K, A, H, B] and mask bool[K, A, H, B] of the heads at hand."""
+
+        def batch(ahead: Any, present: Any) -> tuple[Any, Any]:
+            offsets, mask = _slots(batches, head_ids, self.batch_size, ahead)
+            return self.take(batches["columns"], batches["tables"], offsets, jnp), mask & present
+
+        return jax.vmap(jax.vmap(batch))(batches["ahead"], batches["present"])
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedRotated:
+    """The same for `rotation.shared_index_batch`: all heads walk the dataset together.
+
+    The parts are those of `Rotated`, but `cursor`, `lengths` and `left` of one walk; and `members` uint8[H, N / 8], the
+    rows of each head as bits, the lowest bit first.
+
+    Attributes:
+      batch_size: B.
+    """
+
+    batch_size: int
+
+    shared = True
+    axes = {"members": 0} | dict.fromkeys(("cursor", "lengths", "left", "seed", "ahead", "present"))
+
+    def __call__(self, batches: Mapping[str, Any], head_ids: Any) -> tuple[Any, Any]:
+        """Rows int32[K, A, B] and mask bool[K, A, H, B] of the heads at hand."""
+
+        def batch(ahead: Any, present: Any) -> tuple[Any, Any]:
+            offsets, live = _slots(batches, jnp.asarray(rotation.EVERYBODY), self.batch_size, ahead)
+            rows = offsets[0].astype(jnp.int32)
+            bits = batches["members"][:, rows >> 3] >> (rows & 7).astype(jnp.uint8)[None]
+            return rows, (bits & 1 == 1) & live & present
+
+        return jax.vmap(jax.vmap(batch))(batches["ahead"], batches["present"])
+
+
+Draw = Given | Rotated | SharedRotated
+
+Taken = list[tuple[DeviceRows, dict[str, Any]]]
+"""For each block of a layout: its rows on the device, and what the program makes its index batches from."""
+
+
+def _slots(batches: Mapping[str, Any], head_ids: Any, batch_size: int, ahead: Any) -> tuple[Any, Any]:
+    here = batches["cursor"], batches["lengths"], head_ids, batches["seed"], batch_size, jnp
+    return rotation.slots(*here, ahead=ahead, left=batches["left"])

@@ -1,0 +1,83 @@
+"""What `trainer.plan()` tells: the plan of a fit, what it was chosen from, what it takes, and how near it comes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+from hydrax.engine.flops import Work
+from hydrax.engine.limits import Limits
+from hydrax.engine.memory import Memory
+from hydrax.engine.plan import Plan
+
+
+class Candidate(NamedTuple):
+    """A plan that was timed.
+
+    Attributes:
+      plan: it.
+      step_secs: a step of all heads.
+      start_secs: what compiling and the first dispatch took.
+    """
+
+    plan: Plan
+    step_secs: float
+    start_secs: float
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanReport:
+    """The plan of a fit; prints as a few lines.
+
+    Attributes:
+      plan: how the fit is executed.
+      candidates: the plans that were timed; empty where none was.
+      memory: bytes on the fullest device, as predicted before the first step.
+      work: what a step of all heads has to do at least, counted.
+      limits: what the devices can do at most, measured.
+      step_secs: a step of all heads in this fit, or of the timed plan before it has run; None: not known yet.
+    """
+
+    plan: Plan
+    candidates: tuple[Candidate, ...]
+    memory: Memory
+    work: Work
+    limits: Limits
+    step_secs: float | None
+
+    @property
+    def least_secs(self) -> float:
+        """What a step would take at the machine's limit: of arithmetic or of memory, whichever binds."""
+        return max(self.work.flops / self.limits.flops, self.work.bytes / self.limits.bytes)
+
+    @property
+    def share_of_limit(self) -> float | None:
+        """How much of the machine's limit the fit reaches; above 1 where the state stays in a cache."""
+        return None if self.step_secs is None else self.least_secs / self.step_secs
+
+    def __str__(self) -> str:
+        memory, work, limits = self.memory, self.work, self.limits
+        binding = "arithmetic" if work.flops / limits.flops > work.bytes / limits.bytes else "memory"
+        lines = [
+            str(self.plan),
+            f"memory, on the fullest device: state {_size(memory.state)}, data {_size(memory.data)}, "
+            f"peak {_size(memory.peak)} of {_size(memory.room)}",
+            f"a step of all heads: {work.flops:.3g} FLOP, {_size(work.bytes)} if nothing is cached",
+            f"the machine: {limits.flops:.3g} FLOP/s, {_size(limits.bytes)}/s; limit of a step "
+            f"{1e3 * self.least_secs:.3g} ms ({binding})",
+        ]
+        if self.step_secs is not None:
+            lines.append(f"measured: {1e3 * self.step_secs:.3g} ms a step, {self.share_of_limit:.0%} of the limit")
+        lines += [
+            f"  tried: {1e3 * one.step_secs:.3g} ms a step, {one.start_secs:.1f} s to start: {one.plan}"
+            for one in self.candidates
+        ]
+        return "\n".join(lines)
+
+
+def _size(size_bytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.3g} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.3g} TB"

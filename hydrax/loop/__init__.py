@@ -1,0 +1,39 @@
+"""What happens between supersteps.
+
+Files, in reading order:
+  loop.py        `FitLoop`: the training loop
+  callback.py    `Callback`, `Event`, `Control`, `TrainerView`
+  dispatch.py    calls the hooks and collects their answers
+  schedule.py    when logs, validations and epochs are due
+  interrupts.py  Ctrl-C and SIGTERM
+  timing.py      where the time goes
+"""
+
+from hydrax.loop.callback import Callback, Control, Event, TrainerView, overrides
+from hydrax.loop.dispatch import Dispatcher, check_callbacks, keys, naming, owner_of, raise_first, snapshot_name
+from hydrax.loop.interrupts import Interrupted, Interrupts
+from hydrax.loop.loop import FitLoop
+from hydrax.loop.profiler import Profiler, Timed, not_timed
+from hydrax.loop.schedule import Schedule
+
+__all__ = [
+    "Callback",
+    "Control",
+    "Dispatcher",
+    "Event",
+    "FitLoop",
+    "Interrupted",
+    "Interrupts",
+    "Profiler",
+    "Schedule",
+    "Timed",
+    "TrainerView",
+    "check_callbacks",
+    "keys",
+    "naming",
+    "not_timed",
+    "overrides",
+    "owner_of",
+    "raise_first",
+    "snapshot_name",
+]

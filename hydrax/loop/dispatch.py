@@ -1,0 +1,191 @@
+"""Calls the hooks of all callbacks in order, and gathers what they answer."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import logging
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hydrax.errors import ArgumentError, CallbackError, HydraxError
+from hydrax.loop.callback import Callback, Control, Event, overrides
+
+_log = logging.getLogger("hydrax")
+
+
+BEFORE_TRAINING = ("setup", "load_state_dict", "on_load_checkpoint", "on_fit_start", "on_train_start")
+"""Where callbacks check their arguments."""
+
+
+class Failure(NamedTuple):
+    """A callback that raised, and what."""
+
+    callback: Callback
+    error: Exception
+
+
+class Dispatcher:
+    """The callbacks of one run: as given, those that save last.
+
+    Args:
+      callbacks: as the user gave them, the defaults among them.
+      make_event: builds an event from the fields that differ.
+    """
+
+    def __init__(self, callbacks: Sequence[Callback], make_event: Callable[..., Event]) -> None:
+        self.callbacks = sorted(callbacks, key=lambda callback: callback.is_checkpoint)
+        self._make_event = make_event
+
+    def __call__(self, hook: str, **fields: Any) -> list[tuple[Callback, Control]]:
+        """Calls one hook of every callback that overrides it; returns who answered what.
+
+        Raises:
+          CallbackError: a hook raised; it names class, hook and step, the cause is attached. All have heard by then.
+        """
+        answers, failures = self.hear(hook, **fields)
+        raise_first(failures)
+        return answers
+
+    def hear(
+        self, hook: str, only: Collection[Callback] | None = None, **fields: Any
+    ) -> tuple[list[tuple[Callback, Control]], list[Failure]]:
+        """As a call, but gives back what was raised: one callback's error keeps no moment from the others.
+
+        Args:
+          hook: its name.
+          only: the callbacks that are to hear it; None: all.
+          fields: of the event.
+        """
+        event: Event | None = None
+        answers, failures = [], []
+        for callback in self.callbacks:
+            if not overrides(callback, hook) or (only is not None and callback not in only):
+                continue
+            event = event or self._make_event(**fields)
+            try:
+                with naming(callback, hook, event.step):
+                    control = getattr(callback, hook)(event)
+                if control is not None:
+                    answers.append((callback, _checked(control, f"{type(callback).__name__}.{hook}", len(event.live))))
+            except Exception as error:
+                failures.append(Failure(callback, error))
+        return answers, failures
+
+    def to_all(self, hook: str, **fields: Any) -> Exception | None:
+        """Calls a hook of every callback, whatever one of them raises; logs errors and returns the first."""
+        failures = self.hear(hook, **fields)[1]
+        for failure in failures:
+            _log.error("%s", failure.error)
+        return failures[0].error if failures else None
+
+    def rounds(self) -> tuple[Dispatcher, Dispatcher]:
+        """Those that do not save, and those that do: between the two, what the first answered can be carried out."""
+        others, savers = ([c for c in self.callbacks if c.is_checkpoint is saves] for saves in (False, True))
+        return Dispatcher(others, self._make_event), Dispatcher(savers, self._make_event)
+
+    def hears(self, hook: str) -> bool:
+        """Whether any callback overrides a hook."""
+        return any(overrides(callback, hook) for callback in self.callbacks)
+
+    def next_due(self, step: int) -> int | None:
+        """The nearest step at which a callback must see the heads as they then are."""
+        dues = []
+        for callback in self.callbacks:
+            with naming(callback, "next_due", step):
+                dues.append(callback.next_due(step))
+        return min((due for due in dues if due is not None and due > step), default=None)
+
+
+@contextlib.contextmanager
+def naming(callback: Callback, method: str, step: int) -> Iterator[None]:
+    """Around a call of a callback's method: what it raises becomes a CallbackError that names class, method and step.
+
+    Before training an error of Hydrax stays what it is: a callback refuses its arguments.
+    """
+    try:
+        yield
+    except CallbackError:
+        raise
+    except Exception as error:
+        if isinstance(error, HydraxError) and method in BEFORE_TRAINING:
+            raise
+        raise CallbackError(
+            f"A callback failed: {type(callback).__name__}.{method} at step {step}. Got {type(error).__name__}: "
+            f"{error}, expected it to return. Fix: the cause above names the line."
+        ) from error
+
+
+def raise_first(failures: Sequence[Failure]) -> None:
+    """Raises the first error, if there is any; the others are logged."""
+    for failure in failures[1:]:
+        _log.error("%s", failure.error)
+    if failures:
+        raise failures[0].error
+
+
+def keys(callbacks: Sequence[Callback]) -> dict[str, Callback]:
+    """Callbacks by class name; the second of a class gets `#2`, and so on."""
+    found: dict[str, Callback] = {}
+    for callback in callbacks:
+        name = type(callback).__name__
+        number = sum(type(c).__name__ == name for c in found.values()) + 1
+        found[name if number == 1 else f"{name}#{number}"] = callback
+    return found
+
+
+def snapshot_name(key: str, slot: int) -> str:
+    """What a callback's snapshot in a slot is called; `key` is the callback's."""
+    return key if slot == 0 else f"{key}@{slot}"
+
+
+def owner_of(snapshot: str) -> str:
+    """The key of the callback that a snapshot belongs to."""
+    return snapshot.partition("@")[0]
+
+
+def check_callbacks(callbacks: Any) -> list[Callback]:
+    """One callback or several as a list; anything else is an error."""
+    given = [] if callbacks is None else [callbacks] if isinstance(callbacks, Callback) else callbacks
+    if not isinstance(given, list | tuple) or not all(isinstance(callback, Callback) for callback in given):
+        odd = given if not isinstance(given, list | tuple) else next(c for c in given if not isinstance(c, Callback))
+        raise ArgumentError(
+            f"A callback has the wrong type: Trainer(callbacks=). Got {odd!r:.80}, expected instances of "
+            "hydrax.Callback. Fix: pass an instance, not a class, and derive your own from hydrax.Callback."
+        )
+    for callback in given:
+        unknown = [name for name in dir(type(callback)) if name.startswith("on_") and not hasattr(Callback, name)]
+        if unknown:
+            near = difflib.get_close_matches(unknown[0], dir(Callback), n=1, cutoff=0.0)[0]
+            raise ArgumentError(
+                f"A hook would never be called: {type(callback).__name__}.{unknown[0]}. Got a name that no event has, "
+                f"expected a hook of hydrax.Callback. Fix: the nearest is {near}; a helper needs another name."
+            )
+    return list(given)
+
+
+def _checked(control: Any, where: str, num_heads: int) -> Control:
+    """What a hook answered, with its masks as arrays."""
+    if not isinstance(control, Control):
+        raise _wrong_form(where, type(control).__name__, "stop", num_heads)
+    masks = {}
+    for name in ("stop", "snapshot", "restore"):
+        mask = getattr(control, name)
+        masks[name] = mask = None if mask is None else np.asarray(mask)
+        shape = () if mask is None else mask.shape[1:] if name == "snapshot" and mask.ndim == 2 else mask.shape
+        if mask is not None and (shape != (num_heads,) or mask.dtype != bool):
+            raise _wrong_form(where, f"{mask.dtype}{list(mask.shape)}", name, num_heads)
+    reason = control.reason
+    if not isinstance(reason, str) and len(reason) != num_heads:
+        raise _wrong_form(where, f"{len(reason)} reasons", "reason", num_heads)
+    return Control(**masks, reason=reason)
+
+
+def _wrong_form(where: str, got: str, name: str, num_heads: int) -> CallbackError:
+    form = f"a text or {num_heads} of them" if name == "reason" else f"bool[{num_heads}]"
+    return CallbackError(
+        f"A callback answers in the wrong form: {where}. Got {got}, expected None or Control({name}={form}). Fix: "
+        "return one for each head."
+    )

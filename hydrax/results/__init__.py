@@ -1,0 +1,34 @@
+"""What a fit leaves behind.
+
+Files, in reading order:
+  heads.py        `Heads`: index, call, predict, save, load
+  held_out.py     predictions of all heads; `HeldOut`
+  fit_result.py   `FitResult`
+  ledger.py       the table of heads
+  export.py       arrays by name in one file that others can read
+  best_scores.py  the best scores of each head
+"""
+
+from hydrax.results.best_scores import BestScores
+from hydrax.results.export import SUFFIXES, check_suffix, export
+from hydrax.results.fit_result import FitResult
+from hydrax.results.heads import Heads, export_heads, load_with
+from hydrax.results.held_out import HeldOut, held_out, stacked
+from hydrax.results.ledger import head_settings, ledger, write_csv
+
+__all__ = [
+    "BestScores",
+    "FitResult",
+    "Heads",
+    "HeldOut",
+    "SUFFIXES",
+    "check_suffix",
+    "export",
+    "export_heads",
+    "head_settings",
+    "held_out",
+    "ledger",
+    "load_with",
+    "stacked",
+    "write_csv",
+]

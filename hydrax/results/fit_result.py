@@ -1,0 +1,140 @@
+"""FitResult: what a fit gives back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hydrax.engine import Plan
+from hydrax.errors import ArgumentError
+from hydrax.results.heads import Heads
+from hydrax.results.ledger import shortest, write_csv
+
+
+class Best(NamedTuple):
+    """The head that did best.
+
+    Attributes:
+      place: where it stands: `result.heads[place]`, `result.metrics[name][place]`.
+      score: its metric.
+      settings: its row of the ledger: id, slice, seed, axes, `PerHead` values.
+      model: the model, as `configure_model` built it.
+    """
+
+    place: int
+    score: float
+    settings: dict[str, Any]
+    model: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What a fit gives back.
+
+    Attributes:
+      heads: the trained heads.
+      metrics: the latest value of everything logged, float[H] by name.
+      live: bool[H], False for heads that a callback stopped.
+      step: optimiser updates done.
+      log_dir: the run's folder, or None where nothing was written.
+      ledger: one dict a head: head, recipe, seed, length, score, status, reason, axes of its slices, `PerHead` values.
+      plan: how the fit was executed; its chunk and lowering shaped the heads' bits.
+      interrupted: whether Ctrl-C ended the fit, which `ckpt_path="last"` goes on with.
+    """
+
+    heads: Heads
+    metrics: Mapping[str, np.ndarray]
+    live: np.ndarray
+    step: int
+    log_dir: Path | None
+    ledger: list[dict[str, Any]]
+    plan: Plan | None = None
+    interrupted: bool = False
+
+    def best(self, monitor: str = "val_loss", mode: str = "min") -> Best:
+        """The head whose metric, as it was last logged, is best; of equal ones the first.
+
+        Args:
+          monitor: the metric.
+          mode: "min" where less is better, else "max".
+
+        Raises:
+          ArgumentError: nothing of that name was logged, or no head has a finite value.
+        """
+        if monitor not in self.metrics or mode not in ("min", "max"):
+            raise ArgumentError(
+                f"There is no best head: FitResult.best({monitor!r}, {mode!r}). Expected one of "
+                f'{", ".join(sorted(self.metrics))}, and "min" or "max". Fix: name a metric that was logged.'
+            )
+        values = np.where(np.isfinite(self.metrics[monitor]), self.metrics[monitor], np.nan)
+        if np.isnan(values).all():
+            raise ArgumentError(
+                f"There is no best head: FitResult.best({monitor!r}). Got no head with a finite value, expected one. "
+                "Fix: result.ledger says what became of them."
+            )
+        place = int(np.nanargmin(values) if mode == "min" else np.nanargmax(values))
+        return Best(place, float(values[place]), self.ledger[place], self.heads[place])
+
+    def table(self, metrics: Mapping[str, np.ndarray] | None = None) -> Any:
+        """A tidy table with one row a head: the ledger's columns, then everything logged, as it was last.
+
+        Args:
+          metrics: more columns [H] by name, such as what `trainer.test()` gave.
+
+        Returns:
+          A `pandas.DataFrame` where pandas is installed, else a dict of NumPy arrays [H]; `table["lr"]` works on both.
+          What a head does not have is NaN among numbers.
+
+        Raises:
+          ArgumentError: a column is not [H].
+        """
+        columns = {name: _column([row[name] for row in self.ledger]) for name in self.ledger[0]}
+        for name, value in {**self.metrics, **(metrics or {})}.items():
+            if np.shape(value) != (len(self.ledger),):
+                raise ArgumentError(
+                    f"A column does not fit the table: metrics[{name!r}]. Got shape {list(np.shape(value))}, expected "
+                    f"[{len(self.ledger)}], one value for each head. Fix: pass what test() of these heads gave."
+                )
+            columns.setdefault(name, np.asarray(value))
+        try:
+            import pandas
+        except ImportError:
+            return columns
+        return pandas.DataFrame(columns)
+
+    def save_ledger(self, path: str | Path, scores: np.ndarray | None = None) -> Path:
+        """Writes the ledger as CSV.
+
+        Args:
+          path: the file.
+          scores: float[H], what to put under `score`; None keeps what is there.
+        """
+        rows = self.ledger
+        if scores is not None:
+            rows = [{**row, "score": shortest(s)} for row, s in zip(rows, np.asarray(scores), strict=True)]
+        write_csv(Path(path), rows)
+        return Path(path)
+
+    def __repr__(self) -> str:
+        metrics = ", ".join(f"{name}={_median(value):.4g}" for name, value in self.metrics.items())
+        return f"FitResult({self.heads!r}, step={self.step}, median over heads: {metrics})"
+
+
+def _median(values: np.ndarray) -> float:
+    """Over the heads that have a value."""
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if known.size else np.nan
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    """Values of one column; None among numbers is NaN, and a `PerHead` of arrays a column of objects."""
+    column = np.array([np.nan if value is None else value for value in values])
+    if column.ndim == 1:
+        return column
+    objects = np.empty(len(values), object)
+    objects[:] = list(column)
+    return objects

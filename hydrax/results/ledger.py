@@ -1,0 +1,126 @@
+"""The ledger: one row for each head, with all that makes it this head and what became of it."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hydrax.slices import LEDGER_COLUMNS, Slices
+from hydrax.step import HeadModule, per_head_values
+
+
+def head_settings(slices: Slices, module: HeadModule) -> list[dict[str, Any]]:
+    """One dict a head of what makes it this head: head, recipe, seed, length, axes of its slices, `PerHead` values.
+
+    An axis `seed` is the head's seed, and that of its slice is then `slice_seed`. An axis and a `PerHead` of one name
+    and equal values are one column; else each has its origin before its name: `axis.lr` and `hparams.lr`. So has a
+    `PerHead` with the name of one of the ledger's own columns.
+
+    Returns:
+      `head` is its id; `seed` is that of the slice, None where its rows depend on none, unless it is an axis.
+    """
+    return _rows(_own(slices) | _chosen(slices, module))
+
+
+def ledger(
+    slices: Slices,
+    module: HeadModule,
+    *,
+    score: np.ndarray | None,
+    live: np.ndarray,
+    finite: np.ndarray,
+    lost: np.ndarray,
+    reasons: Mapping[int, str],
+    more: Mapping[str, np.ndarray] | None = None,
+) -> list[dict[str, Any]]:
+    """`head_settings`, and what became of each head: score, status, reason.
+
+    Args:
+      slices: the heads' slices.
+      module: the module, for its `PerHead` values.
+      score: float[H], or None for no score yet.
+      live: bool[H], False where a callback stopped the head.
+      finite: bool[H], False where a parameter is NaN or Inf.
+      lost: bool[H], True where a head is in quarantine.
+      reasons: why heads no longer learn, by place.
+      more: further columns [H] by name; they stand behind the score.
+
+    Returns:
+      `status` is "ok", "stopped", "quarantined" or "not finite".
+    """
+    became: dict[str, Sequence[Any]] = {
+        "score": [None] * len(slices) if score is None else _plain(score),
+        **{name: _plain(np.asarray(column)) for name, column in (more or {}).items()},
+        "status": np.select([lost, ~finite, live], ["quarantined", "not finite", "ok"], "stopped").tolist(),
+        "reason": [reasons.get(place, "") for place in range(len(slices))],
+    }
+    return _rows(_own(slices) | became | _chosen(slices, module))
+
+
+def _own(slices: Slices) -> dict[str, Sequence[Any]]:
+    of_slices = _slice_seeds(slices)
+    return {
+        "head": slices.ids.tolist(),
+        "recipe": slices.recipes(),
+        "seed": slices.axes["seed"].tolist() if "seed" in slices.axes else of_slices,
+        "length": slices.lengths.tolist(),
+    }
+
+
+def _chosen(slices: Slices, module: HeadModule) -> dict[str, Sequence[Any]]:
+    values = {f"axis.{name}": column for name, column in slices.axes.items() if name != "seed"} | {
+        name if "." in name else f"module.{name}": per_head.values for name, per_head in per_head_values(module).items()
+    }
+    return {
+        **({"slice_seed": _slice_seeds(slices)} if "seed" in slices.axes else {}),
+        **{name: column.tolist() if column.ndim == 1 else list(column) for name, column in _named(values).items()},
+    }
+
+
+def _slice_seeds(slices: Slices) -> list[int | None]:
+    return [None if seed < 0 else seed for seed in slices.seeds.tolist()]
+
+
+def _rows(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _named(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Columns with their origin before the name, under the bare name where all of that name are equal."""
+    bare = {name: name.partition(".")[2] for name in values}
+    named = {}
+    for name, column in values.items():
+        others = [values[other] for other in values if bare[other] == bare[name] and other != name]
+        equal = all(np.array_equal(column, other) for other in others)
+        named[bare[name] if equal and bare[name] not in (*LEDGER_COLUMNS, "seed") else name] = column
+    return named
+
+
+def _plain(column: np.ndarray) -> Sequence[Any]:
+    return column.tolist() if column.dtype.kind in "iub" else [shortest(value) for value in column]
+
+
+def shortest(score: np.floating) -> float:
+    """The number with the fewest digits that is still this float32 (or wider): a table of them can be read."""
+    return float(str(score))
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes a ledger; a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with draft.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        draft.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)

@@ -1,0 +1,69 @@
+"""Draws with replacement: every row is computed from the seed and the number of the draw."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hydrax.slices.bits import Bits
+from hydrax.slices.law import Array, Part, RowLaw, beside
+from hydrax.slices.lists import Lists, Unlisted
+from hydrax.slices.rotation import mix, multiply_high
+from hydrax.slices.sets import kept_sets, mask_blocks, mask_lines
+
+_SALT, _GOLDEN = np.uint32(0xB007), np.uint32(0x9E3779B1)
+_U16, _LOW_HALF = np.uint32(16), np.uint32(0xFFFF)
+
+
+@dataclass(frozen=True, eq=False)
+class Draws(Part):
+    """Row number j is a hash of (seed, j), scaled to [0, N): no memory, whatever the number of draws.
+
+    A row is drawn with a probability that differs from 1 / N by less than 2**-32, as 2**32 hashes fall on N rows.
+
+    Attributes:
+      keys: uint32[L], the seeds.
+    """
+
+    code: ClassVar[int] = 6
+    per_line: ClassVar[tuple[str, ...]] = ("lengths", "keys")
+
+    keys: NDArray[np.uint32]
+
+    def law(self) -> RowLaw:
+        return RowLaw({"keys": self.keys}, {"num_rows": np.asarray(self.num_rows, np.uint32)}, _take_drawn)
+
+    def complement(self) -> Lists | Unlisted | Bits:
+        return kept_sets(self._left_over(), self.num_rows, numbers=self.lengths)
+
+    def _left_over(self) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+        for block in mask_blocks(self.lengths.size, self.num_rows):
+            left = np.ones((block.size, self.num_rows), np.bool_)
+            for line, rows in self.pick(block).walk():
+                left[line, rows] = False
+            yield mask_lines(left)
+
+    @property
+    def has_repeats(self) -> bool:
+        return True
+
+    @property
+    def seeds(self) -> NDArray[np.int64]:
+        return self.keys.astype(np.int64)
+
+    def figures(self, at: int) -> dict[str, int]:
+        return super().figures(at) | {"number": int(self.lengths[at])}
+
+    @property
+    def marks(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        return super().marks[0], self.keys
+
+
+def _take_drawn(columns: Mapping[str, Array], tables: Mapping[str, Array], offsets: Array, xp: ModuleType) -> Array:
+    head = mix(beside(columns["keys"], offsets) ^ _SALT, xp)
+    draw = mix(head ^ mix(offsets ^ _GOLDEN, xp), xp)
+    num_rows = tables["num_rows"]
+    return multiply_high(draw, num_rows >> _U16, num_rows & _LOW_HALF).astype(xp.int32)

@@ -1,0 +1,148 @@
+"""Lists of rows, and what lists leave out: slices whose rows are kept, four bytes a row."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hydrax.slices.law import Array, Part, RowLaw, beside, blocks, count_while, strides
+
+
+def shared_tables(tables: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], list[int]]:
+    """One table that holds all of the given ones, each object once, and where each one begins in it."""
+    distinct = {id(table): table for table in tables}
+    begins = dict(zip(distinct, np.cumsum([0, *map(len, distinct.values())]).tolist(), strict=False))
+    table = tables[0] if len(distinct) == 1 else np.concatenate(list(distinct.values()))
+    return table, [begins[id(table)] for table in tables]
+
+
+def place_type(size: int) -> type[np.signedinteger[Any]]:
+    """The integers for places in a table: the compiled program takes those of 32 bits only."""
+    return np.int32 if size < 2**31 else np.int64
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept(Part):
+    """Lines that each have a stretch of one table of rows.
+
+    Attributes:
+      rows: int32[], the lists, one after the other.
+      firsts: int32[L] or int64[L], where in `rows` the list of each line begins.
+      numbers: int32[L], what the maker of each list called it: the number of the split, of the group.
+      are_sets: whether every list is sorted and holds no row twice.
+    """
+
+    rows: NDArray[np.int32]
+    firsts: NDArray[np.signedinteger[Any]]
+    numbers: NDArray[np.int32]
+    are_sets: bool
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        rows, begins = shared_tables([part.rows for part in parts])
+        firsts = [part.firsts + np.int64(begin) for part, begin in zip(parts, begins, strict=True)]
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in cls.per_line}
+        columns["firsts"] = np.concatenate(firsts).astype(place_type(rows.size))
+        return cls(parts[0].num_rows, rows=rows, are_sets=all(part.are_sets for part in parts), **columns)
+
+    def figures(self, at: int) -> dict[str, int]:
+        return super().figures(at) | {"number": int(self.numbers[at])}
+
+
+@dataclass(frozen=True, eq=False)
+class Lists(_Kept):
+    """Rows in the order given; a list may hold a row more than once."""
+
+    code: ClassVar[int] = 2
+    per_line: ClassVar[tuple[str, ...]] = ("lengths", "firsts", "numbers")
+
+    @classmethod
+    def of(
+        cls,
+        num_rows: int,
+        rows: NDArray[np.int32],
+        lengths: NDArray[np.integer],
+        *,
+        numbers: NDArray[np.integer],
+        are_sets: bool = False,
+    ) -> Self:
+        """Lists that fill `rows` one after the other."""
+        firsts = (np.cumsum(lengths, dtype=np.int64) - lengths).astype(place_type(rows.size))
+        return cls(num_rows, lengths.astype(np.int32), rows, firsts, numbers.astype(np.int32), are_sets)
+
+    def law(self) -> RowLaw:
+        return RowLaw({"firsts": self.firsts}, {"rows": self.rows}, _take_listed)
+
+    def _as_sets(self) -> "Lists":
+        """The same lines as sets: sorted, each row once."""
+        if self.are_sets:
+            return self
+        rows, lengths = [], []
+        for block in blocks(self.lengths):
+            part = self.pick(block)
+            line = np.repeat(np.arange(block.size), part.lengths)
+            offset = np.arange(line.size) - (np.cumsum(part.lengths, dtype=np.int64) - part.lengths)[line]
+            listed = self.rows.take(part.firsts[line] + offset)
+            distinct = np.unique(line * self.num_rows + listed)
+            line, listed = np.divmod(distinct, self.num_rows)
+            rows.append(listed.astype(np.int32))
+            lengths.append(np.bincount(line, minlength=block.size))
+        return Lists.of(
+            self.num_rows, np.concatenate(rows), np.concatenate(lengths), numbers=self.numbers, are_sets=True
+        )
+
+    def complement(self) -> "Unlisted":
+        sets = self._as_sets()
+        lengths = np.int32(self.num_rows) - sets.lengths
+        return Unlisted(self.num_rows, lengths, sets.rows, sets.firsts, sets.numbers, are_sets=True)
+
+    @cached_property
+    def has_repeats(self) -> bool:
+        return int(self._as_sets().lengths.sum(dtype=np.int64)) < int(self.lengths.sum(dtype=np.int64))
+
+    def content(self) -> Iterator[bytes]:
+        return (rows.astype("<u4").tobytes() for _, rows in self.walk())
+
+
+@dataclass(frozen=True, eq=False)
+class Unlisted(_Kept):
+    """All rows but the listed ones, in base order. The lists are sets."""
+
+    code: ClassVar[int] = 3
+    per_line: ClassVar[tuple[str, ...]] = ("lengths", "firsts", "numbers")
+
+    def law(self) -> RowLaw:
+        listed = (np.int32(self.num_rows) - self.lengths).astype(np.uint32)
+        tables = {"rows": self.rows, "strides": strides(int(listed.max(initial=0)))}
+        return RowLaw({"firsts": self.firsts, "listed": listed}, tables, _take_unlisted)
+
+    def complement(self) -> Lists:
+        lengths = np.int32(self.num_rows) - self.lengths
+        return Lists(self.num_rows, lengths, self.rows, self.firsts, self.numbers, are_sets=True)
+
+    def contains(self, at: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return ~self.complement().contains(at, rows)
+
+    def content(self) -> Iterator[bytes]:
+        return self.complement().content()
+
+
+def _take_listed(columns: Mapping[str, Array], tables: Mapping[str, Array], offsets: Array, xp: ModuleType) -> Array:
+    first = beside(columns["firsts"], offsets)
+    return xp.take(tables["rows"], first + offsets.astype(first.dtype), mode="clip")
+
+
+def _take_unlisted(columns: Mapping[str, Array], tables: Mapping[str, Array], offsets: Array, xp: ModuleType) -> Array:
+    first, listed = beside(columns["firsts"], offsets), beside(columns["listed"], offsets)
+
+    def passed(count: Array) -> Array:
+        # Before row L[i] of a sorted list stand L[i] - i rows that are not listed.
+        last = count - np.uint32(1)
+        row = xp.take(tables["rows"], first + last.astype(first.dtype), mode="clip").astype(xp.uint32)
+        return (count <= listed) & (row - last <= offsets)
+
+    return (offsets + count_while(passed, tables["strides"], offsets, xp)).astype(xp.int32)

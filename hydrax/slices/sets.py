@@ -1,0 +1,125 @@
+"""Sets of rows as they come, block by block: kept as lists, or, where these are large, left-out lists or bits."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hydrax.slices.bits import Bits, bytes_per_line, packed, unpacked
+from hydrax.slices.law import blocks
+from hydrax.slices.lists import Lists, Unlisted
+
+LISTS_BYTES = 64 * 2**20  # Lists are looked up faster, so up to here they are taken even where bits are smaller.
+_BLOCK_CELLS = 2**24  # Cells of a mask handled at once.
+
+
+class _Held(NamedTuple):
+    """Lines as the rows that each holds: all lines one after the other, sorted in each, and their lengths [L]."""
+
+    rows: NDArray[np.int32]
+    lengths: NDArray[np.int64]
+
+
+class _Left(NamedTuple):
+    """Lines as the rows that each leaves out, written down likewise."""
+
+    rows: NDArray[np.int32]
+    lengths: NDArray[np.int64]
+
+
+_Segment = _Held | _Left | NDArray[np.uint32]  # Or as words uint32[L, W].
+_Kind = type[Lists] | type[Unlisted] | type[Bits]
+
+
+def kept_sets(
+    lines: Iterable[tuple[NDArray[np.int32], NDArray[np.int64]]],
+    num_rows: int,
+    numbers: NDArray[np.integer] | None = None,
+) -> Lists | Unlisted | Bits:
+    """Sets as lists, or, where these would take more than 64 MiB, as the smallest of lists, lists left out, and bits.
+
+    While they come no more is held than the smallest takes, and 64 MiB. In any case rows come in base order.
+
+    Args:
+      lines: blocks of lines, (the rows of all lines one after the other, the length of each line); the rows of a line
+        are sorted and distinct.
+      num_rows: N.
+      numbers: int[L], what the maker calls the lines; None: 0, 1, ...
+    """
+    segments: list[_Segment] = []
+    sizes: dict[_Kind, int] = {Lists: 0, Unlisted: 0, Bits: 0}
+    num_lines = 0
+    for rows, lengths in lines:
+        num_lines += lengths.size
+        own = _sizes(rows.size, lengths.size, num_rows)
+        sizes = {kind: size + own[kind] for kind, size in sizes.items()}
+        kind = min(own, key=own.__getitem__) if sizes[Lists] > LISTS_BYTES else Lists
+        segments.append(_as(kind, _Held(rows, lengths), num_rows))
+    numbers = np.arange(num_lines) if numbers is None else numbers
+    kind = min(sizes, key=sizes.__getitem__) if sizes[Lists] > LISTS_BYTES else Lists
+    if kind is Bits:
+        return Bits.of(num_rows, _all_packed(segments, num_lines, num_rows), numbers=numbers)
+    flat = [_as(kind, segment, num_rows) for segment in segments]
+    all_rows, all_lengths = (np.concatenate([segment[k] for segment in flat]) for k in (0, 1))
+    lists = Lists.of(num_rows, all_rows.astype(np.int32), all_lengths, numbers=numbers, are_sets=True)
+    return lists if kind is Lists else lists.complement()
+
+
+def _sizes(num_held: int, num_lines: int, num_rows: int) -> dict[_Kind, int]:
+    """Bytes that lines take in each way."""
+    left_out = num_lines * num_rows - num_held
+    return {Lists: 4 * num_held, Unlisted: 4 * left_out, Bits: num_lines * bytes_per_line(num_rows)}
+
+
+def mask_lines(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """The lines of a mask, bool[L, N], as `kept_sets` takes them."""
+    return np.nonzero(mask)[1].astype(np.int32), np.count_nonzero(mask, axis=1)
+
+
+def mask_blocks(num_lines: int, num_rows: int) -> Iterable[NDArray[np.int64]]:
+    """Blocks of lines whose masks are handled at once."""
+    return blocks(np.full(num_lines, num_rows), _BLOCK_CELLS)
+
+
+def _masks(segment: _Segment, num_rows: int) -> Iterator[NDArray[np.bool_]]:
+    """The lines as blocks of masks, bool[L, N]."""
+    if isinstance(segment, np.ndarray):
+        yield from (unpacked(segment[block], num_rows) for block in mask_blocks(len(segment), num_rows))
+        return
+    rows, lengths = segment
+    ends, holds = np.cumsum(lengths), isinstance(segment, _Held)
+    for block in mask_blocks(lengths.size, num_rows):
+        mask = np.full((block.size, num_rows), not holds)
+        first, last = ends[block[0]] - lengths[block[0]], ends[block[-1]]
+        mask[np.repeat(np.arange(block.size), lengths[block]), rows[first:last]] = holds
+        yield mask
+
+
+def _as(kind: _Kind, segment: _Segment, num_rows: int) -> _Segment:
+    """The lines in the form that a part of this kind is made of."""
+    if kind is Bits:
+        return _as_words(segment, num_rows)
+    form = _Held if kind is Lists else _Left
+    if isinstance(segment, form):
+        return segment
+    parts = [mask_lines(mask if kind is Lists else ~mask) for mask in _masks(segment, num_rows)]
+    return form(np.concatenate([rows for rows, _ in parts]), np.concatenate([lengths for _, lengths in parts]))
+
+
+def _as_words(segment: _Segment, num_rows: int) -> NDArray[np.uint32]:
+    if isinstance(segment, np.ndarray):
+        return segment
+    return np.concatenate([packed(mask) for mask in _masks(segment, num_rows)])
+
+
+def _all_packed(segments: list[_Segment], num_lines: int, num_rows: int) -> NDArray[np.uint32]:
+    """All segments as words. Empties the list as it goes, so that lines are not held twice."""
+    words, at = None, num_lines
+    while segments:
+        lines = _as_words(segments.pop(), num_rows)
+        words = np.empty((num_lines, lines.shape[1]), np.uint32) if words is None else words
+        at -= len(lines)
+        words[at : at + len(lines)] = lines
+    assert words is not None  # Only what is large gets here.
+    return words

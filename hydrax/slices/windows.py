@@ -1,0 +1,97 @@
+"""Windows: slices whose rows are computed from where they start and how long they are."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hydrax.slices.law import Array, Part, RowLaw, around, beside, since
+from hydrax.slices.rotation import mix, permute, unpermute
+
+_SALT = np.uint32(0x51A1CE5)  # Keeps the order of a subset apart from the orders in which the rotation walks it.
+
+
+@dataclass(frozen=True, eq=False)
+class Windows(Part):
+    """Windows on the base order, which is taken as a ring: so what a window leaves out is a window, too.
+
+    Attributes:
+      starts: int32[L], the first row.
+    """
+
+    code: ClassVar[int] = 0
+    per_line: ClassVar[tuple[str, ...]] = ("lengths", "starts")
+
+    starts: NDArray[np.int32]
+
+    def law(self) -> RowLaw:
+        return RowLaw({"starts": self.starts}, {"num_rows": np.asarray(self.num_rows, np.uint32)}, _take_window)
+
+    def contains(self, at: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return self._spans(at, rows.astype(np.uint32)[None])
+
+    def _spans(self, at: NDArray[np.int64], places: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Whether the windows at `at` [K] span the places [K, B] or [1, B] of the ring."""
+        offsets: NDArray[np.uint32] = since(
+            places, self.starts[at].astype(np.uint32)[:, None], np.uint32(self.num_rows), np
+        )
+        return offsets < self.lengths[at].astype(np.uint32)[:, None]
+
+    def complement(self) -> Self:
+        ends = (self.starts.astype(np.int64) + self.lengths) % self.num_rows
+        return replace(self, starts=ends.astype(np.int32), lengths=np.int32(self.num_rows) - self.lengths)
+
+    def figures(self, at: int) -> dict[str, int]:
+        start = int(self.starts[at])
+        return super().figures(at) | {"start": start, "end": (start + int(self.lengths[at])) % self.num_rows}
+
+    @property
+    def marks(self) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:
+        return self.starts, super().marks[1]
+
+
+@dataclass(frozen=True, eq=False)
+class KeyedWindows(Windows):
+    """Windows on the permutations of the base order that the seeds key: computed, never stored.
+
+    Attributes:
+      keys: uint32[L], the seeds.
+    """
+
+    code: ClassVar[int] = 1
+    per_line: ClassVar[tuple[str, ...]] = ("lengths", "starts", "keys")
+
+    keys: NDArray[np.uint32]
+
+    def law(self) -> RowLaw:
+        columns, tables, _ = super().law()
+        return RowLaw({**columns, "keys": self.keys}, tables, _take_keyed)
+
+    def contains(self, at: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        key = mix(self.keys[at] ^ _SALT, np)[:, None]
+        return self._spans(at, unpermute(rows[None], length=self.num_rows, key=key, xp=np))
+
+    @property
+    def seeds(self) -> NDArray[np.int64]:
+        return self.keys.astype(np.int64)
+
+    @property
+    def marks(self) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:
+        return self.starts, self.keys
+
+
+def _place(columns: Mapping[str, Array], tables: Mapping[str, Array], offsets: Array, xp: ModuleType) -> Array:
+    return around(beside(columns["starts"], offsets).astype(xp.uint32) + offsets, tables["num_rows"], xp)
+
+
+def _take_window(columns: Mapping[str, Array], tables: Mapping[str, Array], offsets: Array, xp: ModuleType) -> Array:
+    return _place(columns, tables, offsets, xp).astype(xp.int32)
+
+
+def _take_keyed(columns: Mapping[str, Array], tables: Mapping[str, Array], offsets: Array, xp: ModuleType) -> Array:
+    key = mix(beside(columns["keys"], offsets) ^ _SALT, xp)
+    place = _place(columns, tables, offsets, xp)
+    return permute(place, length=tables["num_rows"], key=key, xp=xp).astype(xp.int32)

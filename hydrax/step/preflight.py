@@ -1,0 +1,194 @@
+"""What is checked before anything compiles: the user's functions, traced for one head by shapes alone."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hydrax.errors import HydraxError, ModuleError
+from hydrax.step.head_program import HeadProgram
+from hydrax.step.logged import empty_accumulator
+from hydrax.step.model import Structure
+from hydrax.step.module import HeadModule, has_own_update
+from hydrax.step.state import DeviceRows, HeadInputs, HeadsState
+
+_KEY = jax.eval_shape(lambda: jax.random.key(0))
+_STEP = jax.ShapeDtypeStruct((), jnp.int32)
+
+
+class TrainingShapes(NamedTuple):
+    """What tracing one head's training gives.
+
+    Attributes:
+      epoch: empty accumulators of one head for what is logged on_epoch, by name.
+      state: shapes of one head's state.
+      step: one head's step as a jaxpr, in JAX's own operations.
+    """
+
+    epoch: dict[str, Any]
+    state: HeadsState
+    step: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Preflight:
+    """One head's shapes: what every trace below starts from.
+
+    Attributes:
+      program: one head's functions, with the model's structure known.
+      inputs: shapes of one head's id and `PerHead` values.
+      parts: shapes of one head's `(trainable, state)`.
+    """
+
+    program: HeadProgram
+    inputs: HeadInputs
+    parts: Any
+
+    @classmethod
+    def of_model(cls, program: HeadProgram, inputs: HeadInputs) -> Preflight:
+        """Traces `configure_model`.
+
+        Args:
+          program: with any structure.
+          inputs: arrays or shapes of all heads, `[H, ...]`.
+        """
+        # NumPy's float64 becomes jax's float32 unless the run is in 64 bits; jax 0.11 warns of it in shapes.
+        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], jax.dtypes.canonicalize_dtype(a.dtype)), inputs)
+        found: list[Structure] = []
+
+        def build(inputs: HeadInputs, key: Any) -> Any:
+            parts = program.build(inputs, key)
+            found.append(parts.structure)  # not the parts: no traced array may outlive its trace
+            return parts[:2]
+
+        with _explained(program, "configure_model", "a PRNG key"):
+            parts = jax.eval_shape(build, one, _KEY)
+        if not jax.tree.leaves(parts[0]):
+            raise ModuleError(
+                f"A model has nothing to train: {type(program.module).__name__}.configure_model. Got no floating "
+                "array, expected at least one. Fix: return the model itself, with its parameters made."
+            )
+        return cls(dataclasses.replace(program, structure=found[-1]), one, parts)
+
+    def training(self, data: Any, batch_size: int, accumulate: int) -> TrainingShapes:
+        """Traces `training_step`, `configure_optimizers` and the callbacks' second tier.
+
+        Args:
+          data: the training dataset: arrays or shapes, columns `[N, ...]`.
+          batch_size: B.
+          accumulate: A.
+
+        Returns:
+          What was found.
+        """
+        shapes = _shapes(data)
+        accumulators = self.evaluation("training", shapes, batch_size, train=True)
+        flags = self.program.logged["training"]
+        epoch = {name: a for name, a in accumulators.items() if flags[name].on_epoch}
+        with _explained(self.program, "configure_optimizers", "traced hyper-parameters"):
+            state = jax.eval_shape(self.program.init, self.inputs, _KEY, epoch)
+        rows = jax.ShapeDtypeStruct((accumulate, batch_size), jnp.int32)
+        mask = jax.ShapeDtypeStruct((accumulate, batch_size), jnp.bool_)
+        with _explained(self.program, self._training_method, _one_head_view(shapes, batch_size)):
+            step = jax.make_jaxpr(self.program.train)(state, self.inputs, _KEY, DeviceRows(shapes), rows, mask, _STEP)
+        return TrainingShapes(epoch, state, step)
+
+    @property
+    def _training_method(self) -> str:
+        return "update" if has_own_update(self.program.module) else "training_step"
+
+    def evaluation(self, stage: str, data: Any, batch_size: int, train: bool = False) -> dict[str, Any]:
+        """Traces one of the steps that log, and returns empty accumulators of one head, by name."""
+        shapes = _shapes(data)
+        rows, mask = jax.ShapeDtypeStruct((batch_size,), jnp.int32), jax.ShapeDtypeStruct((batch_size,), jnp.bool_)
+
+        def run(head: Any, inputs: Any, key: Any, data: Any, rows: Any, mask: Any, step: Any) -> Any:
+            if train and has_own_update(self.program.module):
+                return self.program.logged_by_update(head, inputs, key, data, rows, mask, step)
+            return self.program.evaluate(stage, head, inputs, key, data, rows, mask, step, train)
+
+        method = self._training_method if train else f"{stage}_step"
+        with _explained(self.program, method, _one_head_view(shapes, batch_size)):
+            found = jax.eval_shape(run, self.parts, self.inputs, _KEY, DeviceRows(shapes), rows, mask, _STEP)
+        return {name: empty_accumulator(accumulator) for name, accumulator in found.items()}
+
+    def prediction(self, data: Any, batch_size: int) -> Any:
+        """Traces `predict_step`; its output must lead with the slots."""
+        shapes = _shapes(data)
+        rows, mask = jax.ShapeDtypeStruct((batch_size,), jnp.int32), jax.ShapeDtypeStruct((batch_size,), jnp.bool_)
+        view = _one_head_view(shapes, batch_size)
+        with _explained(self.program, "predict_step", view):
+            output = jax.eval_shape(
+                self.program.predict, self.parts, self.inputs, _KEY, DeviceRows(shapes), rows, mask, _STEP
+            )
+        for leaf in jax.tree.leaves(output) or [None]:
+            if leaf is None or leaf.shape[:1] != (batch_size,):
+                raise ModuleError(
+                    f"A prediction has the wrong shape: {type(self.program.module).__name__}.predict_step. Got "
+                    f"{'nothing' if leaf is None else _form(leaf)} for one head, expected [{batch_size}, ...], one "
+                    "entry for each slot. Fix: keep the leading axis of the batch."
+                )
+        return output
+
+
+@contextlib.contextmanager
+def _explained(program: HeadProgram, method: str, view: str) -> Iterator[None]:
+    """Turns what goes wrong while a user's method is traced into an error that names the method and what it got."""
+    where = f"{type(program.module).__name__}.{method}"
+    try:
+        yield
+    except HydraxError:
+        raise
+    except jax.errors.TracerBoolConversionError as error:
+        raise ModuleError(
+            f"Python looks at a value that is not known yet: {where}. Got a Python `if`, `while`, `and` or `assert` on "
+            f"a traced array, expected branches on shapes only; the step got {view} for one head. Fix: use jnp.where "
+            "or jax.lax.cond."
+        ) from error
+    except (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerArrayConversionError,
+        jax.errors.TracerIntegerConversionError,
+    ) as error:
+        raise ModuleError(
+            f"Python needs a value that is not known yet: {where}. Got float(), int(), numpy, a shape or a range made "
+            f"from a traced array ({_first_line(error)}), expected jax.numpy on arrays; the step got {view} for one "
+            "head. Fix: use jax.numpy; a PerHead value is traced, so it cannot be a size."
+        ) from error
+    except Exception as error:
+        fix = "the cause above names your line"
+        if getattr(type(program.module), method) is getattr(HeadModule, method):
+            fix = f"define {method}: the default calls the model on the whole batch, not on a part of it"
+        if "concrete values" in str(error):
+            fix = "a PerHead value is traced, so it cannot be a size"
+        if type(error).__name__ == "TraceContextError":  # flax has no public name for it
+            fix = "call an nnx model with dropout or batch statistics on the whole batch, not inside jax.vmap"
+        raise ModuleError(
+            f"A method failed while it was traced for one head: {where} got {view} for one head. Got "
+            f"{type(error).__name__}: {_first_line(error)}, expected it to run on these shapes. Fix: {fix}."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200].rstrip(".")
+
+
+def _one_head_view(shapes: Any, batch_size: int) -> str:
+    """Such as `image float32[32, 8, 8], label int32[32]`."""
+    leaves = jax.tree_util.tree_flatten_with_path(shapes)[0]
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") or "batch" for path, _ in leaves]
+    forms = [_form(jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype)) for _, leaf in leaves]
+    return ", ".join(f"{name} {form}" for name, form in zip(names, forms, strict=True))
+
+
+def _form(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tree)

@@ -1,0 +1,84 @@
+"""HydraModule: what a user subclasses: the model, optimiser and loss of one head, and what surrounds a stage."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from types import CodeType
+from typing import Any, overload
+
+from hydrax.errors import ModuleError
+from hydrax.results import Heads, load_with
+from hydrax.step import HeadModule, Hyperparameters
+
+
+class HydraModule(HeadModule):
+    """Model, loss and optimiser of ONE head; the Trainer adds the head axis.
+
+    The module holds configuration only, is never changed by training, and is frozen while a fit runs.
+    Override `configure_model`, `configure_optimizers` and `training_step`; the rest as needed.
+    """
+
+    def save_hyperparameters(self, *names: str, ignore: tuple[str, ...] | list[str] = ()) -> None:
+        """Keeps the arguments of the calling `__init__` as `self.hparams`.
+
+        Args:
+          names: which arguments; all of them if none is named.
+          ignore: arguments to leave out.
+
+        Raises:
+          ModuleError: it is not called in `__init__`, or a name is none of its arguments.
+        """
+        caller = inspect.currentframe()
+        frame = caller.f_back if caller else None
+        if frame is None or frame.f_code.co_name != "__init__" or frame.f_locals.get("self") is not self:
+            raise ModuleError(
+                f"Hyper-parameters are saved from outside __init__: {type(self).__name__}.save_hyperparameters. Got a "
+                f"call from {frame.f_code.co_name if frame else 'nowhere'}, expected one inside __init__. Fix: call it "
+                "first in __init__."
+            )
+        info = inspect.getargvalues(frame)
+        found = {name: info.locals[name] for name in info.args[1:]}
+        found |= {name: info.locals[name] for name in _keyword_only(frame)}
+        found |= info.locals.get(info.keywords, {}) if info.keywords else {}
+        unknown = [name for name in names if name not in found]
+        if unknown:
+            raise ModuleError(
+                f"Hyper-parameter is not an argument of __init__: {type(self).__name__}.save_hyperparameters. Got "
+                f"{unknown[0]!r}, expected one of {', '.join(found)}. Fix: name an argument of __init__."
+            )
+        kept = {name: value for name, value in found.items() if name in (names or found) and name not in ignore}
+        self._hparams = Hyperparameters({**self.hparams, **kept})
+
+    def setup(self, stage: str) -> None:
+        """Called on the host before a stage ("fit", "validate", "test", "predict") starts."""
+
+    def teardown(self, stage: str) -> None:
+        """Called on the host after a stage ended, also by an error."""
+
+    @overload
+    @classmethod
+    def load_from_checkpoint(cls, path: str | Path, head: None = None, **hparams: Any) -> Heads: ...
+    @overload
+    @classmethod
+    def load_from_checkpoint(cls, path: str | Path, head: int, **hparams: Any) -> Any: ...
+    @classmethod
+    def load_from_checkpoint(cls, path: str | Path, head: int | None = None, **hparams: Any) -> Any:
+        """Models that were trained with a module of this class, read from a checkpoint.
+
+        Args:
+          path: a run's checkpoints or `Heads.save`'s folder; the newest step is read.
+          head: gives what `heads[head]` would, and reads nothing of the others; None: all, as `Heads`.
+          hparams: arguments of `__init__`, instead of those that the checkpoint holds. It holds what
+            `save_hyperparameters` kept, but for what is no number, text, tuple, list or dict.
+
+        Raises:
+          ModuleError: the checkpoint does not hold an argument that `__init__` needs.
+          CheckpointError: it holds heads of another module, or is damaged.
+        """
+        return load_with(cls, path, head, hparams)
+
+
+def _keyword_only(frame: Any) -> tuple[str, ...]:
+    code: CodeType = frame.f_code
+    return code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]

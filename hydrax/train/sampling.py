@@ -1,0 +1,216 @@
+"""How heads walk their slices in a fit: what follows from slices, batch size, sampling and budget, before any plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from hydrax.data import Batches, DataModule, Dataset, DrawnBatches, Feed, IndexBatches, RotationBatches
+from hydrax.engine import Layout, Rotated, SharedRotated
+from hydrax.errors import DataError, SliceError
+from hydrax.slices import RowLaw, Slices, rotation
+from hydrax.train.settings import Settings
+
+if TYPE_CHECKING:
+    import grain
+
+_MAX_TABLE_BYTES = 2**28  # What slices may take on the device.
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """The index batches of a fit.
+
+    Attributes:
+      settings: with the seed, sampling and budget.
+      datamodule: with the batch size.
+      data: the training dataset.
+      slices: the heads' slices.
+      law: how the program finds the rows of own index batches; None where the host draws them.
+      members: uint8[H, N / 8], how it finds whose the rows of shared index batches are; None where the host draws them.
+      index: the index batches on the host; None where the program draws them.
+      batch_size: slots B.
+      padding: why a slot can be padding, or None.
+    """
+
+    settings: Settings
+    datamodule: DataModule
+    data: Dataset
+    slices: Slices
+    law: RowLaw | None
+    members: np.ndarray | None
+    index: grain.MapDataset | None
+    batch_size: int
+    padding: str | None
+
+    @property
+    def shared(self) -> bool:
+        """Whether all heads meet the same rows."""
+        return self.settings.sampling == "shared"
+
+    @property
+    def may_idle(self) -> bool:
+        """Whether a head may have no live slot in a step."""
+        return self.shared or self.settings.passes is not None
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int32[H], rows of a pass of each head."""
+        return np.full_like(self.slices.lengths, self.slices.num_rows) if self.shared else self.slices.lengths
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of the longest pass."""
+        return -(-int(self.lengths.max()) // self.batch_size)
+
+    @property
+    def frozen(self) -> int | None:
+        """How many first batches come over and over, or None."""
+        return self.settings.limit("train", self.batches_per_epoch) if self.settings.overfit_batches else None
+
+    @property
+    def own_batches(self) -> np.ndarray | None:
+        """int64[H], batches after which each head is through its passes; None without that budget."""
+        passes = self.settings.passes
+        if passes is None:
+            return None
+        return rotation.batches_of(passes, self.lengths, self.batch_size, self.datamodule.small_slices)
+
+    def feed(self, layout: Layout, max_steps: int) -> Feed:
+        """The rows and index batches, laid out for the program.
+
+        Args:
+          layout: where the heads stand.
+          max_steps: most steps of a superstep.
+        """
+        accumulate = self.settings.accumulate_grad_batches
+        slots = max_steps * accumulate * self.batch_size * (1 if self.shared else len(self.slices))
+        return self.data.feed(
+            lambda places: self._batches(places, max_steps, accumulate), layout, slots, self.slices.ids
+        )
+
+    @property
+    def drawn_on_host(self) -> bool:
+        """Whether the index batches of all heads are made for the host to see."""
+        return self.index is not None or self.data.reader is not None
+
+    def _batches(self, places: np.ndarray, max_steps: int, accumulate: int) -> Batches:
+        """The index batches of heads at these places, int[places]."""
+        if self.index is not None:
+            return IndexBatches(
+                self.index if self.frozen is None else self.index[: self.frozen].repeat(),
+                num_rows=self.data.num_rows,
+                places=places,
+                max_steps=max_steps,
+                accumulate=accumulate,
+                shared=self.shared,
+            )
+        draw: Rotated | SharedRotated
+        if self.law is not None:
+            columns = {name: column[places] for name, column in self.law.columns.items()}
+            fixed: dict[str, Any] = {"columns": columns, "tables": self.law.tables}
+            draw, lengths = Rotated(self.law.take, self.batch_size), self.lengths[places]
+        else:
+            assert self.members is not None
+            fixed = {"members": self.members[places]}
+            draw, lengths = SharedRotated(self.batch_size), self.lengths[:1]
+        batches = RotationBatches(
+            draw,
+            fixed,
+            lengths,
+            max_steps=max_steps,
+            accumulate=accumulate,
+            seed=self.settings.seed,
+            small_slices=self.datamodule.small_slices,
+            passes=self.settings.passes,
+            frozen=self.frozen,
+        )
+        return batches if self.data.reader is None else DrawnBatches(batches, self.slices.ids[places])
+
+
+def open_walk(settings: Settings, datamodule: DataModule, data: Dataset, slices: Slices) -> Walk:
+    """Checks sampling, budget and the first index batch."""
+    shared = settings.sampling == "shared"
+    if shared and slices.has_repeats:
+        raise SliceError(
+            f"A row listed twice cannot be met twice: {type(datamodule).__name__}.slices. Got {slices!r} with "
+            'sampling="shared", expected slices that hold each row once. Fix: pass sampling="own", as for a bootstrap.'
+        )
+    # Only the data module's own rotation is known to the program.
+    own = type(datamodule).index_dataset is DataModule.index_dataset
+    # Beside an accelerator's superstep, a program that draws for the host would have to wait for its turn.
+    in_program = own and (data.reader is None or jax.default_backend() == "cpu")
+    law = _law(slices) if in_program and not shared else None
+    members = _members(slices) if in_program and shared else None
+    index = _index_dataset(settings, datamodule) if law is None and members is None else None
+    walk = Walk(settings, datamodule, data, slices, law, members, index, datamodule.batch_size, None)
+    if own or index is None:
+        live = rotation.cursor(0, walk.lengths, datamodule.batch_size, datamodule.small_slices).width
+        slots = datamodule.batch_size
+    else:
+        probe = IndexBatches(index, num_rows=data.num_rows, places=np.arange(len(slices)), max_steps=1, shared=shared)
+        mask = probe.take(0, [1])["mask"][0]
+        probe.close()
+        live, slots = mask.sum(axis=1), mask.shape[1]
+    return dataclasses.replace(walk, batch_size=slots, padding=_padding(settings, slices, live, slots))
+
+
+def _law(slices: Slices) -> RowLaw | None:
+    law = slices.law()
+    small = law is not None and sum(table.nbytes for table in law.tables.values()) <= _MAX_TABLE_BYTES
+    return law if small else None
+
+
+def _members(slices: Slices) -> np.ndarray | None:
+    """uint8[H, N / 8], the rows of each head as bits, the lowest bit first; None where they would take too much."""
+    row_bytes = -(-slices.num_rows // 8)
+    if len(slices) * row_bytes > _MAX_TABLE_BYTES // 4:
+        return None
+    members = np.empty((len(slices), row_bytes), np.uint8)
+    block = max(1, 2**24 // slices.num_rows)
+    for first in range(0, len(slices), block):
+        mask = slices.mask(slice(first, first + block))
+        members[first : first + block] = np.packbits(mask, axis=1, bitorder="little")
+    return members
+
+
+def _index_dataset(settings: Settings, datamodule: DataModule) -> grain.MapDataset:
+    name = f"{type(datamodule).__name__}.index_dataset"
+    asked: dict[str, Any] = {}
+    if settings.sampling != "own":
+        asked["sampling"] = settings.sampling
+    if settings.passes is not None:
+        asked["passes"] = settings.passes
+    known = inspect.signature(datamodule.index_dataset).parameters
+    missing = [argument for argument in asked if argument not in known]
+    if missing:
+        raise DataError(
+            f"Index batches of one's own know nothing of {missing[0]}: {name}. Got {', '.join(known)}, expected "
+            f"{missing[0]} among its arguments, as it is {asked[missing[0]]!r}. Fix: take it, or leave it out of the "
+            "Trainer."
+        )
+    index = datamodule.index_dataset(settings.seed, **asked)
+    import grain  # late, as in hydrax/data.py
+
+    if not isinstance(index, grain.MapDataset):
+        raise DataError(
+            f"Index batches have the wrong type: {name}. Got {type(index).__name__}, expected a grain.MapDataset. Fix: "
+            "build it with grain.MapDataset.source(...)."
+        )
+    return index
+
+
+def _padding(settings: Settings, slices: Slices, live: np.ndarray, slots: int) -> str | None:
+    """Why a slot can be padding, or None; `live` are each head's live slots in the first batch, int[H]."""
+    shortest = int(np.argmin(slices.lengths))
+    if settings.sampling == "shared" and slices.lengths[shortest] < slices.num_rows:
+        owned = f"{slices.lengths[shortest]} of the {slices.num_rows} rows that all heads meet"
+        return f"head {slices.ids[shortest]} owns {owned}"
+    head = int(np.argmin(live))
+    if live[head] < slots:
+        return f"head {slices.ids[head]} has {live[head]} rows for {slots} slots"
+    return "a head's last batch ends with its passes" if settings.passes is not None else None

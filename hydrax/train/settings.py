@@ -1,0 +1,270 @@
+"""Settings: the Trainer's arguments, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hydrax.errors import ArgumentError
+
+MATMUL_PRECISIONS = ("default", "high", "highest", "bfloat16", "tensorfloat32", "float32")
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
+_MAX_PASSES = 2**31
+_NEAR = 0.6  # of 1: as near as difflib calls close
+_LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
+
+# Lightning's arguments that mean nothing here, and what does their job.
+_INSTEAD = {
+    "accelerator": "JAX picks the device; set JAX_PLATFORMS to force one",
+    "strategy": "heads are independent, so there is nothing to synchronise; leave it out",
+    "num_nodes": "start one run per machine on part of the heads: slices[heads]",
+    "sync_batchnorm": "each head has batch statistics of its own; leave it out",
+    "benchmark": "XLA tunes by itself; leave it out",
+    "inference_mode": "nothing is recorded unless a gradient is asked for; leave it out",
+    "use_distributed_sampler": "Slices say which rows a head sees",
+    "reload_dataloaders_every_n_epochs": "the rotation gives new batches in every pass; leave it out",
+    "detect_anomaly": "set jax_debug_nans",
+    "plugins": "pass callbacks",
+    "model_registry": "save with result.heads.save(path)",
+    "resume_from_checkpoint": "pass ckpt_path to fit",
+    "enable_autolog_hparams": "save_hyperparameters keeps them; leave it out",
+    "gpus": "JAX picks the device; set JAX_PLATFORMS to force one",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The Trainer's arguments that shape a run; `Trainer` says what each means."""
+
+    max_steps: int | None = None
+    max_epochs: int | None = None
+    min_steps: int | None = None
+    min_epochs: int | None = None
+    limit_train_batches: int | float = 1.0
+    limit_val_batches: int | float = 1.0
+    limit_test_batches: int | float = 1.0
+    limit_predict_batches: int | float = 1.0
+    overfit_batches: int | float = 0
+    num_sanity_val_steps: int = 2
+    fast_dev_run: bool | int = False
+    val_check_interval: int | float = 1.0
+    check_val_every_n_epoch: int | None = 1
+    log_every_n_steps: int = 50
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = None
+    gradient_clip_algorithm: str = "norm"
+    precision: str = "32-true"
+    matmul_precision: str | None = None
+    seed: int = 0
+    sampling: str = "own"
+    budget: str = "steps"
+    devices: int | str | Sequence[Any] = "auto"
+    lowering: str = "auto"
+    device_memory: int | str = "auto"
+    deterministic: bool = False
+    chunk: int | str = "auto"
+    steps_per_call: int | str = "auto"
+    on_nonfinite: str = "quarantine"
+    profiler: str | None = None
+    barebones: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, np.integer | np.floating):
+                object.__setattr__(self, name, value.item())
+        for name in ("max_steps", "max_epochs", "min_steps", "min_epochs", "check_val_every_n_epoch"):
+            if getattr(self, name) is not None:
+                self._check_count(name)
+        for unit in ("steps", "epochs"):
+            least, most = getattr(self, f"min_{unit}"), getattr(self, f"max_{unit}")
+            if least is not None and most is not None and least > most:
+                raise _error(f"min_{unit}", least, f"at most max_{unit}={most}", "a fit ends there in any case")
+        for name in ("log_every_n_steps", "accumulate_grad_batches"):
+            self._check_count(name)
+        for name in ("chunk", "steps_per_call", "device_memory"):
+            if getattr(self, name) != "auto":
+                self._check_count(name, '"auto" or an int of 1 or more')
+        for name in _LIMITS:
+            self._check_limit(name)
+        if self.overfit_batches != 0:
+            self._check_limit("overfit_batches")
+        sane = self.num_sanity_val_steps
+        if isinstance(sane, bool) or not isinstance(sane, int) or sane < -1:
+            raise _error("num_sanity_val_steps", sane, "an int of -1 or more; -1 is all", "leave it out for 2")
+        self._check_val_interval()
+        self._check_choice("gradient_clip_algorithm", ("norm", "value"))
+        if self.precision in ("16-mixed", "16-true", 16, "16"):
+            raise _error(
+                "precision",
+                self.precision,
+                f"one of {', '.join(PRECISIONS)}; float16 overflows without loss scaling, and a scale shared by heads "
+                "would tie them together",
+                'use "bf16-mixed"',
+            )
+        self._check_choice("precision", PRECISIONS)
+        if self.matmul_precision is not None:
+            self._check_choice("matmul_precision", MATMUL_PRECISIONS)
+        self._check_devices()
+        self._check_choice("sampling", ("own", "shared"))
+        self._check_choice("lowering", ("auto", "fast", "plain"))
+        self._check_choice("on_nonfinite", ("quarantine", "raise", "ignore"))
+        if self.profiler is not None:
+            self._check_choice("profiler", ("simple", "jax"))
+        self._check_budget()
+        clip = self.gradient_clip_val
+        if clip is not None and (
+            isinstance(clip, bool) or not isinstance(clip, int | float) or not 0 < clip < math.inf
+        ):
+            raise _error("gradient_clip_val", clip, "a number above 0, or None", "leave it out for no clipping")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise _error("seed", self.seed, "an int, 0 <= seed < 2**32", "pass for example seed=0")
+        for name in ("barebones", "deterministic"):
+            if not isinstance(getattr(self, name), bool):
+                raise _error(name, getattr(self, name), "True or False", "pass a bool")
+        if not isinstance(self.fast_dev_run, bool | int) or self.fast_dev_run < 0:
+            raise _error("fast_dev_run", self.fast_dev_run, "a bool, or a number of batches", "pass fast_dev_run=True")
+
+    def limit(self, stage: str, batches: int) -> int:
+        """How many of a dataset's batches are used: at least one."""
+        if self.fast_dev_run:
+            return min(batches, int(self.fast_dev_run))
+        overfits = self.overfit_batches and stage in ("train", "val")
+        limit = self.overfit_batches if overfits else getattr(self, f"limit_{stage}_batches")
+        return min(batches, limit) if isinstance(limit, int) else max(1, int(batches * limit))
+
+    def validation_batches(self, batches_per_epoch: int) -> int:
+        """Training batches between two validations."""
+        interval = self.val_check_interval
+        if isinstance(interval, float):
+            return max(1, int(batches_per_epoch * interval))
+        if interval > batches_per_epoch and self.check_val_every_n_epoch is not None and not self.fast_dev_run:
+            raise _error(
+                "val_check_interval",
+                interval,
+                f"at most {batches_per_epoch}, the batches of an epoch",
+                "pass check_val_every_n_epoch=None to count batches across epochs",
+            )
+        return interval
+
+    @property
+    def of_plan(self) -> dict[str, Any]:
+        """The arguments that `make_plan` takes, as the user gave them."""
+        return {name: getattr(self, name) for name in ("chunk", "steps_per_call", "lowering", "sampling")}
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Steps of a fit: the nearer of `max_steps` and `max_epochs`."""
+        if self.fast_dev_run:
+            return steps_per_epoch
+        ends = [self.max_steps] if self.max_steps is not None else []
+        ends += [self.max_epochs * steps_per_epoch] if self.max_epochs is not None else []
+        if not ends:
+            raise ArgumentError(
+                "A fit has no end: Trainer(max_steps=, max_epochs=). Got neither, expected one of them. Fix: pass for "
+                "example max_steps=300."
+            )
+        return min(ends)
+
+    def least_steps(self, steps_per_epoch: int) -> int:
+        """Steps before which no callback ends a fit or stops a head."""
+        return max(self.min_steps or 0, (self.min_epochs or 0) * steps_per_epoch)
+
+    @property
+    def passes(self) -> int | None:
+        """Passes after which a head is done, or None."""
+        return self.max_epochs if self.budget == "passes" else None
+
+    def end(self, total_steps: int) -> str:
+        """Which argument ends a fit of so many steps."""
+        if self.fast_dev_run:
+            return f"`fast_dev_run={self.fast_dev_run}`"
+        return f"`max_steps={self.max_steps}`" if self.max_steps == total_steps else f"`max_epochs={self.max_epochs}`"
+
+    def _check_count(self, name: str, expected: str = "an int of 1 or more") -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise _error(name, value, expected, f"pass for example {name}={8 if 'int' in expected else 1}")
+
+    def _check_limit(self, name: str) -> None:
+        value = getattr(self, name)
+        # As in Lightning, 0 switches these two off: validation, overfitting.
+        least = 0 if name in ("limit_val_batches", "overfit_batches") else 1
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= least
+        if not is_count and not (isinstance(value, float) and (0 < value <= 1 or value == least)):
+            raise _error(
+                name,
+                value,
+                f"an int of {least} or more (batches), or a float in (0, 1] (fraction)",
+                f"pass {name}=1.0 for all",
+            )
+
+    def _check_devices(self) -> None:
+        value, fix = self.devices, 'pass for example devices=1, or "auto" for all'
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            kinds = {getattr(device, "device_kind", None) for device in value}
+            if len(kinds) != 1 or None in kinds or len(set(value)) < len(value):
+                raise _error("devices", value, "different JAX devices of one kind", "pick them from jax.devices()")
+        elif value != "auto":
+            self._check_count("devices", f'"auto", an int of 1 or more, or a list of JAX devices ({fix})')
+
+    def _check_budget(self) -> None:
+        self._check_choice("budget", ("steps", "passes"))
+        if self.budget == "passes" and self.max_epochs is None and not self.fast_dev_run:
+            raise _error("budget", "passes", "max_epochs beside it: the passes of each head", "pass max_epochs too")
+        if self.budget == "passes" and (self.max_epochs or 0) > _MAX_PASSES:
+            raise _error("max_epochs", self.max_epochs, f"at most {_MAX_PASSES} passes", "pass fewer")
+        cuts = {
+            "limit_train_batches": isinstance(self.limit_train_batches, int) or self.limit_train_batches != 1.0,
+            "overfit_batches": self.overfit_batches != 0,
+        }
+        for name in (name for name, is_cut in cuts.items() if is_cut and self.budget == "passes"):
+            raise _error("budget", "passes", f"whole passes, not {name}={getattr(self, name)}", f"leave {name} out")
+
+    def _check_val_interval(self) -> None:
+        value = self.val_check_interval
+        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not is_count and not (isinstance(value, float) and 0 < value <= 1):
+            raise _error(
+                "val_check_interval",
+                value,
+                "an int of 1 or more (batches), or a float in (0, 1]",
+                "pass 1.0: once an epoch",
+            )
+        if self.check_val_every_n_epoch is None and not is_count:
+            raise _error(
+                "val_check_interval",
+                value,
+                "an int of batches, since check_val_every_n_epoch=None counts across epochs",
+                "pass an int",
+            )
+
+    def _check_choice(self, name: str, allowed: tuple[str, ...]) -> None:
+        if getattr(self, name) not in allowed:
+            raise _error(name, getattr(self, name), f"one of {', '.join(allowed)}", f'pass {name}="{allowed[0]}"')
+
+
+def refuse_unknown(unknown: dict[str, Any], known: list[str]) -> None:
+    """Raises for an argument the Trainer does not have, with the nearest name or with what takes its place."""
+    for name, value in unknown.items():
+        if name in _INSTEAD:
+            raise _error(name, value, "no such argument here", _INSTEAD[name])
+        # Of equally near ones the first: `epochs` is max_epochs rather than min_epochs.
+        near = max(known, key=lambda other: difflib.SequenceMatcher(None, other, name).ratio())
+        is_near = difflib.SequenceMatcher(None, near, name).ratio() >= _NEAR
+        fix = f"the nearest name is {near}" if is_near else "help(hydrax.Trainer) lists the arguments"
+        raise _error(name, value, "a known argument", fix)
+
+
+def check_switches(**switches: Any) -> None:
+    """Refuses anything but True or False; Lightning takes a logger object for `logger`."""
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise _error(name, value, "True or False", "pass objects of your own with callbacks=[...]")
+
+
+def _error(name: str, value: Any, expected: str, fix: str) -> ArgumentError:
+    return ArgumentError(f"A Trainer argument has no meaning: {name}. Got {value!r}, expected {expected}. Fix: {fix}.")

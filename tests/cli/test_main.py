@@ -1,0 +1,160 @@
+"""The command `hydrax`: what it prints is what the run holds; errors are one line, exit statuses are right."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import hydrax as hx
+from hydrax.callbacks import ModelCheckpoint
+from hydrax.cli import main as cli
+from hydrax.datamodules import ArrayDataModule
+
+LENGTHS, RATES = [12, 3, 7, 5], [0.1, 0.2, 0.3, 0.1]
+
+
+class Mean(hx.HydraModule):
+    def __init__(self, lr):
+        self.save_hyperparameters()
+
+    def configure_model(self, key):
+        return {"w": jnp.zeros(())}
+
+    def configure_optimizers(self):
+        return optax.sgd(self.hparams.lr)
+
+    def training_step(self, model, batch, ctx):
+        return (batch["x"] - model["w"]) ** 2
+
+    def validation_step(self, model, batch, ctx):
+        return (batch["x"] - model["w"]) ** 2
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    x = np.random.default_rng(0).normal(size=20).astype(np.float32)
+    data = ArrayDataModule({"x": x}, val={"x": x}, slices=hx.Slices.random_subset(LENGTHS, 20), batch_size=4)
+    return hx.Trainer(
+        max_steps=6, callbacks=[ModelCheckpoint("val_loss")], logger=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path_factory.mktemp("root"),
+    ).fit(Mean(hx.PerHead(RATES)), data)  # fmt: skip
+
+
+@pytest.fixture
+def folder(result):
+    return Path(result.log_dir)
+
+
+def lines(capsys, *words):
+    """Exit status, and the cells of what was printed."""
+    status = cli.main([str(word) for word in words])
+    return status, [re.split(r"\s{2,}", line) for line in capsys.readouterr().out.splitlines()]
+
+
+def column(printed, name):
+    head, *rows = printed
+    return [row[head.index(name)] for row in rows]
+
+
+def test_heads_lists_every_head_with_its_settings(capsys, folder):
+    status, printed = lines(capsys, "heads", folder)
+    assert status == 0
+    assert column(printed, "head") == ["0", "1", "2", "3"]
+    assert list(map(int, column(printed, "length"))) == LENGTHS
+    assert list(map(float, column(printed, "lr"))) == RATES
+
+
+def test_the_folder_of_checkpoints_does_too(capsys, folder):
+    assert lines(capsys, "heads", folder / "checkpoints") == lines(capsys, "heads", folder)
+
+
+@pytest.mark.parametrize(
+    ("words", "heads"),
+    [
+        (["--sort", "length"], ["1", "3", "2", "0"]),
+        (["--sort", "length", "--reverse"], ["0", "2", "3", "1"]),
+        (["--sort", "length", "--limit", "2"], ["1", "3"]),
+        (["--reverse"], ["3", "2", "1", "0"]),
+        (["--where", "lr=0.10"], ["0", "3"]),
+        (["--where", "lr=0.1", "--where", "length=5"], ["3"]),
+        (["--status", "ok"], ["0", "1", "2", "3"]),
+        (["--status", "stopped"], []),
+    ],
+    ids=" ".join,
+)
+def test_heads_sorts_and_filters(capsys, folder, words, heads):
+    status, printed = lines(capsys, "heads", folder, *words)
+    assert (status, column(printed, "head")) == (0, heads)
+
+
+def test_what_is_no_number_comes_last(capsys, tmp_path):
+    (tmp_path / "heads.csv").write_text("head,score\n0,\n1,2.5\n2,nan\n3,-1\n")
+    assert column(lines(capsys, "heads", tmp_path, "--sort", "score")[1][:3], "head") == ["3", "1"]
+
+
+@pytest.mark.parametrize("kind", ["last", "best"])
+def test_export_writes_the_arrays_of_one_head(capsys, result, folder, tmp_path, kind):
+    status, printed = lines(capsys, "export", folder, "--head", 2, "--kind", kind, "--to", tmp_path / "two.npz")
+    assert (status, printed) == (0, [[str(tmp_path / "two.npz")]])
+    wanted = Mean.load_from_checkpoint(folder / "checkpoints" / kind, head=2)
+    [written] = np.load(tmp_path / "two.npz").values()
+    np.testing.assert_array_equal(written, np.asarray(wanted["w"]))
+
+
+def test_export_writes_all_heads_beside_the_caller(capsys, result, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert lines(capsys, "export", folder) == (0, [["heads.npz"]])
+    [written] = np.load("heads.npz").values()
+    np.testing.assert_array_equal(written, np.asarray(result.heads.trainable["w"]))
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["heads", "{empty}"], ["A run has no ledger", "Got no heads.csv there"]),
+        (["heads", "{run}", "--sort", "width"], ["--sort. Got 'width', expected one of head, ", "Fix: "]),
+        (["heads", "{run}", "--where", "length"], ["Got 'length', expected COLUMN=VALUE"]),
+        (["export", "{run}", "--to", "/dev/null/heads.npz"], ["/dev/null"]),
+        (["heads", "{run}", "--where", "depth=3"], ["--where. Got 'depth'"]),
+        (["export", "{empty}"], ["Fix: "]),
+        (["export", "{run}", "--head", "4"], ["Got 4", "Fix: "]),
+        (["export", "{run}", "--to", "heads.pkl"], ["'.pkl'", ".npz or .safetensors"]),
+    ],
+    ids=lambda words: " ".join(words),
+)
+def test_what_cannot_be_done_is_said_in_one_line(capsys, folder, tmp_path, monkeypatch, words, parts):
+    monkeypatch.chdir(tmp_path)
+    status = cli.main([word.format(run=folder, empty=tmp_path) for word in words])
+    said = capsys.readouterr().err
+    assert (status, said.count("\n")) == (1, 1)
+    assert [part for part in parts if part not in said] == []
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["heads"], ["train"], ["heads", ".", "--limit", "x"], ["heads", ".", "--limit=-1"]], ids=" ".join
+)
+def test_words_that_make_no_command_exit_with_2(capsys, words):
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    assert end.value.code == 2
+
+
+def test_help_lists_the_commands(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--help"])
+    assert end.value.code == 0
+    assert {"heads", "export"} <= set(capsys.readouterr().out.split())
+
+
+def test_it_is_installed_under_its_name(folder):
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"hydrax": "hydrax.cli:main"}
+    code = f"import sys; from hydrax.cli import main; sys.exit(main(['heads', {str(folder)!r}, '--limit', '1']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 2)

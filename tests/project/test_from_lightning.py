@@ -1,0 +1,150 @@
+"""docs/from-lightning.md: its tables keep step with the code, and its ports learn."""
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import hydrax as hx
+from hydrax import callbacks
+
+PAGE = (Path(__file__).parents[2] / "docs" / "from-lightning.md").read_text()
+# Of lightning 2.6.6: the arguments of its Trainer, in order, the hooks of its classes, its callbacks and loggers.
+THEIRS = {
+    "Trainer arguments": """
+        accelerator strategy devices num_nodes precision logger callbacks fast_dev_run max_epochs min_epochs max_steps
+        min_steps max_time limit_train_batches limit_val_batches limit_test_batches limit_predict_batches
+        overfit_batches val_check_interval check_val_every_n_epoch num_sanity_val_steps log_every_n_steps
+        enable_checkpointing enable_progress_bar enable_model_summary accumulate_grad_batches
+        gradient_clip_val gradient_clip_algorithm deterministic benchmark inference_mode
+        use_distributed_sampler profiler detect_anomaly barebones plugins sync_batchnorm
+        reload_dataloaders_every_n_epochs default_root_dir enable_autolog_hparams model_registry""".split(),
+    "Module hooks": """
+        on_fit_start on_fit_end on_train_start on_train_end on_validation_start on_validation_end on_test_start
+        on_test_end on_predict_start on_predict_end on_train_batch_start on_train_batch_end
+        on_validation_batch_start on_validation_batch_end on_test_batch_start on_test_batch_end
+        on_predict_batch_start on_predict_batch_end on_validation_model_zero_grad on_validation_model_eval
+        on_validation_model_train on_test_model_eval on_test_model_train on_predict_model_eval
+        on_train_epoch_start on_train_epoch_end on_validation_epoch_start on_validation_epoch_end
+        on_test_epoch_start on_test_epoch_end on_predict_epoch_start on_predict_epoch_end on_before_backward
+        on_after_backward on_before_optimizer_step configure_sharded_model on_save_checkpoint
+        on_load_checkpoint on_before_zero_grad configure_model""".split(),
+    "Data hooks": """
+        prepare_data setup teardown train_dataloader test_dataloader val_dataloader predict_dataloader
+        transfer_batch_to_device on_before_batch_transfer on_after_batch_transfer""".split(),
+    "Callback hooks": """
+        state_key setup teardown on_fit_start on_fit_end on_sanity_check_start on_sanity_check_end
+        on_train_batch_start on_train_batch_end on_train_epoch_start on_train_epoch_end
+        on_validation_epoch_start on_validation_epoch_end on_test_epoch_start on_test_epoch_end
+        on_predict_epoch_start on_predict_epoch_end on_validation_batch_start on_validation_batch_end
+        on_test_batch_start on_test_batch_end on_predict_batch_start on_predict_batch_end on_train_start
+        on_train_end on_validation_start on_validation_end on_test_start on_test_end on_predict_start
+        on_predict_end on_exception state_dict load_state_dict on_save_checkpoint on_load_checkpoint
+        on_before_backward on_after_backward on_before_optimizer_step on_before_zero_grad""".split(),
+    "Callbacks and loggers": """
+        BackboneFinetuning BaseFinetuning BasePredictionWriter BatchSizeFinder Checkpoint DeviceStatsMonitor
+        EarlyStopping GradientAccumulationScheduler LambdaCallback LearningRateFinder LearningRateMonitor
+        ModelCheckpoint ModelPruning ModelSummary OnExceptionCheckpoint ProgressBar RichModelSummary
+        RichProgressBar StochasticWeightAveraging SpikeDetection ThroughputMonitor Timer TQDMProgressBar
+        EMAWeightAveraging WeightAveraging CSVLogger MLFlowLogger TensorBoardLogger WandbLogger""".split(),
+}
+OURS = {
+    "Trainer arguments": set(inspect.signature(hx.Trainer).parameters) - {"unknown"},
+    "Trainer methods and attributes": set(dir(hx.Trainer)),
+    "Module hooks": set(dir(hx.HydraModule)),
+    "Data hooks": set(dir(hx.DataModule)),
+    "Callback hooks": set(dir(hx.Callback)),
+    "Callbacks and loggers": set(callbacks.__all__),
+}
+
+
+def section(title: str) -> str:
+    return PAGE.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def table(title: str) -> dict[str, tuple[str, str]]:
+    """What takes the place of each of Lightning's names, and how."""
+    rows = re.findall(r"^\| (\S+) \| (\S+) \| (.+) \|$", section(title), flags=re.MULTILINE)
+    return {name.replace("\\", ""): (here, how) for name, here, how in rows if name != "Lightning"}
+
+
+def missing(title: str, names: set[str]) -> set[str]:
+    """Names that a section holds nowhere."""
+    return names - set(re.findall(r"\w+", section(title)))
+
+
+def test_every_argument_of_lightnings_trainer_has_a_row_in_its_order():
+    assert list(table("Trainer arguments")) == THEIRS["Trainer arguments"]
+
+
+@pytest.mark.parametrize("title", THEIRS)
+def test_every_name_of_lightnings_has_a_row(title):
+    assert set(THEIRS[title]) - set(table(title)) == set()
+
+
+@pytest.mark.parametrize("title", OURS)
+def test_what_is_said_to_be_here_is_here(title):
+    assert {here for here, _ in table(title).values()} - OURS[title] - {"-"} == set()
+
+
+@pytest.mark.parametrize("title", OURS)
+def test_a_row_says_same_or_different_of_what_is_here_and_not_needed_of_the_rest(title):
+    found = {
+        name: (here, how)
+        for name, (here, how) in table(title).items()
+        if not re.match("not needed: " if here == "-" else "same|different: ", how)
+    }
+    assert found == {}
+
+
+@pytest.mark.parametrize("title", OURS)
+def test_what_is_the_same_has_the_same_name(title):
+    same = {name: here for name, (here, how) in table(title).items() if how.startswith("same")}
+    assert same == {name: name for name in same}
+
+
+@pytest.mark.parametrize(
+    ("title", "kind"), [("Module hooks", hx.HydraModule), ("Callback hooks", hx.Callback)], ids=["module", "callback"]
+)
+def test_every_public_method_has_a_place(title, kind):
+    internal = {"is_checkpoint"}
+    assert missing(title, {name for name in vars(kind) if not name.startswith("_")} - internal) == set()
+
+
+@pytest.mark.parametrize("title", ["Trainer arguments", "Callbacks and loggers"])
+def test_every_argument_and_every_callback_has_a_place(title):
+    assert missing(title, OURS[title]) == set()
+
+
+@pytest.mark.parametrize("name", [name for name, (here, _) in table("Trainer arguments").items() if here == "-"])
+def test_an_argument_that_is_not_needed_is_answered_by_name(name):
+    with pytest.raises(hx.ArgumentError, match=rf"{name}\. Got 1, expected no such argument here\. Fix: "):
+        hx.Trainer(**{name: 1})
+
+
+@pytest.fixture(scope="module")
+def ports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a reader's session holds after the page's Hydrax blocks."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
+    session: dict[str, Any] = {"__name__": "__main__"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("ports"))
+        for number, block in enumerate(blocks[1:]):  # the first is Lightning's
+            exec(compile(block, f"from-lightning.md, block {number + 1}", "exec"), session)
+    return session
+
+
+def test_each_autoencoder_beats_the_mean_image(ports):
+    x = ports["x"]
+    error = ((np.asarray(ports["autoencoders"].heads.predict(x)) - x) ** 2).mean(axis=(1, 2))
+    assert error.shape == (10,)
+    assert (error < x.var(axis=0).mean()).all()
+
+
+def test_a_classifier_of_more_rows_is_better(ports):
+    accuracy = ports["classifiers"].metrics["val_acc"]
+    assert accuracy[0] < accuracy[2]
+    assert accuracy[2] > 0.85  # scikit-learn's LogisticRegression has 0.91 of all 1,500 rows

@@ -1,0 +1,297 @@
+"""README.md and docs/: their Python runs as it stands, and what they name is there."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import hydrax as hx
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
+README_LINES, EXAMPLE_LINES = 150, 30
+
+
+def text(page: str) -> str:
+    return (ROOT / page).read_text()
+
+
+def python_blocks(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", text(page), flags=re.DOTALL | re.MULTILINE)
+
+
+def run(page: str, folder: Path) -> dict[str, Any]:
+    """What a reader's session holds who ran all blocks of a page in an empty folder, one after the other."""
+    session: dict[str, Any] = {"__name__": "__main__"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for number, block in enumerate(python_blocks(page)):
+            exec(compile(block, f"{page}, block {number}", "exec"), session)
+    return session
+
+
+@pytest.fixture(scope="module")
+def readme(tmp_path_factory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("readme")
+    return run("README.md", folder) | {"folder": folder}
+
+
+@pytest.fixture(scope="module")
+def getting_started(tmp_path_factory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("started")
+    return run("docs/getting-started.md", folder) | {"folder": folder}
+
+
+@pytest.fixture(scope="module")
+def concepts(tmp_path_factory) -> dict[str, Any]:
+    return run("docs/concepts.md", tmp_path_factory.mktemp("concepts"))
+
+
+@pytest.fixture(scope="module")
+def troubleshooting(tmp_path_factory) -> dict[str, Any]:
+    with jax.numpy_rank_promotion("allow"):  # a reader's JAX does what tests/conftest.py forbids
+        return run("docs/troubleshooting.md", tmp_path_factory.mktemp("trouble"))
+
+
+@pytest.fixture(scope="module")
+def performance(tmp_path_factory) -> dict[str, Any]:
+    return run("docs/performance.md", tmp_path_factory.mktemp("performance"))
+
+
+@pytest.fixture(scope="module")
+def callback_guide(tmp_path_factory) -> dict[str, Any]:
+    return run("docs/writing-a-callback.md", tmp_path_factory.mktemp("callback"))
+
+
+@pytest.fixture(scope="module")
+def datamodule_guide(tmp_path_factory) -> dict[str, Any]:
+    return run("docs/writing-a-datamodule.md", tmp_path_factory.mktemp("datamodule"))
+
+
+@pytest.fixture(scope="module")
+def update_guide(tmp_path_factory) -> dict[str, Any]:
+    return run("docs/writing-an-update.md", tmp_path_factory.mktemp("update"))
+
+
+# Their blocks are run elsewhere; of docs/from-lightning.md the ports, as Lightning is not installed.
+RUN_ELSEWHERE = {"docs/command-line.md", "docs/from-lightning.md"}
+
+
+# ---- what the pages name ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_to_a_file(page):
+    links = re.findall(r"\]\(([^)#:]+)\)", text(page))
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_test_and_script_named_is_there(page):
+    named = re.findall(r"\b(?:tests|examples|benchmarks|hydrax|callbacks|datamodules)/\w+\.py\b", text(page))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_design_names_every_file_of_the_core():
+    files = {path.name for path in (ROOT / "hydrax").glob("*.py")} - {"__init__.py"}
+    assert sorted(file for file in files if f"`{file}`" not in text("docs/design.md")) == []
+
+
+@pytest.mark.parametrize("folder", ["hydrax", "callbacks", "datamodules", "examples", "benchmarks", "tests", "docs"])
+def test_the_readme_has_a_line_for(folder):
+    assert f"| [{folder}/]({folder}) |" in text("README.md")
+
+
+def test_the_readme_can_be_read_in_one_go():
+    assert len(text("README.md").splitlines()) <= README_LINES
+
+
+def test_the_first_example_fits_on_a_screen():
+    lines = [line for line in python_blocks("README.md")[0].splitlines() if line.strip()]
+    assert len(lines) <= EXAMPLE_LINES
+
+
+# ---- what their code does ---------------------------------------------------------------------------------------
+
+
+def test_the_readme_s_example_gives_a_loss_for_each_of_200_heads(readme):
+    assert readme["losses"].shape == (200,)
+
+
+def test_the_readme_s_example_draws_a_learning_curve_that_falls(readme):
+    first, last = readme["losses"][:20].mean(), readme["losses"][-20:].mean()
+    assert last < 0.6 * first
+
+
+def test_the_readme_s_head_is_an_ordinary_layer(readme):
+    assert isinstance(readme["result"].heads[7], nnx.Linear)
+
+
+@pytest.mark.parametrize("pattern", ["events.out.tfevents.*", "checkpoints/last/*", "checkpoints/heads.csv"])
+def test_the_readme_s_fit_writes(readme, pattern):
+    assert list((readme["folder"] / "hydrax_logs" / "version_0").glob(pattern)) != []
+
+
+def test_the_readme_s_one_call_gives_as_many_models_as_asked_for(readme):
+    assert len(readme["models"]) == 20
+    assert isinstance(readme["model"], nnx.Linear)
+
+
+def test_the_first_fit_draws_the_learning_curve_that_scikit_learn_draws(getting_started):
+    # Its logistic regression of each of these slices, scored on the same 597 rows.
+    theirs = [0.26, 0.49, 0.62, 0.84, 0.87, 0.89, 0.92, 0.92]
+    np.testing.assert_allclose(getting_started["result"].metrics["val_accuracy"], theirs, atol=0.12)
+
+
+def test_validation_by_hand_gives_what_the_fit_gave_at_its_end(getting_started):
+    in_fit = getting_started["result"].metrics["val_accuracy"]
+    np.testing.assert_allclose(getting_started["scores"]["val_accuracy"], in_fit, rtol=1e-6)
+
+
+def test_one_head_all_heads_and_a_loaded_head_say_the_same(getting_started):
+    logits = np.asarray(getting_started["logits"])
+    assert logits.shape == (5, 10)
+    np.testing.assert_allclose(getting_started["all_logits"][7], logits, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(getting_started["one"](getting_started["images"][:5]), logits)
+
+
+def test_the_ensemble_is_the_mean_of_its_three_heads(getting_started):
+    alone = getting_started["result"].heads.predict(getting_started["images"])[[5, 6, 7]]
+    np.testing.assert_allclose(getting_started["ensemble"], alone.mean(axis=0), rtol=1e-4, atol=1e-4)
+
+
+def test_an_exported_head_has_the_shapes_of_its_layers(getting_started):
+    with np.load(getting_started["folder"] / "head_7.npz") as file:
+        shapes = sorted(file[name].shape for name in file)
+    assert shapes == [(10,), (32,), (32, 10), (64, 32)]
+
+
+def test_heads_that_stop_early_say_why(getting_started):
+    assert {reason[:44] for reason in getting_started["reasons"]} == {"val_loss did not improve in 3 validations (s"}
+    assert not getting_started["early"].live.any()
+
+
+@pytest.mark.cpu
+def test_a_fit_in_two_parts_ends_with_the_bits_of_one(getting_started):
+    parts, whole = (jax.tree.leaves(getting_started[name].heads.trainable) for name in ("second", "result"))
+    for part, other in zip(parts, whole, strict=True):
+        np.testing.assert_array_equal(part, other)
+
+
+def test_the_sweep_has_a_line_for_each_rate_and_a_column_for_each_seed(getting_started):
+    np.testing.assert_array_equal(getting_started["sweep"].axes["lr"].reshape(3, 3)[:, 0], [1e-3, 1e-2, 1e-1])
+    np.testing.assert_array_equal(getting_started["sweep"].axes["seed"].reshape(3, 3)[0], [0, 1, 2])
+    assert getting_started["by_rate"].shape == (3, 3)
+
+
+def test_the_concepts_slices_are_what_they_are_said_to_be(concepts):
+    np.testing.assert_array_equal(concepts["slices"].lengths, [24, 12, 7, 4])
+    np.testing.assert_array_equal(concepts["slices"].rows(3), [12, 13, 14, 15])
+    np.testing.assert_array_equal(concepts["some"].ids, [1, 3])
+    np.testing.assert_array_equal(concepts["left_out"].lengths, [24 - 12, 24 - 4])
+
+
+def test_the_concepts_batch_has_two_slots_of_padding(concepts):
+    np.testing.assert_array_equal(concepts["batch"]["mask"].sum(axis=1), [6, 6, 6, 4])
+
+
+@pytest.mark.cpu
+def test_the_concepts_head_trained_alone_has_the_bits_it_has_among_others(concepts):
+    np.testing.assert_array_equal(concepts["alone"].trainable["weight"][0], concepts["together"].trainable["weight"][2])
+
+
+def test_the_absurd_learning_rate_is_quarantined_alone(troubleshooting):
+    np.testing.assert_array_equal(troubleshooting["result"].live, [True, True, False])
+    np.testing.assert_allclose(troubleshooting["result"].metrics["train_loss"][:2], 0, atol=1e-6)
+    assert troubleshooting["result"].ledger[2]["status"] == "quarantined"
+
+
+def test_the_wrong_loss_teaches_the_mean_of_all_labels(troubleshooting):
+    labels = 3 * troubleshooting["x"][:, 0] + 1
+    np.testing.assert_allclose(troubleshooting["wrong"].metrics["train_loss"], labels.var(), rtol=0.3)
+    weight = troubleshooting["wrong"].heads.trainable
+    assert max(float(abs(leaf).max()) for leaf in jax.tree.leaves(weight)) < 1.5  # the line's own are 3 and 1
+
+
+def test_a_loss_of_each_row_that_has_the_wrong_shape_is_refused(troubleshooting):
+    with jax.numpy_rank_promotion("allow"), pytest.raises(hx.ModuleError, match="A loss has the wrong shape"):
+        troubleshooting["trainer"].fit(troubleshooting["Refused"](0.1), troubleshooting["data"])
+
+
+def words(report: str) -> list[str]:
+    """What a report of a plan says, without its values."""
+    names, *lines = report.splitlines()
+    return re.findall(r"\w+(?==)", names) + [line.split(":")[0] for line in lines]
+
+
+@pytest.mark.cpu
+def test_the_plan_s_report_has_the_lines_that_the_page_explains(performance):
+    printed = re.search(r"```text\n(.*?)```", text("docs/performance.md"), flags=re.DOTALL)[1]
+    assert words(str(performance["report"])) == words(printed)
+
+
+@pytest.mark.cpu
+def test_the_report_s_bytes_are_those_counted_by_hand(performance):
+    parameters = 64 * 10 + 10
+    assert performance["report"].memory.state == pytest.approx(256 * 3 * parameters * 4, rel=0.01)
+    assert performance["report"].memory.data == 1797 * (64 + 1) * 4
+    batches = 256 * 32 * (64 + 1) * 4
+    assert performance["report"].work.bytes == pytest.approx(2 * 256 * 3 * parameters * 4 + batches, rel=0.01)
+
+
+def test_the_guide_s_first_callback_stops_heads_that_have_reached_the_bound(callback_guide):
+    losses = callback_guide["result"].metrics["val_loss"]
+    np.testing.assert_array_equal(callback_guide["result"].live, losses >= 0.01)
+    np.testing.assert_array_equal(callback_guide["result"].live, [True, False, False])
+
+
+def test_the_guide_s_first_callback_survives_a_resume(callback_guide):
+    stop = callback_guide["stop"]
+    again = callback_guide["StopAtLoss"](0.01)
+    again.load_state_dict(stop.state_dict())
+    assert set(again.stopped_at) == {1, 2}
+    assert again.stopped_at == stop.stopped_at
+
+
+def test_the_guide_s_second_callback_adds_up_the_norms_of_the_updates(callback_guide):
+    path = callback_guide["PathLength"]()
+    info = hx.StepInfo(trainable=None, gradients=None, updates={"kernel": np.array([3.0, 4.0])}, loss=None, step=None)
+    assert path.on_step(path.on_step(path.init(None), info), info)["length"] == 10.0
+
+
+def test_the_guide_reads_the_second_callback_s_state_of_all_heads(callback_guide):
+    assert callback_guide["lengths"].shape == (3,)
+    assert np.all(callback_guide["lengths"] > 0)
+
+
+def test_the_guide_s_data_module_scores_each_fold_by_a_head_that_has_not_seen_it(datamodule_guide):
+    assert datamodule_guide["accuracy"].shape == (5,)
+    # scikit-learn's logistic regression scores 0.956 to 0.981 on these folds.
+    assert np.all(datamodule_guide["accuracy"] > 0.9)
+
+
+def test_the_guide_s_sharpness_aware_heads_learn_the_line_but_for_the_widest_look_around(update_guide):
+    weights = update_guide["flat"].heads.trainable["w"]
+    np.testing.assert_allclose(weights[:2], [[1, 2], [1, 2]], atol=0.05)
+    assert {"train_loss", "gradient_norm"} <= set(update_guide["flat"].metrics)
+
+
+def test_the_guide_s_generators_come_near_the_mean_of_the_data(update_guide):
+    made = update_guide["game"].heads.trainable["generator"]
+    assert made.shape == (8,)
+    assert np.all(np.abs(made - 2) < 1)  # they start at 0
+
+
+def test_the_page_about_loggers_names_them_as_they_are(tmp_path):
+    names = [type(callback).__name__ for callback in run("docs/loggers.md", tmp_path)["trainer"].callbacks]
+    assert names == ["WandbLogger", "MLflowLogger"]
+
+
+def test_every_page_with_python_is_run():
+    source = Path(__file__).read_text()
+    run_here = {page for page in PAGES if f'run("{page}"' in source}
+    assert {page for page in PAGES if python_blocks(page)} == run_here | RUN_ELSEWHERE

@@ -1,0 +1,45 @@
+"""Where runs write, and where a resume looks."""
+
+import pytest
+
+from hydrax.errors import ArgumentError
+from hydrax.train.run_folder import check_root, find_newest, make_run_folder
+
+
+def save(folder, step=3):
+    (folder / str(step)).mkdir(parents=True)
+    return folder
+
+
+def test_runs_get_folders_of_their_own_in_order(tmp_path):
+    made = [make_run_folder(tmp_path).name for _ in range(11)]
+    assert made == [f"version_{number}" for number in range(11)]
+
+
+def test_a_folder_that_is_no_run_is_passed_over(tmp_path):
+    (tmp_path / "hydrax_logs" / "version_old").mkdir(parents=True)
+    assert make_run_folder(tmp_path).name == "version_0"
+
+
+def test_the_newest_run_that_saved_is_found_by_number_and_not_by_name(tmp_path):
+    folders = [make_run_folder(tmp_path) for _ in range(12)]
+    save(folders[9] / "checkpoints" / "last")
+    newest = save(folders[10] / "checkpoints" / "last")
+    assert find_newest("last", tmp_path) == newest
+
+
+def test_where_nothing_was_saved_nothing_is_found(tmp_path):
+    (make_run_folder(tmp_path) / "checkpoints" / "last").mkdir(parents=True)
+    assert find_newest("last", tmp_path) is None
+
+
+def test_a_folder_of_the_user_s_own_is_the_only_one_looked_into(tmp_path):
+    save(make_run_folder(tmp_path) / "checkpoints" / "last")
+    mine = save(tmp_path / "mine" / "last")
+    assert find_newest("last", tmp_path, tmp_path / "mine") == mine
+
+
+@pytest.mark.parametrize("root", [None, 3, ["a"]])
+def test_a_root_that_is_no_path_is_refused(root):
+    with pytest.raises(ArgumentError, match=r"default_root_dir\. Got .* expected a path\. Fix: "):
+        check_root(root)
