@@ -24,7 +24,7 @@ from chunk_width import Classifier, Clock, machine
 import hydrax as hx
 from hydrax.data.feed import RotationBatches
 from hydrax.datamodules import ArrayDataModule
-from hydrax.engine.draw import Rotated
+from hydrax.engine.draw import OwnRotation
 
 BATCH_SIZE, NUM_ROWS, STEPS_PER_CALL = 32, 784, 50
 
@@ -64,7 +64,7 @@ def draw_alone(slices: hx.Slices, turns: int) -> list[float]:
     law = slices.law()
     fixed = {"columns": law.columns, "tables": law.tables}
     how = {"max_steps": STEPS_PER_CALL, "accumulate": 1, "seed": 0, "small_slices": "mask", "passes": None}
-    batches = RotationBatches(Rotated(law.take, BATCH_SIZE), fixed, slices.lengths, **how)
+    batches = RotationBatches(OwnRotation(law.take, BATCH_SIZE), fixed, slices.lengths, **how)
     axes = batches.draw.axes
 
     @jax.jit
@@ -79,7 +79,7 @@ def draw_alone(slices: hx.Slices, turns: int) -> list[float]:
 
         return jax.lax.map(head, (own, ids))
 
-    parts, secs = batches.take(0, [1] * STEPS_PER_CALL), []
+    parts, secs = batches.superstep(0, [1] * STEPS_PER_CALL), []
     draw(parts, slices.ids).block_until_ready()
     for _ in range(turns):
         start = time.perf_counter()

@@ -43,7 +43,7 @@ class Program:
         training = fit.trainer._training
         self._engine, self._step = training.engine, 0
         self._state = self._engine.init()
-        self._taken = training.feed.take(0, [1] * STEPS_PER_CALL)
+        self._taken = training.feed.superstep(0, [1] * STEPS_PER_CALL)
         self._first = self._last = None
 
     def advance(self, num_steps: int) -> None:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from hydrax.data.columns import aligned_zeros
-from hydrax.engine import Draw, Given, Layout, Rotated, SharedRotated, Taken
+from hydrax.engine import Draw, HostBatches, Layout, OwnRotation, SharedRotation, Taken
 from hydrax.errors import DataError
 from hydrax.slices import rotation
 from hydrax.step import DeviceRows
@@ -25,14 +25,14 @@ class Feed(Protocol):
     @property
     def draw(self) -> Draw: ...
 
-    def lay_out(self, layout: Layout) -> None:
+    def set_layout(self, layout: Layout) -> None:
         """Says where the heads stand from now on."""
 
-    def take(self, first: int, counts: Sequence[int]) -> Taken:
+    def superstep(self, first: int, counts: Sequence[int]) -> Taken:
         """For the steps that start at batch `first` and hold `counts` batches each."""
 
-    def expect(self, first: int, counts: Sequence[int]) -> None:
-        """Says what `take` will probably be asked for next, so that it can be got ready meanwhile."""
+    def prefetch(self, first: int, counts: Sequence[int]) -> None:
+        """Says what `superstep` will probably be asked for next, so that it can be got ready meanwhile."""
 
     def digest(self) -> str:
         """Tells datasets apart, for resuming."""
@@ -46,7 +46,7 @@ class Batches(Protocol):
 
     Attributes:
       draw: what the program does with them.
-      fixed: names of the parts that `take` gives the same each time.
+      fixed: names of the parts that `superstep` gives the same each time.
     """
 
     @property
@@ -55,7 +55,7 @@ class Batches(Protocol):
     @property
     def draw(self) -> Draw: ...
 
-    def take(self, first: int, counts: Sequence[int]) -> dict[str, Any]:
+    def superstep(self, first: int, counts: Sequence[int]) -> dict[str, Any]:
         """As `Feed.take`, for all places, on the host."""
 
     def close(self) -> None:
@@ -77,9 +77,9 @@ class ResidentFeed:
         own = jax.tree.map(_copied, data)
         self._data = {device: DeviceRows(jax.device_put(own, device)) for device in layout.devices}
         self._make = batches
-        self.lay_out(layout)
+        self.set_layout(layout)
 
-    def lay_out(self, layout: Layout) -> None:
+    def set_layout(self, layout: Layout) -> None:
         self._layout, self._batches = layout, self._make(layout.heads)
         self._fixed: list[dict[str, Any]] | None = None
 
@@ -87,15 +87,15 @@ class ResidentFeed:
     def draw(self) -> Draw:
         return self._batches.draw
 
-    def take(self, first: int, counts: Sequence[int]) -> Taken:
-        found = self._batches.take(first, counts)
+    def superstep(self, first: int, counts: Sequence[int]) -> Taken:
+        found = self._batches.superstep(first, counts)
         if self._fixed is None:
             self._fixed = self._send({name: found[name] for name in self._batches.fixed})
         fresh = self._send({name: part for name, part in found.items() if name not in self._batches.fixed})
         blocks = zip(self._layout.blocks, self._fixed, fresh, strict=True)
         return [(self._data[block.device], fixed | part) for block, fixed, part in blocks]
 
-    def expect(self, first: int, counts: Sequence[int]) -> None:
+    def prefetch(self, first: int, counts: Sequence[int]) -> None:
         """Nothing to get ready: index batches are cheap."""
 
     def digest(self) -> str:
@@ -129,7 +129,7 @@ class RotationBatches:
 
     def __init__(
         self,
-        draw: Rotated | SharedRotated,
+        draw: OwnRotation | SharedRotation,
         fixed: dict[str, Any],
         lengths: np.ndarray,
         *,
@@ -147,7 +147,7 @@ class RotationBatches:
         self._lengths, self._small_slices, self._passes = lengths, small_slices, passes
         self._max_steps, self._accumulate = max_steps, accumulate
 
-    def take(self, first: int, counts: Sequence[int]) -> dict[str, Any]:
+    def superstep(self, first: int, counts: Sequence[int]) -> dict[str, Any]:
         start = first if self._frozen is None else 0
         here = rotation.cursor(start, self._lengths, self.draw.batch_size, self._small_slices)
         left = rotation.slots_left(start, self._lengths, here.width, self._passes)
@@ -178,12 +178,12 @@ class DrawnBatches:
     fixed = ()
 
     def __init__(self, batches: RotationBatches, head_ids: np.ndarray) -> None:
-        self.draw = Given(2, batches.draw.shared)
+        self.draw = HostBatches(2, batches.draw.shared)
         self._batches, self._head_ids = batches, head_ids
         self._program = jax.jit(batches.draw.__call__)
 
-    def take(self, first: int, counts: Sequence[int]) -> dict[str, Any]:
-        parts = jax.device_put((self._batches.take(first, counts), self._head_ids))
+    def superstep(self, first: int, counts: Sequence[int]) -> dict[str, Any]:
+        parts = jax.device_put((self._batches.superstep(first, counts), self._head_ids))
         rows, mask = map(np.array, self._program(*parts))
         rows[len(counts) :] = 0
         return {"rows": rows, "mask": mask}
@@ -225,9 +225,9 @@ class IndexBatches:
         self._num_heads = None if places is None else int(places.max()) + 1
         self._shared = shared
         self._shapes: tuple[tuple[int, ...], ...] | None = None
-        self.draw = Given(None if places is None else 2 if accumulate else 1, shared)
+        self.draw = HostBatches(None if places is None else 2 if accumulate else 1, shared)
 
-    def take(self, first: int, counts: Sequence[int]) -> dict[str, Any]:
+    def superstep(self, first: int, counts: Sequence[int]) -> dict[str, Any]:
         """Rows and mask of the steps that start at element `first` and hold `counts` elements each.
 
         Returns:

@@ -10,14 +10,14 @@ import numpy as np
 
 from hydrax.data.feed import Batches
 from hydrax.data.reader import RowReader
-from hydrax.engine import Draw, Given, Layout, Taken
+from hydrax.engine import Draw, HostBatches, Layout, Taken
 from hydrax.step import DeviceRows
 
 
 class StreamFeed:
     """The distinct rows of one superstep at a time on the device, each fetched once however many heads want it.
 
-    One thread works ahead: it draws the index batches of the superstep that `expect` names, has their rows read, and
+    One thread works ahead: it draws the index batches of the superstep that `prefetch` names, has their rows read, and
     sends them to the device.
 
     Args:
@@ -39,9 +39,9 @@ class StreamFeed:
         self._reader, self._make, self._max_rows, self._ids = reader, batches, max_rows, ids
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "hydrax-fetch")
         self._ahead: tuple[tuple[int, tuple[int, ...]], concurrent.futures.Future[Taken]] | None = None
-        self.lay_out(layout)
+        self.set_layout(layout)
 
-    def lay_out(self, layout: Layout) -> None:
+    def set_layout(self, layout: Layout) -> None:
         if self._ahead is not None:  # for other places
             self._ahead[1].cancel()
             concurrent.futures.wait([self._ahead[1]])
@@ -52,7 +52,7 @@ class StreamFeed:
     def draw(self) -> Draw:
         return self._batches.draw
 
-    def take(self, first: int, counts: Sequence[int]) -> Taken:
+    def superstep(self, first: int, counts: Sequence[int]) -> Taken:
         """The rows and the index batches, whose rows are places in them; waits for what is still on its way."""
         asked, ahead = (first, tuple(counts)), self._ahead
         self._ahead = None
@@ -63,7 +63,7 @@ class StreamFeed:
             ahead = asked, self._thread.submit(self._fetch, *asked)
         return ahead[1].result()
 
-    def expect(self, first: int, counts: Sequence[int]) -> None:
+    def prefetch(self, first: int, counts: Sequence[int]) -> None:
         asked = first, tuple(counts)
         self._ahead = asked, self._thread.submit(self._fetch, *asked)
 
@@ -78,7 +78,7 @@ class StreamFeed:
         self._batches.close()
 
     def _fetch(self, first: int, counts: Sequence[int]) -> Taken:
-        batches = self._batches.take(first, counts)
+        batches = self._batches.superstep(first, counts)
         drawn = batches["rows"][: len(counts)]  # what lies beyond is padding, of row 0
         numbers, places = np.unique(drawn, return_inverse=True)
         columns = self._reader.read(numbers, lambda row: self._owners(row, batches), size=self._max_rows)
@@ -94,7 +94,7 @@ class StreamFeed:
     def _owners(self, row: int, batches: Mapping[str, np.ndarray]) -> str:
         """Such as "wanted by heads 3, 7 and 12 more"."""
         draw = self.draw
-        assert isinstance(draw, Given)
+        assert isinstance(draw, HostBatches)
         if draw.heads_axis is None:
             return "wanted by all heads"
         axis = draw.heads_axis

@@ -19,16 +19,16 @@ Files, in reading order:
 
 from hydrax.engine import compile_cache
 from hydrax.engine.devices import find_devices
-from hydrax.engine.draw import Draw, Given, Rotated, SharedRotated, Taken
+from hydrax.engine.draw import Draw, HostBatches, OwnRotation, SharedRotation, Taken
 from hydrax.engine.engine import Blocks, Engine, check_per_head, head_inputs, heads_of, read_steps
-from hydrax.engine.flops import Work, count_flops
+from hydrax.engine.flops import StepCost, count_flops
 from hydrax.engine.layout import Layout, lay_out
-from hydrax.engine.limits import describe, describe_speed, limits
+from hydrax.engine.limits import environment, limits, speed_environment
 from hydrax.engine.memory import Memory, is_out_of_memory, room, too_large
 from hydrax.engine.plan import FETCH_BYTES, NO_CHOICE, Choice, Plan, make_plan, step_secs
 from hydrax.engine.plan_report import Candidate, PlanReport
-from hydrax.engine.quarantine import Fault, Steps, report, take_back
-from hydrax.engine.spill import Shelf
+from hydrax.engine.quarantine import Fault, Steps, report, roll_back
+from hydrax.engine.spill import Spill
 
 __all__ = [
     "Blocks",
@@ -38,23 +38,23 @@ __all__ = [
     "Engine",
     "FETCH_BYTES",
     "Fault",
-    "Given",
+    "HostBatches",
     "Layout",
     "Memory",
     "NO_CHOICE",
     "Plan",
     "PlanReport",
-    "Rotated",
-    "SharedRotated",
-    "Shelf",
+    "OwnRotation",
+    "SharedRotation",
+    "Spill",
     "Steps",
     "Taken",
-    "Work",
+    "StepCost",
     "check_per_head",
     "compile_cache",
     "count_flops",
-    "describe",
-    "describe_speed",
+    "environment",
+    "speed_environment",
     "find_devices",
     "head_inputs",
     "heads_of",
@@ -66,6 +66,6 @@ __all__ = [
     "report",
     "room",
     "step_secs",
-    "take_back",
+    "roll_back",
     "too_large",
 ]

@@ -33,11 +33,13 @@ class Compiled:
         """How many programs there are, for all devices and forms of arguments."""
         return len(self._programs)
 
-    def on(self, device: jax.Device, *args: Any, **static: Any) -> jax.stages.Compiled:
+    def compiled_for(self, device: jax.Device, *args: Any, **static: Any) -> jax.stages.Compiled:
         """The program for a device and for arguments, or shapes, like these."""
-        return self.begin(device, *args, **static).result()
+        return self.compile_in_background(device, *args, **static).result()
 
-    def begin(self, device: jax.Device, *args: Any, **static: Any) -> concurrent.futures.Future[jax.stages.Compiled]:
+    def compile_in_background(
+        self, device: jax.Device, *args: Any, **static: Any
+    ) -> concurrent.futures.Future[jax.stages.Compiled]:
         """The same program, perhaps still being compiled: XLA's part of it runs beside what the caller does next.
 
         It is traced before this returns, in the caller's thread, since JAX's settings may be those of a thread.

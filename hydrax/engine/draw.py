@@ -14,7 +14,7 @@ from hydrax.step import DeviceRows
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
+class HostBatches:
     """Index batches that the host drew: `rows` int32[K, ..., H, B] and `mask` bool of that shape.
 
     Attributes:
@@ -36,7 +36,7 @@ class Given:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rotated:
+class OwnRotation:
     """Index batches that the program draws itself, as `rotation.index_batch` does on the host: the same integers.
 
     The parts it draws from are: `cursor`, `lengths` and `left` as in `rotation.slots`; `seed`; `ahead` uint32[K, A],
@@ -65,11 +65,11 @@ class Rotated:
 
 
 @dataclasses.dataclass(frozen=True)
-class SharedRotated:
+class SharedRotation:
     """The same for `rotation.shared_index_batch`: all heads walk the dataset together.
 
-    The parts are those of `Rotated`, but `cursor`, `lengths` and `left` of one walk; and `members` uint8[H, N / 8], the
-    rows of each head as bits, the lowest bit first.
+    The parts are those of `OwnRotation`, except that `cursor`, `lengths` and `left` describe one walk; and `members`
+    uint8[H, N / 8], the rows of each head as bits, the lowest bit first.
 
     Attributes:
       batch_size: B.
@@ -92,7 +92,7 @@ class SharedRotated:
         return jax.vmap(jax.vmap(batch))(batches["ahead"], batches["present"])
 
 
-Draw = Given | Rotated | SharedRotated
+Draw = HostBatches | OwnRotation | SharedRotation
 
 Taken = list[tuple[DeviceRows, dict[str, Any]]]
 """For each block of a layout: its rows on the device, and what the program makes its index batches from."""

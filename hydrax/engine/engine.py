@@ -13,10 +13,10 @@ import numpy as np
 
 from hydrax.engine import devices
 from hydrax.engine.compiled import Compiled
-from hydrax.engine.draw import Draw, Given, Taken
+from hydrax.engine.draw import Draw, HostBatches, Taken
 from hydrax.engine.layout import Block, Layout
 from hydrax.engine.programs import Programs
-from hydrax.engine.spill import Shelf
+from hydrax.engine.spill import Spill
 from hydrax.errors import ArgumentError
 from hydrax.step import HeadInputs, HeadModule, HeadProgram, HeadsState, Mean, PerHead, per_head_values
 from hydrax.trees import is_key, tree_bytes
@@ -52,7 +52,7 @@ class Engine:
       layout: where the heads stand.
       epoch: empty accumulators of one head.
       draw: where the index batches of training come from; None where nothing trains.
-      shelf: keeps the heads that wait, where they run in waves.
+      spill: keeps the heads that wait, where they run in waves.
 
     Attributes:
       layout: where the heads stand.
@@ -67,12 +67,12 @@ class Engine:
         layout: Layout,
         epoch: dict[str, Any],
         draw: Draw | None = None,
-        shelf: Shelf | None = None,
+        spill: Spill | None = None,
         max_steps: int | None = None,
     ) -> None:
         self.num_heads = len(inputs.ids)
         self.structure = program.structure
-        functions = Programs(program, layout.chunk, epoch, draw or Given(2, shared=False))
+        functions = Programs(program, layout.chunk, epoch, draw or HostBatches(2, shared=False))
         self.programs = {
             "init": Compiled(functions.init),
             "superstep": Compiled(functions.superstep, donate=(0,), static=("whole",)),
@@ -90,7 +90,7 @@ class Engine:
             concurrent.futures.ThreadPoolExecutor(1, f"hydrax-lane-{lane}")
             for lane in range(layout.num_lanes if layout.num_lanes > 1 else 0)
         ]
-        self._shelf = shelf
+        self._spill = spill
         self._whole_steps = max_steps if devices.tells_host(layout.blocks[0].device) else None
         # Whether 64 bits stay is a setting of each thread, and of the run: results are read after its end too.
         self._wide = bool(getattr(jax.config, "jax_enable_x64", False))
@@ -103,8 +103,8 @@ class Engine:
     def scatter(self, tree: Any) -> Blocks:
         """Leaves `[H, ...]`, dealt to the blocks; the same arrays where one block holds all heads in order."""
         layout = self.layout
-        if self._shelf is not None:
-            return tuple(self._shelf.put(_pick(tree, block.heads)) for block in layout.blocks)
+        if self._spill is not None:
+            return tuple(self._spill.put(_pick(tree, block.heads)) for block in layout.blocks)
         if layout.is_plain:
             return (jax.tree.map(jnp.asarray, tree),)
         return tuple(jax.device_put(_pick(tree, block.heads), block.device) for block in layout.blocks)
@@ -115,8 +115,8 @@ class Engine:
         Where heads run in waves, they are on the host's disk instead.
         """
         layout, device = self.layout, self.layout.blocks[0].device
-        if self._shelf is not None:
-            return jax.tree.map(self._gather_on_shelf, *blocks)
+        if self._spill is not None:
+            return jax.tree.map(self._gather_spilled, *blocks)
         if layout.is_plain:
             return jax.tree.map(jnp.copy, blocks[0])
         whole = blocks[0]
@@ -124,11 +124,11 @@ class Engine:
             whole = jax.tree.map(lambda *parts: jnp.concatenate(parts), *jax.device_put(blocks, device))
         return _pick(whole, layout.places)
 
-    def _gather_on_shelf(self, *parts: Any) -> Any:
-        assert self._shelf is not None
+    def _gather_spilled(self, *parts: Any) -> Any:
+        assert self._spill is not None
         if is_key(parts[0]):
             return jnp.concatenate(parts)[self.layout.places]
-        whole = self._shelf.blank((self.num_heads, *parts[0].shape[1:]), parts[0].dtype)
+        whole = self._spill.blank((self.num_heads, *parts[0].shape[1:]), parts[0].dtype)
         places = self.layout.places
         for number, part in enumerate(parts):
             here = np.flatnonzero(places // len(part) == number)
@@ -137,7 +137,7 @@ class Engine:
 
     def read(self, blocks: Blocks) -> Any:
         """Leaves `[H, ...]` on the host, but PRNG keys, which NumPy does not know; waits for them."""
-        if self._shelf is not None:
+        if self._spill is not None:
             return self.gather(blocks)
         places = self.layout.places
 
@@ -164,10 +164,10 @@ class Engine:
 
     # What they do.
 
-    def begin(self) -> None:
+    def compile_in_background(self) -> None:
         """Starts to compile what `init` runs, beside what the caller does next."""
         for block, inputs in zip(self.layout.blocks, self._inputs, strict=True):
-            self.programs["init"].begin(block.device, inputs, self._key_on(block), *_sent(block))
+            self.programs["init"].compile_in_background(block.device, inputs, self._key_on(block), *_sent(block))
 
     def init(self) -> Blocks:
         """All heads before their first step."""
@@ -199,17 +199,17 @@ class Engine:
             args = state, inputs, self._key_on(block), *rows, *_sent(block, *steps)
             whole = begin == 0 and num_steps == self._whole_steps and block.num_chunks == capacity
             how = {"whole": True} if whole else {}  # one program where it is never so
-            return functools.partial(self._back_on_shelf, state, self._run("superstep", block, *args, **how))
+            return functools.partial(self._spill_back, state, self._run("superstep", block, *args, **how))
 
         capacity = len(self.layout.blocks[0].heads) // self.layout.chunk
         found = self._each(run, state, taken)
         return tuple(new for new, _ in found), tuple(values for _, values in found)
 
-    def _back_on_shelf(self, old: Any, step: Callable[[], Any]) -> Any:
+    def _spill_back(self, old: Any, step: Callable[[], Any]) -> Any:
         state, values = step()
-        if self._shelf is None:
+        if self._spill is None:
             return state, values
-        return self._shelf.put(state, into=old), values
+        return self._spill.put(state, into=old), values
 
     def superstep_memory(self, taken: Taken) -> int:
         """Bytes that a superstep takes on the fullest device, heads and rows included; compiles it."""
@@ -218,7 +218,7 @@ class Engine:
         state = self._init_shapes()
         blocks = list(zip(self.layout.blocks, self._inputs, taken, strict=True))
         begun = [
-            self.programs["superstep"].begin(
+            self.programs["superstep"].compile_in_background(
                 block.device, state, inputs, self._key_on(block), *rows, *_sent(block, *steps)
             )
             for block, inputs, rows in blocks
@@ -300,8 +300,8 @@ class Engine:
 
     def with_live(self, state: Blocks, live: np.ndarray) -> Blocks:
         """The state with these heads (bool[H]) learning, and no others."""
-        shelf = self._shelf
-        put = _put if shelf is None else lambda live, block: shelf.put(live[block.heads])
+        spill = self._spill
+        put = _put if spill is None else lambda live, block: spill.put(live[block.heads])
         blocks = zip(self.layout.blocks, state, strict=True)
         return tuple(one._replace(live=put(live, block)) for block, one in blocks)
 
@@ -355,11 +355,11 @@ class Engine:
 
     def _run(self, name: str, block: Block, *args: Any, **static: Any) -> Callable[[], Any]:
         """A program, ready to be dispatched."""
-        call = functools.partial(self.programs[name].on(block.device, *args, **static), *args)
-        if self._shelf is None or name == "superstep":
+        call = functools.partial(self.programs[name].compiled_for(block.device, *args, **static), *args)
+        if self._spill is None or name == "superstep":
             return call
-        shelf = self._shelf
-        return lambda: shelf.put(call())
+        spill = self._spill
+        return lambda: spill.put(call())
 
 
 def read_steps(blocks: Blocks, num_steps: int, places: np.ndarray) -> np.ndarray:

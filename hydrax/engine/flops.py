@@ -20,7 +20,7 @@ _FREE = {
 }
 
 
-class Work(NamedTuple):
+class StepCost(NamedTuple):
     """What one step of all heads has to do.
 
     Attributes:
@@ -31,9 +31,9 @@ class Work(NamedTuple):
     flops: float
     bytes: float
 
-    def times(self, heads: int) -> Work:
+    def times(self, heads: int) -> StepCost:
         """The same for so many heads."""
-        return Work(self.flops * heads, self.bytes * heads)
+        return StepCost(self.flops * heads, self.bytes * heads)
 
 
 def count_flops(jaxpr: Any) -> float:

@@ -59,7 +59,7 @@ def _best(function: Callable[[Any], Any], array: Any) -> float:
     return min(secs)
 
 
-def describe(device: jax.Device) -> dict[str, Any]:
+def environment(device: jax.Device) -> dict[str, Any]:
     """What bits may depend on besides the run's own settings: XLA shapes its loops by the number of cores."""
     return {
         "jaxlib": importlib.metadata.version("jaxlib"),
@@ -69,9 +69,9 @@ def describe(device: jax.Device) -> dict[str, Any]:
     }
 
 
-def describe_speed(device: jax.Device) -> dict[str, Any]:
+def speed_environment(device: jax.Device) -> dict[str, Any]:
     """What the time of a step may depend on: the above, the processor, the cores in use, and XLA's flags."""
-    return describe(device) | {
+    return environment(device) | {
         "processor": _processor(),
         "usable_cores": num_cores(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),

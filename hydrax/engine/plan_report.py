@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
-from hydrax.engine.flops import Work
+from hydrax.engine.flops import StepCost
 from hydrax.engine.limits import Limits
 from hydrax.engine.memory import Memory
 from hydrax.engine.plan import Plan
@@ -41,7 +41,7 @@ class PlanReport:
     plan: Plan
     candidates: tuple[Candidate, ...]
     memory: Memory
-    work: Work
+    work: StepCost
     limits: Limits
     step_secs: float | None
 

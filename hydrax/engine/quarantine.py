@@ -44,7 +44,7 @@ class Steps(NamedTuple):
     new_epoch: bool
 
 
-def take_back(
+def roll_back(
     engine: Engine, state: Blocks, steps: Steps, lost: np.ndarray, live: np.ndarray
 ) -> tuple[Blocks, dict[int, Fault]]:
     """Runs lost heads again, step by step, up to the last one that leaves them finite.

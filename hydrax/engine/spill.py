@@ -12,7 +12,7 @@ import numpy as np
 from hydrax.trees import is_key
 
 
-class Shelf:
+class Spill:
     """Arrays in files without a name: their room is free again when the arrays are gone, or the process is.
 
     Args:
@@ -27,7 +27,7 @@ class Shelf:
 
         Args:
           tree: arrays on a device or on the host; waits for them.
-          into: a tree of the shelf that they overwrite; None: they get files of their own.
+          into: a tree of the spill that they overwrite; None: they get files of their own.
         """
         if into is None:
             return jax.tree.map(self._written, tree)

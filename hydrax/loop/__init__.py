@@ -13,8 +13,8 @@ from hydrax.loop.callback import Callback, Control, Event, TrainerView, override
 from hydrax.loop.dispatch import Dispatcher, check_callbacks, keys, naming, owner_of, raise_first, snapshot_name
 from hydrax.loop.interrupts import Interrupted, Interrupts
 from hydrax.loop.loop import FitLoop
-from hydrax.loop.profiler import Profiler, Timed, not_timed
 from hydrax.loop.schedule import Schedule
+from hydrax.loop.timing import Profiler, Timed, not_timed
 
 __all__ = [
     "Callback",

@@ -14,14 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from hydrax.data import Feed
-from hydrax.engine import Blocks, Engine, Fault, Layout, Steps, heads_of, read_steps, report, take_back
+from hydrax.engine import Blocks, Engine, Fault, Layout, Steps, heads_of, read_steps, report, roll_back
 from hydrax.errors import CallbackError
 from hydrax.loop.callback import Callback, Control
 from hydrax.loop.dispatch import Dispatcher, Failure, keys, raise_first, snapshot_name
 from hydrax.loop.interrupts import Interrupted, Interrupts
-from hydrax.loop.profiler import SUPERSTEP, Timed, not_timed
 from hydrax.loop.schedule import Schedule
-from hydrax.loop.step_clock import StepClock
+from hydrax.loop.timing import SUPERSTEP, StepClock, Timed, not_timed
 from hydrax.step import Logged
 
 _HEARD_AGAIN = ("on_validation_end", "on_train_epoch_end")  # by a callback that raised there, in a resumed fit
@@ -172,7 +171,7 @@ class FitLoop:
         self._rest()
         try:
             with self._interrupts.cutting(), self._timed("wait for rows"):  # a row may be long in coming, or never come
-                taken = self._feed.take(self._schedule.batches(first), self._schedule.counts(first, num_steps))
+                taken = self._feed.superstep(self._schedule.batches(first), self._schedule.counts(first, num_steps))
         except Interrupted:
             return
         with self._timed(SUPERSTEP):
@@ -205,7 +204,7 @@ class FitLoop:
         schedule = self._schedule
         if not self._ended:
             count = schedule.superstep(self.step, self._steps_per_call, self._emit.next_due(self.step))
-            self._feed.expect(schedule.batches(self.step), schedule.counts(self.step, count))
+            self._feed.prefetch(schedule.batches(self.step), schedule.counts(self.step, count))
 
     def _read_pending(self, but: int = 0) -> None:
         """Reads the metrics of supersteps not read yet, `but` for the last, and tells the callbacks."""
@@ -255,7 +254,7 @@ class FitLoop:
         if not lost.any():
             return
         self.live = _sealed(self.live & ~lost)
-        self.state, new = take_back(self._engine, self.state, pending.steps, lost, self.live)
+        self.state, new = roll_back(self._engine, self.state, pending.steps, lost, self.live)
         self.faults |= new
         report(new, int((~self.lost).sum()), self._ids, on_nonfinite=self._on_nonfinite)
 

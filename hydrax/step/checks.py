@@ -93,7 +93,7 @@ def read_metrics(where: str, values: Any, taken: Collection[str]) -> dict[str, j
     return found
 
 
-def kept(new: Any, old: Any, where: str) -> Any:
+def check_same_form(new: Any, old: Any, where: str) -> Any:
     """`new`, which must be able to stand where `old` stood: the same structure, shapes and kinds of numbers."""
     before, after = str(jax.tree.structure(old)), str(jax.tree.structure(new))
     if before != after:

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from hydrax.errors import CallbackError, HydraxError, ModuleError
-from hydrax.step.checks import kept, read_logged, read_loss, read_metrics
+from hydrax.step.checks import check_same_form, read_logged, read_loss, read_metrics
 from hydrax.step.context import Context
 from hydrax.step.finite import is_finite
 from hydrax.step.logged import Logged, Recorder, accumulator_of, empty_accumulator, is_metric, masked_mean
@@ -137,7 +137,7 @@ class HeadProgram:
         hparams = bind(self.module, inputs.per_head, "configure")[0].hparams
         info = StepInfo(done.trainable, applied.clipped, applied.updates, done.loss, step, done.opt_state, hparams)
         callbacks = {
-            key: kept(self._hear(key, "on_step", old, info), old, f"callbacks.{key}")
+            key: check_same_form(self._hear(key, "on_step", old, info), old, f"callbacks.{key}")
             for key, old in head.callbacks.items()
         }
         new = HeadsState(
@@ -281,7 +281,7 @@ class HeadProgram:
             recorder.add(name, loss, prog_bar=True, on_step=None, on_epoch=None)
         self.logged[stage] = {n: dataclasses.replace(entry, value=None) for n, entry in recorder.logged.items()}
         logs = {n: read_logged(n, entry.value, stage, ctx.mask) for n, entry in recorder.logged.items()}
-        new_state = kept(self._structure.read_state(model), state, "state")
+        new_state = check_same_form(self._structure.read_state(model), state, "state")
         return (0.0 if loss is None else masked_mean(loss, ctx.mask)), (logs, new_state)
 
     @property

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from hydrax.errors import ModuleError
-from hydrax.step.checks import kept, read_logged, read_loss
+from hydrax.step.checks import check_same_form, read_logged, read_loss
 from hydrax.step.context import Context
 from hydrax.step.logged import Logged, Recorder, masked_mean
 from hydrax.step.lowering.lowering import Lowering, lower
@@ -141,7 +141,10 @@ class TrainingHead:
                 recorder.add("train_loss", loss, prog_bar=True, on_step=None, on_epoch=None)
             entries.update({n: dataclasses.replace(entry, value=None) for n, entry in recorder.logged.items()})
             logs = {n: read_logged(n, entry.value, "training", ctx.mask) for n, entry in recorder.logged.items()}
-            return masked_mean(loss, ctx.mask), (logs, kept(tools.structure.read_state(model), self.state, "state"))
+            return masked_mean(loss, ctx.mask), (
+                logs,
+                check_same_form(tools.structure.read_state(model), self.state, "state"),
+            )
 
         entries: dict[str, Logged] = {}
         differentiated = lower(jax.value_and_grad(run, has_aux=True), tools.lowering)
@@ -174,7 +177,7 @@ class TrainingHead:
         return dataclasses.replace(
             self,
             trainable=optax.apply_updates(self.trainable, updates),
-            opt_state=kept(opt_state, self.opt_state, "opt_state"),
+            opt_state=check_same_form(opt_state, self.opt_state, "opt_state"),
             applied=Applied(gradients, clipped, updates),
         )
 
@@ -206,7 +209,7 @@ def finished(head: Any, before: TrainingHead, where: str) -> TrainingHead:
             "expected those after a step. Fix: a head never changes itself, so return what head.apply(gradients) gives."
         )
     for part in ("trainable", "state", "opt_state", "loss"):
-        kept(getattr(head, part), getattr(before, part), part)
+        check_same_form(getattr(head, part), getattr(before, part), part)
     assert head.applied is not None
     updates = jax.tree.map(jnp.subtract, head.trainable, before.trainable)
     return dataclasses.replace(head, applied=head.applied._replace(updates=updates))

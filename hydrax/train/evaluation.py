@@ -87,10 +87,10 @@ class Evaluation:
 
         return dataclasses.replace(self, feed=self.data.feed(batches, layout, size * rows, ids))
 
-    def lay_out(self, layout: Layout) -> None:
+    def set_layout(self, layout: Layout) -> None:
         """Says where the heads stand from now on."""
         assert self.feed is not None
-        self.feed.lay_out(layout)
+        self.feed.set_layout(layout)
 
     def run(
         self,
@@ -141,9 +141,9 @@ class Evaluation:
         end = self.num_batches if limit is None else min(limit, self.num_batches)
         counts = [min(size, end - first) for first in range(0, end, size)]
         for number, count in enumerate(counts):
-            taken = self.feed.take(number * size, [1] * count)
+            taken = self.feed.superstep(number * size, [1] * count)
             if number + 1 < len(counts):
-                self.feed.expect((number + 1) * size, [1] * counts[number + 1])
+                self.feed.prefetch((number + 1) * size, [1] * counts[number + 1])
             yield number * size, count, taken
 
     def _max_batches(self, rows: int) -> int:

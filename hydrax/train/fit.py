@@ -19,8 +19,8 @@ from hydrax.engine import (
     Engine,
     Layout,
     Plan,
-    Shelf,
-    Work,
+    Spill,
+    StepCost,
     check_per_head,
     count_flops,
     find_devices,
@@ -46,7 +46,7 @@ from hydrax.step import (
 )
 from hydrax.train.evaluation import Evaluation, find_evaluation
 from hydrax.train.module import HydraModule
-from hydrax.train.sampling import Walk, open_walk
+from hydrax.train.sampling import Sampling, open_sampling
 from hydrax.train.settings import Settings
 from hydrax.trees import tree_bytes, tree_digest
 
@@ -77,11 +77,11 @@ class Training:
     logged: Mapping[str, Mapping[str, Logged]]
     fingerprint: Callable[[], Mapping[str, Any]]
 
-    def lay_out(self, layout: Layout) -> None:
+    def set_layout(self, layout: Layout) -> None:
         """Says where the heads stand from now on."""
-        self.feed.lay_out(layout)
+        self.feed.set_layout(layout)
         if self.validation is not None:
-            self.validation.lay_out(layout)
+            self.validation.set_layout(layout)
 
     def close(self) -> None:
         """Ends the pipelines of index batches, what reads rows, and the threads of the engine."""
@@ -100,7 +100,7 @@ class Checked:
       module: the user's module.
       flight: one head's functions and shapes.
       inputs: ids and `PerHead` values of all heads.
-      walk: how they walk their slices.
+      sampling: how they walk their slices.
       validation: the validation set, or None.
       traced: shapes of one head's state, its step, and its empty accumulators.
       schedule: when things are due.
@@ -112,7 +112,7 @@ class Checked:
     module: HydraModule
     flight: Preflight
     inputs: HeadInputs
-    walk: Walk
+    sampling: Sampling
     validation: Evaluation | None
     traced: TrainingShapes
     schedule: Schedule
@@ -125,16 +125,16 @@ class Checked:
         return find_devices(self.settings.devices)
 
     @property
-    def work(self) -> Work:
+    def work(self) -> StepCost:
         """What a step of all heads has to do at least."""
-        walk, heads = self.walk, len(self.walk.slices)
-        rows = self.settings.accumulate_grad_batches * walk.batch_size * walk.data.row_bytes
-        return Work(count_flops(self.traced.step.jaxpr), 2 * tree_bytes(self.traced.state) + rows).times(heads)
+        sampling, heads = self.sampling, len(self.sampling.slices)
+        rows = self.settings.accumulate_grad_batches * sampling.batch_size * sampling.data.row_bytes
+        return StepCost(count_flops(self.traced.step.jaxpr), 2 * tree_bytes(self.traced.state) + rows).times(heads)
 
     @property
     def rough_secs(self) -> float:
         """How long the fit will take, estimated from shapes alone."""
-        return self.schedule.max_steps * step_secs(len(self.walk.slices), len(self.devices), self.work.flops)
+        return self.schedule.max_steps * step_secs(len(self.sampling.slices), len(self.devices), self.work.flops)
 
     @property
     def has_lowered_operations(self) -> bool:
@@ -143,40 +143,40 @@ class Checked:
 
     def plan(self, choice: Choice = NO_CHOICE, waves: int = 1) -> Plan:
         """The plan by rules, where neither the user nor the choice says otherwise."""
-        walk, slices = self.walk, self.walk.slices
+        sampling, slices = self.sampling, self.sampling.slices
         return make_plan(
             choice,
             **self.settings.of_plan,
             num_heads=len(slices),
-            slots=self.settings.accumulate_grad_batches * walk.batch_size,
+            slots=self.settings.accumulate_grad_batches * sampling.batch_size,
             backend=self.devices[0].platform,
             devices=len(self.devices),
             waves=waves,
             flops=self.work.flops,
             longest=1 if self.every_step else self.schedule.longest_superstep,
-            drawn_on_host=walk.drawn_on_host,
-            row_bytes=walk.data.fetched_row_bytes,
+            drawn_on_host=sampling.drawn_on_host,
+            row_bytes=sampling.data.fetched_row_bytes,
             live_share=None if slices.has_repeats else float(slices.lengths.mean() / slices.num_rows),
         )
 
     def build(self, plan: Plan) -> tuple[Engine, Feed]:
         """What a plan makes of it, on the device."""
-        layout = lay_out(len(self.walk.slices), plan.chunk, self.devices[: plan.devices], plan.waves)
-        shelf = Shelf(self.scratch) if layout.in_waves else None
+        layout = lay_out(len(self.sampling.slices), plan.chunk, self.devices[: plan.devices], plan.waves)
+        spill = Spill(self.scratch) if layout.in_waves else None
         # Over an axis of one XLA would drop the loop: another program, with other bits.
         most = max(2, plan.steps_per_call)
-        feed = self.walk.feed(layout, max_steps=most)
+        feed = self.sampling.feed(layout, max_steps=most)
         program = dataclasses.replace(self.flight.program, lowering=plan.lowering)
-        return Engine(program, self.inputs, self.settings.seed, layout, self.traced.epoch, feed.draw, shelf, most), feed
+        return Engine(program, self.inputs, self.settings.seed, layout, self.traced.epoch, feed.draw, spill, most), feed
 
     def training(self, plan: Plan, engine: Engine, feed: Feed) -> Training:
         """A fit by this plan."""
-        slices, walk = self.walk.slices, self.walk
+        slices, sampling = self.sampling.slices, self.sampling
         marks = {
             "chunk": plan.chunk,
             "lowering": str(plan.lowering),
-            "batch_size": walk.batch_size,
-            "small_slices": walk.datamodule.small_slices,
+            "batch_size": sampling.batch_size,
+            "small_slices": sampling.datamodule.small_slices,
         }
         return Training(
             slices=slices,
@@ -184,18 +184,18 @@ class Checked:
             plan=plan,
             schedule=self.schedule,
             feed=feed,
-            own_batches=walk.own_batches,
+            own_batches=sampling.own_batches,
             validation=self.validation.open(engine.layout, slices.ids) if self.validation else None,
             logged=self.flight.program.logged,
             # Only a run that saves or resumes pays for the digest of its data.
             fingerprint=functools.cache(
-                lambda: marks | _fingerprint(self.settings, self.module, slices, walk.data, feed)
+                lambda: marks | _fingerprint(self.settings, self.module, slices, sampling.data, feed)
             ),
         )
 
     def close(self) -> None:
         """Ends what reads rows."""
-        self.walk.data.close()
+        self.sampling.data.close()
         if self.validation is not None:
             self.validation.close()
 
@@ -225,7 +225,7 @@ def check_training(
         opened.callback(data.close)
         slices = check_slices(datamodule.slices, data.num_rows)
         inputs = head_inputs(slices.ids, check_per_head(module, len(slices)))
-        walk = open_walk(settings, datamodule, data, slices)
+        sampling = open_sampling(settings, datamodule, data, slices)
         validation = _find_validation(settings, module, datamodule, len(slices))
         if validation is not None:
             opened.callback(validation.close)
@@ -235,20 +235,20 @@ def check_training(
             precision=settings.precision,
             clip_val=settings.gradient_clip_val,
             clip_algorithm=settings.gradient_clip_algorithm,
-            padding={"training": walk.padding, "validation": validation.padding if validation else None},
-            may_idle=walk.may_idle,
+            padding={"training": sampling.padding, "validation": validation.padding if validation else None},
+            may_idle=sampling.may_idle,
             watched=settings.on_nonfinite != "ignore",
         )
         flight = Preflight.of_model(program, inputs)
-        if walk.shared:
+        if sampling.shared:
             _refuse_batch_statistics(flight)
-        traced = flight.training(data.shapes, walk.batch_size, settings.accumulate_grad_batches)
+        traced = flight.training(data.shapes, sampling.batch_size, settings.accumulate_grad_batches)
         if validation is not None:
             empty = flight.evaluation("validation", validation.data.shapes, validation.batch_size)
             validation = dataclasses.replace(validation, empty=empty)
-        schedule = _make_schedule(settings, walk, validation is not None, callbacks, bool(traced.epoch))
+        schedule = _make_schedule(settings, sampling, validation is not None, callbacks, bool(traced.epoch))
         every_step = any(overrides(callback, "on_train_batch_end") for callback in callbacks.values())
-        checked = Checked(settings, module, flight, inputs, walk, validation, traced, schedule, every_step, scratch)
+        checked = Checked(settings, module, flight, inputs, sampling, validation, traced, schedule, every_step, scratch)
         opened.pop_all()
     return checked
 
@@ -284,7 +284,7 @@ def _find_validation(
 
 def _make_schedule(
     settings: Settings,
-    walk: Walk,
+    sampling: Sampling,
     validates: bool,
     callbacks: Mapping[str, Callback],
     logs_epochs: bool,
@@ -292,7 +292,7 @@ def _make_schedule(
     def heard(*hooks: str) -> bool:
         return any(overrides(callback, hook) for callback in callbacks.values() for hook in hooks)
 
-    batches = settings.limit("train", walk.batches_per_epoch)
+    batches = settings.limit("train", sampling.batches_per_epoch)
     steps = -(-batches // settings.accumulate_grad_batches)
     end = settings.total_steps(steps)
     schedule = Schedule(
@@ -306,10 +306,10 @@ def _make_schedule(
         stop_at_logs=heard("on_train_steps_end", "on_train_batch_end"),
         min_steps=settings.least_steps(steps),
     )
-    if walk.own_batches is None:
+    if sampling.own_batches is None:
         return schedule
     # The last head is through its passes before the last epoch's end, where its passes are no whole batches.
-    return dataclasses.replace(schedule, max_steps=min(end, schedule.steps_of(int(walk.own_batches.max()))))
+    return dataclasses.replace(schedule, max_steps=min(end, schedule.steps_of(int(sampling.own_batches.max()))))
 
 
 def _fingerprint(settings: Settings, module: HydraModule, slices: Slices, data: Dataset, feed: Feed) -> dict[str, Any]:

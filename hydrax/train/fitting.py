@@ -31,7 +31,7 @@ class Fitting(Stages):
         """The fit by the plan that is kept to; compiles."""
         assert self._laid_out is not None
         checked, first = self._laid_out
-        settled = tune.settle(checked, first, tune.plan_folder(), lambda: self.interrupted)
+        settled = tune.choose_plan(checked, first, tune.plan_folder(), lambda: self.interrupted)
         if settled.engine is not first.engine:
             return self._take(checked, settled)
         self._laid_out = checked, settled
@@ -91,9 +91,9 @@ class Fitting(Stages):
         marks, plan = {"chunk": training.plan.chunk}, training.plan
         self._loop = self._training = self._laid_out = None
         del loop, training  # what they hold on the device is gone, or must go
-        training = self._take(checked, tune.rebuilt(checked, plan))
+        training = self._take(checked, tune.replan(checked, plan))
         if last:
-            resume.load_data_state(Path(last), checked.walk.datamodule)
+            resume.load_data_state(Path(last), checked.sampling.datamodule)
         self._loop = self._make_loop(training, emit, Path(last) if last else None, marks, timed)
 
     def _make_loop(
@@ -130,7 +130,7 @@ class Fitting(Stages):
             validate=None
             if validation is None
             else lambda: validation.run(engine, heads_of(loop.state), loop.step, interrupts.check),
-            lay_out=training.lay_out,
+            lay_out=training.set_layout,
             snapshots=start.snapshots,
             metrics=start.metrics,
             heard=start.heard,

@@ -15,7 +15,7 @@ import numpy as np
 from hydrax import checkpoint
 from hydrax.checkpoint import folders
 from hydrax.data import DataModule
-from hydrax.engine import Blocks, Choice, Engine, Fault, Plan, describe
+from hydrax.engine import Blocks, Choice, Engine, Fault, Plan, environment
 from hydrax.errors import CallbackError, CheckpointError, DataError, HydraxError
 from hydrax.loop import Callback, naming, owner_of
 from hydrax.step import Lowering
@@ -79,7 +79,7 @@ def save(
             "step": step,
             "num_heads": engine.num_heads,
             "fingerprint": dict(fingerprint),
-            "exactness": describe(engine.layout.blocks[0].device),
+            "exactness": environment(engine.layout.blocks[0].device),
             "callbacks": {key: _plain(values) for key, values in given.items()},
             "callback_arrays": {key: _forms(values) for key, values in arrays.items()},
             "datamodule": _plain(of_data),
@@ -105,7 +105,7 @@ def load(path: Path, *, engine: Engine, callbacks: Mapping[str, Callback], finge
             "the folder ModelCheckpoint calls `last`; read this one with Heads.load."
         )
     checkpoint.check_same(step_dir, meta["fingerprint"], fingerprint)
-    here = describe(engine.layout.blocks[0].device)
+    here = environment(engine.layout.blocks[0].device)
     if meta["exactness"] != here:
         _log.info(
             "resumed on another machine or version: bits may differ from here on: %s then, %s now",

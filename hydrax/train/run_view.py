@@ -90,7 +90,7 @@ class RunView:
         """Slots of one head's update, of all its micro-batches, padding included."""
         assert self._laid_out is not None
         checked = self._laid_out[0]
-        return checked.settings.accumulate_grad_batches * checked.walk.batch_size
+        return checked.settings.accumulate_grad_batches * checked.sampling.batch_size
 
     @property
     def estimated_stepping_batches(self) -> int:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from hydrax.data import Batches, DataModule, Dataset, DrawnBatches, Feed, IndexBatches, RotationBatches
-from hydrax.engine import Layout, Rotated, SharedRotated
+from hydrax.engine import Layout, OwnRotation, SharedRotation
 from hydrax.errors import DataError, SliceError
 from hydrax.slices import RowLaw, Slices, rotation
 from hydrax.train.settings import Settings
@@ -22,7 +22,7 @@ _MAX_TABLE_BYTES = 2**28  # What slices may take on the device.
 
 
 @dataclasses.dataclass(frozen=True)
-class Walk:
+class Sampling:
     """The index batches of a fit.
 
     Attributes:
@@ -109,15 +109,15 @@ class Walk:
                 accumulate=accumulate,
                 shared=self.shared,
             )
-        draw: Rotated | SharedRotated
+        draw: OwnRotation | SharedRotation
         if self.law is not None:
             columns = {name: column[places] for name, column in self.law.columns.items()}
             fixed: dict[str, Any] = {"columns": columns, "tables": self.law.tables}
-            draw, lengths = Rotated(self.law.take, self.batch_size), self.lengths[places]
+            draw, lengths = OwnRotation(self.law.take, self.batch_size), self.lengths[places]
         else:
             assert self.members is not None
             fixed = {"members": self.members[places]}
-            draw, lengths = SharedRotated(self.batch_size), self.lengths[:1]
+            draw, lengths = SharedRotation(self.batch_size), self.lengths[:1]
         batches = RotationBatches(
             draw,
             fixed,
@@ -132,7 +132,7 @@ class Walk:
         return batches if self.data.reader is None else DrawnBatches(batches, self.slices.ids[places])
 
 
-def open_walk(settings: Settings, datamodule: DataModule, data: Dataset, slices: Slices) -> Walk:
+def open_sampling(settings: Settings, datamodule: DataModule, data: Dataset, slices: Slices) -> Sampling:
     """Checks sampling, budget and the first index batch."""
     shared = settings.sampling == "shared"
     if shared and slices.has_repeats:
@@ -147,16 +147,16 @@ def open_walk(settings: Settings, datamodule: DataModule, data: Dataset, slices:
     law = _law(slices) if in_program and not shared else None
     members = _members(slices) if in_program and shared else None
     index = _index_dataset(settings, datamodule) if law is None and members is None else None
-    walk = Walk(settings, datamodule, data, slices, law, members, index, datamodule.batch_size, None)
+    sampling = Sampling(settings, datamodule, data, slices, law, members, index, datamodule.batch_size, None)
     if own or index is None:
-        live = rotation.cursor(0, walk.lengths, datamodule.batch_size, datamodule.small_slices).width
+        live = rotation.cursor(0, sampling.lengths, datamodule.batch_size, datamodule.small_slices).width
         slots = datamodule.batch_size
     else:
         probe = IndexBatches(index, num_rows=data.num_rows, places=np.arange(len(slices)), max_steps=1, shared=shared)
-        mask = probe.take(0, [1])["mask"][0]
+        mask = probe.superstep(0, [1])["mask"][0]
         probe.close()
         live, slots = mask.sum(axis=1), mask.shape[1]
-    return dataclasses.replace(walk, batch_size=slots, padding=_padding(settings, slices, live, slots))
+    return dataclasses.replace(sampling, batch_size=slots, padding=_padding(settings, slices, live, slots))
 
 
 def _law(slices: Slices) -> RowLaw | None:

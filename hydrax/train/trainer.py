@@ -34,9 +34,9 @@ class Trainer(Evaluator):
       min_steps: before so many no callback stops a head or ends the fit; what one asks for is forgotten.
       min_epochs: the same, in epochs.
       limit_train_batches: how much of the training set an epoch walks; int = batches, float = fraction.
-      limit_val_batches: how much of the validation set to walk.
-      limit_test_batches: how much of the test set to walk.
-      limit_predict_batches: how much of the predict set to walk.
+      limit_val_batches: how much of the validation set to sampling.
+      limit_test_batches: how much of the test set to sampling.
+      limit_predict_batches: how much of the predict set to sampling.
       overfit_batches: every head learns from its own first batches alone, over and over and in their order, and as many
         are validated with; int = batches, float = fraction, 0: off.
       num_sanity_val_steps: validation batches that are tried before training starts, and leave no trace; -1: all.
@@ -232,7 +232,7 @@ class Trainer(Evaluator):
         with self._stage(module, datamodule, "fit"):
             checked = self._check(module, datamodule, checkpoint_path)
             with contextlib.closing(checked):
-                settled = tune.settle(checked, first_plan(checked, checkpoint_path), tune.plan_folder())
+                settled = tune.choose_plan(checked, first_plan(checked, checkpoint_path), tune.plan_folder())
                 with contextlib.closing(settled.engine), contextlib.closing(settled.feed):
                     return tune.report(checked, settled)
 

@@ -25,10 +25,10 @@ from hydrax.engine import (
     Memory,
     Plan,
     PlanReport,
-    describe_speed,
     is_out_of_memory,
     limits,
     room,
+    speed_environment,
     too_large,
 )
 from hydrax.errors import MemoryLimitError
@@ -82,7 +82,7 @@ def lay_out(checked: Checked, choice: Choice, folder: Path | None, *, resumed: b
     return _built(checked, checked.plan(choice))
 
 
-def settle(
+def choose_plan(
     checked: Checked, first: Settled, folder: Path | None, is_cut: Callable[[], bool] = lambda: False
 ) -> Settled:
     """Compiles a fit, makes its plan fit into memory and, where that may gain something, finds a faster one.
@@ -96,7 +96,7 @@ def settle(
     settled = _fitting(checked, first)
     start_secs = time.perf_counter() - started
     by_rules = settled.plan.how == "rules" and settled.plan.waves == 1
-    if not by_rules or not _is_open(checked) or checked.walk.drawn_on_host or checked.rough_secs < _FEWEST_SECS:
+    if not by_rules or not _is_open(checked) or checked.sampling.drawn_on_host or checked.rough_secs < _FEWEST_SECS:
         return settled
     settled = _timed(checked, settled, start_secs, is_cut)
     if folder is not None and len(settled.candidates) > 1 and not is_cut():
@@ -138,9 +138,11 @@ def _is_open(checked: Checked) -> bool:
 
 def _built(checked: Checked, plan: Plan) -> Settled:
     """A fit by a plan, in waves where the heads' state alone would not fit into memory; nothing compiles."""
-    devices, heads = checked.devices[: plan.devices], len(checked.walk.slices)
+    devices, heads = checked.devices[: plan.devices], len(checked.sampling.slices)
     available = room(devices[0], checked.settings.device_memory)
-    data = checked.walk.data.num_rows * checked.walk.data.row_bytes if checked.walk.data.reader is None else 0
+    data = (
+        checked.sampling.data.num_rows * checked.sampling.data.row_bytes if checked.sampling.data.reader is None else 0
+    )
     state = tree_bytes(checked.traced.state) * -(-heads // len(set(devices)))
     if plan.waves == 1 and data + state > available:
         if data >= available:
@@ -154,13 +156,13 @@ def _built(checked: Checked, plan: Plan) -> Settled:
 def _fitting(checked: Checked, settled: Settled) -> Settled:
     """Compiles a fit, with smaller chunks or in more waves where it would not fit into memory."""
     # Rows that are read, or drawn by the user's code, come in the order of the steps and once: none to try with.
-    while not checked.walk.drawn_on_host:
+    while not checked.sampling.drawn_on_host:
         plan, engine, feed, memory = settled[:4]
         start = None
         try:
             if plan.how != "resumed":
-                engine.begin()
-            taken = feed.take(0, checked.schedule.counts(0, 1))
+                engine.compile_in_background()
+            taken = feed.superstep(0, checked.schedule.counts(0, 1))
             peak = engine.superstep_memory(taken)
             if peak <= memory.room and plan.how != "resumed":
                 # No step, but all the memory that one takes.
@@ -173,7 +175,7 @@ def _fitting(checked: Checked, settled: Settled) -> Settled:
         if peak <= memory.room:
             return settled._replace(memory=memory._replace(peak=peak), start=start)
         _drop(settled)
-        settled = _built(checked, narrower(checked, plan, f"{peak:,} bytes"))
+        settled = _built(checked, smaller_plan(checked, plan, f"{peak:,} bytes"))
     return settled
 
 
@@ -182,19 +184,19 @@ def _drop(settled: Settled) -> None:
     settled.feed.close()
 
 
-def rebuilt(checked: Checked, plan: Plan) -> Settled:
+def replan(checked: Checked, plan: Plan) -> Settled:
     """The fit by a plan that is smaller than one that ran out of memory on the way."""
-    smaller = dataclasses.replace(narrower(checked, plan, "more than there was"), how="resumed")
+    smaller = dataclasses.replace(smaller_plan(checked, plan, "more than there was"), how="resumed")
     return _fitting(checked, _built(checked, smaller))
 
 
-def narrower(checked: Checked, plan: Plan, needed: str) -> Plan:
+def smaller_plan(checked: Checked, plan: Plan, needed: str) -> Plan:
     """The plan with chunks of half the width; where they are single heads, with twice as many waves.
 
     Raises:
       MemoryLimitError: nothing is left to make smaller.
     """
-    heads = len(checked.walk.slices)
+    heads = len(checked.sampling.slices)
     available = room(checked.devices[0], checked.settings.device_memory)
     if plan.chunk > 1 and not isinstance(checked.settings.chunk, int):
         smaller = dataclasses.replace(plan, chunk=-(-plan.chunk // 2))
@@ -265,7 +267,7 @@ def _candidates(checked: Checked, tried: list[Candidate]) -> Iterator[Plan]:
     if settings.chunk == "auto" and base.backend == "cpu" and base.sampling == "own":
         for chunk in _CHUNKS:
             # Where twice the width lost, four times does too, and half of it is next.
-            if chunk <= len(checked.walk.slices) and not (chunk == 8 and best().chunk != 4):
+            if chunk <= len(checked.sampling.slices) and not (chunk == 8 and best().chunk != 4):
                 yield checked.plan(dataclasses.replace(best().choice, chunk=chunk))
     if settings.lowering == "auto" and checked.has_lowered_operations:
         plain, fast = Lowering(), Lowering.auto("cpu")
@@ -302,7 +304,7 @@ class _Trial:
 
     def _secs(self, steps: int) -> float:
         engine, feed = self.settled.engine, self.settled.feed
-        taken = feed.take(0, self._checked.schedule.counts(0, steps))
+        taken = feed.superstep(0, self._checked.schedule.counts(0, steps))
         started = time.perf_counter()
         self._state, values = engine.superstep(self._state, taken, 0, steps, False)
         jax.block_until_ready((self._state, values))
@@ -321,9 +323,9 @@ class _Known:
         settings = checked.settings
         about: dict[str, Any] = {
             "step": step,
-            "num_heads": len(checked.walk.slices),
+            "num_heads": len(checked.sampling.slices),
             "settings": [str(settings.chunk), settings.lowering, settings.sampling, len(checked.devices)],
-            "machine": describe_speed(checked.devices[0]),
+            "machine": speed_environment(checked.devices[0]),
         }
         self._path = folder / f"{hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]}.json"
 

@@ -37,14 +37,14 @@ def feed(source=Counting, places=PLACES, max_steps=4, **how):
 
 
 def taken(batches, *asked):
-    found = batches.take(*asked)
+    found = batches.superstep(*asked)
     return found["rows"], found["mask"]
 
 
 def uploaded(dataset):
     """What the device holds of a dataset."""
     layout = lay_out(HEADS, 4, jax.devices()[:1])
-    return ResidentFeed(dataset, lambda places: feed(places=places), layout).take(0, [1])[0][0].columns
+    return ResidentFeed(dataset, lambda places: feed(places=places), layout).superstep(0, [1])[0][0].columns
 
 
 def test_a_superstep_holds_the_rows_of_each_step_at_the_places_of_the_heads():
@@ -83,7 +83,7 @@ def test_a_missing_micro_batch_is_padding_over_rows_of_the_heads_own():
 def test_the_same_elements_can_be_taken_again_from_any_first(first):
     one = feed()
     before, _ = taken(one, first, [1, 1])
-    one.take(3, [1])
+    one.superstep(3, [1])
     after, _ = taken(one, first, [1, 1])
     np.testing.assert_array_equal(before, after)
     np.testing.assert_array_equal(before[:2, 0, 0], [10 * first, 10 * first + 10])
@@ -99,13 +99,13 @@ def test_taking_on_from_where_it_stands_needs_no_jump():
 def test_two_supersteps_do_not_share_a_buffer():
     one = feed()
     first, _ = taken(one, 0, [1])
-    one.take(1, [1])
+    one.superstep(1, [1])
     assert first[0, 0, 0] == 0
 
 
 def test_the_end_of_the_elements_is_an_error_that_names_the_element():
     with pytest.raises(DataError, match=r"element 8\. Got no more elements"):
-        feed().take(7, [1, 1])
+        feed().superstep(7, [1, 1])
 
 
 class OfRow(Counting):
@@ -119,7 +119,7 @@ class OfRow(Counting):
 @pytest.mark.parametrize("row", [-1, ROWS])
 def test_a_row_outside_the_dataset_is_refused_in_padding_slots_too(row):
     with pytest.raises(DataError, match=rf"place \(0, 0\)\. Got {row}, expected 0 <= row < 100"):
-        feed(lambda: OfRow(row)).take(0, [1])
+        feed(lambda: OfRow(row)).superstep(0, [1])
 
 
 @pytest.mark.parametrize("row", [0, ROWS - 1])

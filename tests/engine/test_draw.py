@@ -12,7 +12,7 @@ from heads_under_test import NUM_ROWS, PlainClassifier, data_of, differing, rows
 import hydrax as hx
 from hydrax.data.feed import IndexBatches, RotationBatches
 from hydrax.datamodules import ArrayDataModule
-from hydrax.engine.draw import Given, Rotated, SharedRotated
+from hydrax.engine.draw import HostBatches, OwnRotation, SharedRotation
 from hydrax.engine.layout import lay_out
 from hydrax.slices.bits import Bits, packed
 from hydrax.slices.rotation import index_batch, shared_index_batch
@@ -62,14 +62,14 @@ def drawn(slices, first, counts, *, chunk=2, max_steps=4, accumulate=3, batch_si
     places, law = places_of(len(slices), chunk), slices.law()
     fixed = {"columns": {name: column[places] for name, column in law.columns.items()}, "tables": law.tables}
     batches = RotationBatches(
-        Rotated(law.take, batch_size),
+        OwnRotation(law.take, batch_size),
         fixed,
         slices.lengths[places],
         max_steps=max_steps,
         accumulate=accumulate,
         **{"seed": 9, "small_slices": "mask", "passes": None, **how},
     )
-    rows, mask = compiled(batches.draw)(batches.take(first, counts), slices.ids[places])
+    rows, mask = compiled(batches.draw)(batches.superstep(first, counts), slices.ids[places])
     return np.asarray(rows), np.asarray(mask)
 
 
@@ -135,7 +135,7 @@ def test_a_superstep_of_the_most_slots_draws_those_of_the_host(first):
     slices = hx.Slices.full(1, MOST)
     law = slices.law()
     batches = RotationBatches(
-        Rotated(law.take, 2**18),
+        OwnRotation(law.take, 2**18),
         {"columns": law.columns, "tables": law.tables},
         slices.lengths,
         max_steps=2**12,
@@ -144,7 +144,7 @@ def test_a_superstep_of_the_most_slots_draws_those_of_the_host(first):
         small_slices="mask",
         passes=None,
     )
-    parts = batches.take(first, [1] * 2**12)
+    parts = batches.superstep(first, [1] * 2**12)
     some = {name: parts[name][[0, -1]] for name in ("ahead", "present")}
     rows, mask = jax.jit(batches.draw)({**parts, **some}, slices.ids)
     host = [index_batch(slices, t, batch_size=2**18, seed=1)[0] for t in (first, first + 2**12 - 1)]
@@ -170,14 +170,14 @@ def drawn_together(slices, first, counts, *, max_steps=4, accumulate=3, batch_si
     """Rows [steps, A, B] and masks [steps, A, H padded, B] of the program."""
     places = places_of(len(slices), 2)
     batches = RotationBatches(
-        SharedRotated(batch_size),
+        SharedRotation(batch_size),
         {"members": np.packbits(slices.mask(), axis=1, bitorder="little")[places]},
         np.array([slices.num_rows], np.int32),
         max_steps=max_steps,
         accumulate=accumulate,
         **{"seed": 9, "small_slices": "mask", "passes": None, **how},
     )
-    rows, mask = compiled(batches.draw)(batches.take(first, counts), slices.ids[places])
+    rows, mask = compiled(batches.draw)(batches.superstep(first, counts), slices.ids[places])
     return np.asarray(rows), np.asarray(mask)
 
 
@@ -248,8 +248,8 @@ def drawn_by_program(name):
 @pytest.mark.parametrize("name", FITS)
 def test_a_fit_whose_host_draws_the_batches_has_the_same_bits(name):
     program, host = drawn_by_program(name), fit(DrawnOnHost, name)
-    assert isinstance(program.trainer._training.feed.draw, Rotated | SharedRotated)
-    assert isinstance(host.trainer._training.feed.draw, Given)
+    assert isinstance(program.trainer._training.feed.draw, OwnRotation | SharedRotation)
+    assert isinstance(host.trainer._training.feed.draw, HostBatches)
     assert differing(host.arrays, program.arrays) == []
 
 
@@ -286,7 +286,7 @@ def test_shared_index_batches_are_stacked_with_one_mask_for_each_head():
         accumulate=2,
         shared=True,
     )
-    found = batches.take(1, [2, 1])
+    found = batches.superstep(1, [2, 1])
     batches.close()
     assert (found["rows"].shape, found["mask"].shape) == ((3, 2, 5), (3, 2, 4, 5))
     assert found["rows"][0, :, 0].tolist() == [5, 10]

@@ -1,10 +1,10 @@
-"""Work: floating-point operations counted by hand."""
+"""StepCost: floating-point operations counted by hand."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from hydrax.engine.flops import Work, count_flops
+from hydrax.engine.flops import StepCost, count_flops
 
 X, W, IMAGE = jnp.ones((5, 3)), jnp.ones((3, 7)), jnp.ones((2, 8, 8, 3))
 
@@ -51,4 +51,4 @@ def test_operations_are_counted_as_by_hand(function, arguments, expected):
 
 
 def test_work_of_many_heads_is_that_of_one_times_their_number():
-    assert Work(3.0, 5.0).times(4) == Work(12.0, 20.0)
+    assert StepCost(3.0, 5.0).times(4) == StepCost(12.0, 20.0)

@@ -11,7 +11,7 @@ from heads_under_test import NUM_ROWS, PlainClassifier, data_of, differing, run
 import hydrax as hx
 from hydrax.engine import memory
 from hydrax.engine.engine import Engine
-from hydrax.engine.spill import Shelf
+from hydrax.engine.spill import Spill
 from hydrax.errors import MemoryLimitError
 
 HEADS, BALLAST = 6, 5_000
@@ -72,12 +72,12 @@ def test_heads_of_a_run_in_waves_lie_on_disk_and_are_ordinary_heads(plain, waves
 
 
 def test_the_files_of_waiting_heads_have_no_names(tmp_path):
-    shelf = Shelf(tmp_path)
-    kept = shelf.put({"a": jax.numpy.arange(6.0).reshape(2, 3), "key": jax.random.key(3)})
+    spill = Spill(tmp_path)
+    kept = spill.put({"a": jax.numpy.arange(6.0).reshape(2, 3), "key": jax.random.key(3)})
     assert [*tmp_path.iterdir()] == []
     np.testing.assert_array_equal(kept["a"], [[0, 1, 2], [3, 4, 5]])
     assert kept["key"] == jax.random.key(3)
-    again = shelf.put({"a": jax.numpy.ones((2, 3)), "key": jax.random.key(4)}, into=kept)
+    again = spill.put({"a": jax.numpy.ones((2, 3)), "key": jax.random.key(4)}, into=kept)
     assert again["a"] is kept["a"] and kept["a"].sum() == 6
 
 

@@ -15,7 +15,7 @@ LEAVES = [name for name in CLASSES if name != "HydraxError"]  # what is raised; 
 
 
 def trees(*folders: str) -> list[ast.AST]:
-    return [ast.parse(path.read_text()) for folder in folders for path in sorted((ROOT / folder).glob("*.py"))]
+    return [ast.parse(path.read_text()) for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
 def shown(node: ast.AST) -> str:

@@ -7,9 +7,9 @@ from heads_under_test import NUM_ROWS, data_of, rows_of
 import hydrax as hx
 from hydrax.data.dataset import open_dataset
 from hydrax.datamodules import ArrayDataModule
-from hydrax.engine.draw import Given, Rotated, SharedRotated
-from hydrax.train import sampling as walk_module
-from hydrax.train.sampling import open_walk
+from hydrax.engine.draw import HostBatches, OwnRotation, SharedRotation
+from hydrax.train import sampling as sampling_module
+from hydrax.train.sampling import open_sampling
 from hydrax.train.settings import Settings
 
 SUBSETS = hx.Slices.random_subset([3, 40, 17, 8], NUM_ROWS, seed=3).with_ids([5, 0, 9, 2])
@@ -28,7 +28,7 @@ def walk(slices=SUBSETS, kind=data_of, residence="device", small_slices="mask", 
     how = {"residence": residence, "small_slices": small_slices, "batch_size": batch_size}
     module = kind(slices, **how) if kind is data_of else kind(rows_of(), slices=slices, **how)
     with_data = open_dataset(module, "train", wide=False)
-    opened = open_walk(Settings(max_steps=5, **settings), module, with_data, slices)
+    opened = open_sampling(Settings(max_steps=5, **settings), module, with_data, slices)
     with_data.close()
     return opened
 
@@ -40,16 +40,16 @@ SHARED = {"sampling": "shared"}
 @pytest.mark.parametrize(
     ("how", "draw"),
     [
-        ({}, Rotated),
-        (PASSES, Rotated),
-        ({"small_slices": "wrap"}, Rotated),
-        (SHARED, SharedRotated),
-        ({"slices": MIXED, **SHARED}, SharedRotated),
-        ({"slices": MIXED}, Given),
-        ({"residence": "host"}, Given),
-        ({"residence": "host", **SHARED}, Given),
-        ({"kind": OwnBatches}, Given),
-        ({"kind": OwnBatches, **SHARED}, Given),
+        ({}, OwnRotation),
+        (PASSES, OwnRotation),
+        ({"small_slices": "wrap"}, OwnRotation),
+        (SHARED, SharedRotation),
+        ({"slices": MIXED, **SHARED}, SharedRotation),
+        ({"slices": MIXED}, HostBatches),
+        ({"residence": "host"}, HostBatches),
+        ({"residence": "host", **SHARED}, HostBatches),
+        ({"kind": OwnBatches}, HostBatches),
+        ({"kind": OwnBatches, **SHARED}, HostBatches),
     ],
     ids=str,
 )
@@ -58,7 +58,7 @@ def test_the_program_draws_the_batches_where_it_knows_how(how, draw):
     batches = opened._batches(np.arange(len(opened.slices)), max_steps=2, accumulate=1)
     batches.close()
     assert isinstance(batches.draw, draw)
-    assert opened.drawn_on_host == (draw is Given)
+    assert opened.drawn_on_host == (draw is HostBatches)
     assert batches.draw.shared == opened.shared
 
 
@@ -74,9 +74,9 @@ LISTS = hx.Slices.from_indices([range(30), range(10, 40)], NUM_ROWS)
     ids=["own", "shared"],
 )
 def test_what_takes_too_much_of_the_device_is_drawn_by_the_host(how, size_bytes, monkeypatch):
-    monkeypatch.setattr(walk_module, "_MAX_TABLE_BYTES", size_bytes)
+    monkeypatch.setattr(sampling_module, "_MAX_TABLE_BYTES", size_bytes)
     assert not walk(LISTS, **how).drawn_on_host
-    monkeypatch.setattr(walk_module, "_MAX_TABLE_BYTES", size_bytes - 1)
+    monkeypatch.setattr(sampling_module, "_MAX_TABLE_BYTES", size_bytes - 1)
     assert walk(LISTS, **how).drawn_on_host
 
 
@@ -86,7 +86,7 @@ def test_whose_a_row_is_takes_a_bit_of_each_head(num_rows):
     rows = {"x": np.zeros((num_rows, 2), np.float32)}
     module = ArrayDataModule(rows, slices=hx.Slices.from_mask(mask), batch_size=8)
     dataset = open_dataset(module, "train", wide=False)
-    members = open_walk(Settings(max_steps=1, **SHARED), module, dataset, module.slices()).members
+    members = open_sampling(Settings(max_steps=1, **SHARED), module, dataset, module.slices()).members
     assert (members.dtype, members.shape) == (np.uint8, (3, 5 + (num_rows > 40)))
     row = np.arange(num_rows)
     np.testing.assert_array_equal(members[:, row // 8] >> (row % 8) & 1, mask)

@@ -40,7 +40,7 @@ def built(checked, plan):
 
 
 def settle(checked, choice, folder, resumed=False, is_cut=lambda: False):
-    return tune.settle(checked, tune.lay_out(checked, choice, folder, resumed=resumed), folder, is_cut)
+    return tune.choose_plan(checked, tune.lay_out(checked, choice, folder, resumed=resumed), folder, is_cut)
 
 
 class Timed:
@@ -176,7 +176,7 @@ def test_another_step_has_another_plan(timed, tmp_path, how):
 
 def test_another_machine_has_another_plan(timed, tmp_path, monkeypatch):
     settle(checked(), NO_CHOICE, tmp_path)
-    monkeypatch.setattr(tune, "describe_speed", lambda device: {"processor": "another"})
+    monkeypatch.setattr(tune, "speed_environment", lambda device: {"processor": "another"})
     assert settle(checked(), NO_CHOICE, tmp_path).plan.how == "timed"
 
 

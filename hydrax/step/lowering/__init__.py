@@ -4,7 +4,8 @@ Files, in reading order:
   lowering.py      `Lowering`, `lower`: rewrites a traced function
   convolutions.py  convolutions as matrix products of shifted slices
   pooling.py       pooling as arithmetic on slices
-  products.py      narrow matrix products; sums over many rows
+  products.py      narrow matrix products, and gradients of weights
+  reductions.py    sums over many rows as products with ones
 """
 
 from hydrax.step.lowering.lowering import Lowering, lower

@@ -9,7 +9,7 @@ import pytest
 from heads_under_test import NUM_ROWS, QUIET, PlainClassifier, data_of
 
 import hydrax as hx
-from hydrax.loop.profiler import Profiler
+from hydrax.loop.timing import Profiler
 
 SLICES = hx.Slices.random_subset([40, 17, 9], NUM_ROWS, seed=1)
 
