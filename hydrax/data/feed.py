@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from hydrax.data.columns import aligned_zeros
-from hydrax.engine import Draw, HostBatches, Layout, OwnRotation, SharedRotation, Taken
+from hydrax.engine import Draw, HostBatches, Layout, OwnRotation, SharedRotation, SuperstepRows
 from hydrax.errors import DataError
 from hydrax.slices import rotation
 from hydrax.step import DeviceRows
@@ -28,7 +28,7 @@ class Feed(Protocol):
     def set_layout(self, layout: Layout) -> None:
         """Says where the heads stand from now on."""
 
-    def superstep(self, first: int, counts: Sequence[int]) -> Taken:
+    def superstep(self, first: int, counts: Sequence[int]) -> SuperstepRows:
         """For the steps that start at batch `first` and hold `counts` batches each."""
 
     def prefetch(self, first: int, counts: Sequence[int]) -> None:
@@ -56,7 +56,7 @@ class Batches(Protocol):
     def draw(self) -> Draw: ...
 
     def superstep(self, first: int, counts: Sequence[int]) -> dict[str, Any]:
-        """As `Feed.take`, for all places, on the host."""
+        """As `Feed.superstep`, for all places, on the host."""
 
     def close(self) -> None:
         """As `Feed.close`."""
@@ -87,7 +87,7 @@ class ResidentFeed:
     def draw(self) -> Draw:
         return self._batches.draw
 
-    def superstep(self, first: int, counts: Sequence[int]) -> Taken:
+    def superstep(self, first: int, counts: Sequence[int]) -> SuperstepRows:
         found = self._batches.superstep(first, counts)
         if self._fixed is None:
             self._fixed = self._send({name: found[name] for name in self._batches.fixed})

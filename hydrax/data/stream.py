@@ -10,7 +10,7 @@ import numpy as np
 
 from hydrax.data.feed import Batches
 from hydrax.data.reader import RowReader
-from hydrax.engine import Draw, HostBatches, Layout, Taken
+from hydrax.engine import Draw, HostBatches, Layout, SuperstepRows
 from hydrax.step import DeviceRows
 
 
@@ -38,7 +38,7 @@ class StreamFeed:
     ) -> None:
         self._reader, self._make, self._max_rows, self._ids = reader, batches, max_rows, ids
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "hydrax-fetch")
-        self._ahead: tuple[tuple[int, tuple[int, ...]], concurrent.futures.Future[Taken]] | None = None
+        self._ahead: tuple[tuple[int, tuple[int, ...]], concurrent.futures.Future[SuperstepRows]] | None = None
         self.set_layout(layout)
 
     def set_layout(self, layout: Layout) -> None:
@@ -52,7 +52,7 @@ class StreamFeed:
     def draw(self) -> Draw:
         return self._batches.draw
 
-    def superstep(self, first: int, counts: Sequence[int]) -> Taken:
+    def superstep(self, first: int, counts: Sequence[int]) -> SuperstepRows:
         """The rows and the index batches, whose rows are places in them; waits for what is still on its way."""
         asked, ahead = (first, tuple(counts)), self._ahead
         self._ahead = None
@@ -77,7 +77,7 @@ class StreamFeed:
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._batches.close()
 
-    def _fetch(self, first: int, counts: Sequence[int]) -> Taken:
+    def _fetch(self, first: int, counts: Sequence[int]) -> SuperstepRows:
         batches = self._batches.superstep(first, counts)
         drawn = batches["rows"][: len(counts)]  # what lies beyond is padding, of row 0
         numbers, places = np.unique(drawn, return_inverse=True)

@@ -19,7 +19,7 @@ Files, in reading order:
 
 from hydrax.engine import compile_cache
 from hydrax.engine.devices import find_devices
-from hydrax.engine.draw import Draw, HostBatches, OwnRotation, SharedRotation, Taken
+from hydrax.engine.draw import Draw, HostBatches, OwnRotation, SharedRotation, SuperstepRows
 from hydrax.engine.engine import Blocks, Engine, check_per_head, head_inputs, heads_of, read_steps
 from hydrax.engine.flops import StepCost, count_flops
 from hydrax.engine.layout import Layout, lay_out
@@ -48,7 +48,7 @@ __all__ = [
     "SharedRotation",
     "Spill",
     "Steps",
-    "Taken",
+    "SuperstepRows",
     "StepCost",
     "check_per_head",
     "compile_cache",

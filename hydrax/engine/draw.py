@@ -94,7 +94,7 @@ class SharedRotation:
 
 Draw = HostBatches | OwnRotation | SharedRotation
 
-Taken = list[tuple[DeviceRows, dict[str, Any]]]
+SuperstepRows = list[tuple[DeviceRows, dict[str, Any]]]
 """For each block of a layout: its rows on the device, and what the program makes its index batches from."""
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from hydrax.engine import devices
 from hydrax.engine.compiled import Compiled
-from hydrax.engine.draw import Draw, HostBatches, Taken
+from hydrax.engine.draw import Draw, HostBatches, SuperstepRows
 from hydrax.engine.layout import Block, Layout
 from hydrax.engine.programs import Programs
 from hydrax.engine.spill import Spill
@@ -182,7 +182,7 @@ class Engine:
         return unpadded
 
     def superstep(
-        self, state: Blocks, taken: Taken, first_step: int, num_steps: int, new_epoch: bool, begin: int = 0
+        self, state: Blocks, rows: SuperstepRows, first_step: int, num_steps: int, new_epoch: bool, begin: int = 0
     ) -> tuple[Blocks, Blocks]:
         """Dispatches K steps; returns at once. The old state is gone.
 
@@ -195,14 +195,14 @@ class Engine:
         """
         steps = np.int32(first_step), np.int32(begin), np.int32(num_steps), np.bool_(new_epoch)
 
-        def run(block: Block, inputs: HeadInputs, state: Any, rows: Any) -> Callable[[], Any]:
-            args = state, inputs, self._key_on(block), *rows, *_sent(block, *steps)
+        def run(block: Block, inputs: HeadInputs, state: Any, block_rows: Any) -> Callable[[], Any]:
+            args = state, inputs, self._key_on(block), *block_rows, *_sent(block, *steps)
             whole = begin == 0 and num_steps == self._whole_steps and block.num_chunks == capacity
             how = {"whole": True} if whole else {}  # one program where it is never so
             return functools.partial(self._spill_back, state, self._run("superstep", block, *args, **how))
 
         capacity = len(self.layout.blocks[0].heads) // self.layout.chunk
-        found = self._each(run, state, taken)
+        found = self._each(run, state, rows)
         return tuple(new for new, _ in found), tuple(values for _, values in found)
 
     def _spill_back(self, old: Any, step: Callable[[], Any]) -> Any:
@@ -211,27 +211,27 @@ class Engine:
             return state, values
         return self._spill.put(state, into=old), values
 
-    def superstep_memory(self, taken: Taken) -> int:
+    def superstep_memory(self, rows: SuperstepRows) -> int:
         """Bytes that a superstep takes on the fullest device, heads and rows included; compiles it."""
         steps = np.int32(0), np.int32(0), np.int32(0), np.bool_(False)
         peaks: dict[Any, dict[int, int]] = {}
         state = self._init_shapes()
-        blocks = list(zip(self.layout.blocks, self._inputs, taken, strict=True))
+        blocks = list(zip(self.layout.blocks, self._inputs, rows, strict=True))
         begun = [
             self.programs["superstep"].compile_in_background(
-                block.device, state, inputs, self._key_on(block), *rows, *_sent(block, *steps)
+                block.device, state, inputs, self._key_on(block), *block_rows, *_sent(block, *steps)
             )
-            for block, inputs, rows in blocks
+            for block, inputs, block_rows in blocks
         ]
-        for (block, _, rows), program in zip(blocks, begun, strict=True):
+        for (block, _, block_rows), program in zip(blocks, begun, strict=True):
             found = program.result().memory_analysis()
             if found is None:  # this backend does not say
-                return tree_bytes(state) * len(self.layout.blocks) + tree_bytes(rows[0])
+                return tree_bytes(state) * len(self.layout.blocks) + tree_bytes(block_rows[0])
             lanes = peaks.setdefault(block.device, {})
             peak = found.argument_size_in_bytes + found.temp_size_in_bytes
             peak += found.output_size_in_bytes - found.alias_size_in_bytes
             # Lanes of a device share the rows.
-            shared = tree_bytes(rows[0]) if lanes and block.lane not in lanes else 0
+            shared = tree_bytes(block_rows[0]) if lanes and block.lane not in lanes else 0
             lanes[block.lane] = max(lanes.get(block.lane, 0), peak - shared)
         return max(sum(lanes.values()) for lanes in peaks.values())
 
@@ -244,7 +244,7 @@ class Engine:
         stage: str,
         accumulators: Blocks,
         heads: Blocks,
-        taken: Taken,
+        rows: SuperstepRows,
         step: int,
         first_batch: int,
         num_batches: int,
@@ -253,17 +253,17 @@ class Engine:
 
         Args:
           heads: `(trainable, state)`.
-          taken: the rows, and the index batches as `Programs` takes them.
+          rows: the rows, and the index batches as `Programs` takes them.
           step: updates done.
         """
         numbers = np.int32(step), np.int32(first_batch), np.int32(num_batches)
 
-        def run(block: Block, inputs: HeadInputs, accumulators: Any, head: Any, rows: Any) -> Any:
-            data, batches = rows
+        def run(block: Block, inputs: HeadInputs, accumulators: Any, head: Any, block_rows: Any) -> Any:
+            data, batches = block_rows
             given = accumulators, head, inputs, self._key_on(block), data, batches["rows"], batches["mask"]
             return self._run("evaluate", block, *given, *_sent(block, *numbers), stage=stage)
 
-        return self._each(run, accumulators, heads, taken)
+        return self._each(run, accumulators, heads, rows)
 
     def compute(self, accumulators: Blocks) -> dict[str, np.ndarray]:
         """The means and metrics that accumulators hold, float[H] by name."""
@@ -276,16 +276,16 @@ class Engine:
         weights: list[Any] = [self.read(tuple(block[name].weight for block in accumulators)) for name in means]
         return np.any([weight > 0 for weight in weights], axis=0) if means else np.ones(self.num_heads, bool)
 
-    def predict(self, heads: Blocks, taken: Taken, step: int, batch: int) -> Any:
+    def predict(self, heads: Blocks, rows: SuperstepRows, step: int, batch: int) -> Any:
         """All heads' predictions for one batch, leaves `[H, B, ...]`, on one device."""
         numbers = np.int32(step), np.int32(batch)
 
-        def run(block: Block, inputs: HeadInputs, head: Any, rows: Any) -> Any:
-            data, batches = rows
+        def run(block: Block, inputs: HeadInputs, head: Any, block_rows: Any) -> Any:
+            data, batches = block_rows
             given = head, inputs, self._key_on(block), data, batches["rows"], batches["mask"]
             return self._run("predict", block, *given, *_sent(block, *numbers))
 
-        return self.gather(self._each(run, heads, taken))
+        return self.gather(self._each(run, heads, rows))
 
     def finite(self, trainable: Blocks) -> np.ndarray:
         """bool[H], whether all parameters of a head are finite."""
@@ -305,14 +305,16 @@ class Engine:
         blocks = zip(self.layout.blocks, state, strict=True)
         return tuple(one._replace(live=put(live, block)) for block, one in blocks)
 
-    def find_fault(self, state: Blocks, taken: Taken, first_step: int, number: int) -> np.ndarray:
+    def find_fault(self, state: Blocks, rows: SuperstepRows, first_step: int, number: int) -> np.ndarray:
         """int32[H], for one step of a superstep what `HeadProgram.find_fault` finds."""
         numbers = np.int32(first_step), np.int32(number)
 
-        def run(block: Block, inputs: HeadInputs, state: Any, rows: Any) -> Any:
-            return self._run("find_fault", block, state, inputs, self._key_on(block), *rows, *_sent(block, *numbers))
+        def run(block: Block, inputs: HeadInputs, state: Any, block_rows: Any) -> Any:
+            return self._run(
+                "find_fault", block, state, inputs, self._key_on(block), *block_rows, *_sent(block, *numbers)
+            )
 
-        found: np.ndarray = self.read(self._each(run, state, taken))
+        found: np.ndarray = self.read(self._each(run, state, rows))
         return found
 
     def keep(self, condition: np.ndarray, new: Blocks, old: Blocks) -> Blocks:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hydrax.engine.draw import Taken
+from hydrax.engine.draw import SuperstepRows
 from hydrax.engine.engine import Blocks, Engine, read_steps
 from hydrax.errors import NonFiniteError
 from hydrax.step import fault_names
@@ -33,12 +33,12 @@ class Steps(NamedTuple):
     """Steps that were dispatched together, with all that is needed to run them again.
 
     Attributes:
-      taken: their rows and index batches.
+      rows: their rows and index batches.
       first, num_steps: updates done before them, and how many they are.
       new_epoch: whether they begin an epoch.
     """
 
-    taken: Taken
+    rows: SuperstepRows
     first: int
     num_steps: int
     new_epoch: bool
@@ -69,10 +69,10 @@ def roll_back(
         if not left.any():
             break
         new_epoch = steps.new_epoch and number == 0
-        state, values = engine.superstep(state, steps.taken, steps.first, number + 1, new_epoch, begin=number)
+        state, values = engine.superstep(state, steps.rows, steps.first, number + 1, new_epoch, begin=number)
         gone = left & _read(engine, values, "lost", number)
         if gone.any():
-            codes = engine.find_fault(state, steps.taken, steps.first, number)
+            codes = engine.find_fault(state, steps.rows, steps.first, number)
             for head in np.flatnonzero(gone):
                 leaf = names[codes[head]] if codes[head] >= 0 else "unknown"
                 faults[int(head)] = Fault(steps.first + number, leaf)

@@ -171,16 +171,16 @@ class FitLoop:
         self._rest()
         try:
             with self._interrupts.cutting(), self._timed("wait for rows"):  # a row may be long in coming, or never come
-                taken = self._feed.superstep(self._schedule.batches(first), self._schedule.counts(first, num_steps))
+                rows = self._feed.superstep(self._schedule.batches(first), self._schedule.counts(first, num_steps))
         except Interrupted:
             return
         with self._timed(SUPERSTEP):
-            self.state, values = self._engine.superstep(self.state, taken, first, num_steps, new_epoch)
+            self.state, values = self._engine.superstep(self.state, rows, first, num_steps, new_epoch)
         for value in jax.tree.leaves(values):
             value.copy_to_host_async()
         self.step += num_steps
         self.heard, self.missed = [], {}
-        steps = Steps(taken, first, num_steps, new_epoch)
+        steps = Steps(rows, first, num_steps, new_epoch)
         self._pending.append(_Pending(steps, values, self._engine.layout.places, self.live))
         self._expect()
         self._read_pending(but=1)

@@ -17,7 +17,7 @@ from hydrax.engine import (
     Choice,
     Engine,
     Layout,
-    Taken,
+    SuperstepRows,
     check_per_head,
     find_devices,
     head_inputs,
@@ -111,9 +111,9 @@ class Evaluation:
         if not self.empty:
             return {}  # a step may log nothing and return None
         accumulators = engine.spread(self.empty)
-        for first, count, taken in self._walk(engine.num_heads, limit):
+        for first, count, rows in self._walk(engine.num_heads, limit):
             check()
-            accumulators = engine.evaluate(_STEPS[self.stage], accumulators, heads, taken, step, first, count)
+            accumulators = engine.evaluate(_STEPS[self.stage], accumulators, heads, rows, step, first, count)
         return engine.compute(accumulators)
 
     def predict(self, engine: Engine, heads: Blocks, step: int) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
@@ -123,8 +123,8 @@ class Evaluation:
           `(predictions, rows, mask)`: leaves `[H, B, ...]` on the device; base rows int32 and live slots bool, `[B]` or
           `[H, B]`.
         """
-        for first, _, taken in self._walk(engine.num_heads):
-            found = engine.predict(heads, taken, step, first)
+        for first, _, rows in self._walk(engine.num_heads):
+            found = engine.predict(heads, rows, step, first)
             element = self.index[first]
             yield found, np.asarray(element["rows"]), np.asarray(element["mask"])
 
@@ -134,17 +134,17 @@ class Evaluation:
             self.feed.close()
         self.data.close()
 
-    def _walk(self, num_heads: int, limit: int | None = None) -> Iterator[tuple[int, int, Taken]]:
+    def _walk(self, num_heads: int, limit: int | None = None) -> Iterator[tuple[int, int, SuperstepRows]]:
         """Dispatch by dispatch: first batch, number of batches, the rows and the index batches."""
         assert self.feed is not None
         size = self._max_batches(self.batch_size * (num_heads if self.per_head else 1))
         end = self.num_batches if limit is None else min(limit, self.num_batches)
         counts = [min(size, end - first) for first in range(0, end, size)]
         for number, count in enumerate(counts):
-            taken = self.feed.superstep(number * size, [1] * count)
+            rows = self.feed.superstep(number * size, [1] * count)
             if number + 1 < len(counts):
                 self.feed.prefetch((number + 1) * size, [1] * counts[number + 1])
-            yield number * size, count, taken
+            yield number * size, count, rows
 
     def _max_batches(self, rows: int) -> int:
         """Batches of one dispatch, of so many rows each."""

@@ -162,11 +162,11 @@ def _fitting(checked: Checked, settled: Settled) -> Settled:
         try:
             if plan.how != "resumed":
                 engine.compile_in_background()
-            taken = feed.superstep(0, checked.schedule.counts(0, 1))
-            peak = engine.superstep_memory(taken)
+            rows = feed.superstep(0, checked.schedule.counts(0, 1))
+            peak = engine.superstep_memory(rows)
             if peak <= memory.room and plan.how != "resumed":
                 # No step, but all the memory that one takes.
-                start, values = engine.superstep(engine.init(), taken, 0, 0, False)
+                start, values = engine.superstep(engine.init(), rows, 0, 0, False)
                 jax.block_until_ready(values)
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
@@ -294,8 +294,8 @@ class _Trial:
         once = self._secs(1)
         most = self.settled.plan.steps_per_call
         steps = max(1, min(most, int(_TIMED_SECS / once)))
-        taken = min(self._secs(steps) for _ in range(2)) / steps if once < _MAX_SECS / 10 else once
-        self.step_secs = min(self.step_secs, taken)
+        step_secs = min(self._secs(steps) for _ in range(2)) / steps if once < _MAX_SECS / 10 else once
+        self.step_secs = min(self.step_secs, step_secs)
         del self._state
 
     @property
@@ -304,9 +304,9 @@ class _Trial:
 
     def _secs(self, steps: int) -> float:
         engine, feed = self.settled.engine, self.settled.feed
-        taken = feed.superstep(0, self._checked.schedule.counts(0, steps))
+        rows = feed.superstep(0, self._checked.schedule.counts(0, steps))
         started = time.perf_counter()
-        self._state, values = engine.superstep(self._state, taken, 0, steps, False)
+        self._state, values = engine.superstep(self._state, rows, 0, steps, False)
         jax.block_until_ready((self._state, values))
         return time.perf_counter() - started
 

@@ -36,7 +36,7 @@ def feed(source=Counting, places=PLACES, max_steps=4, **how):
     return IndexBatches(grain.MapDataset.source(source()), num_rows=ROWS, places=places, max_steps=max_steps, **how)
 
 
-def taken(batches, *asked):
+def superstep(batches, *asked):
     found = batches.superstep(*asked)
     return found["rows"], found["mask"]
 
@@ -48,33 +48,33 @@ def uploaded(dataset):
 
 
 def test_a_superstep_holds_the_rows_of_each_step_at_the_places_of_the_heads():
-    rows, mask = taken(feed(), 0, [1, 1, 1, 1])
+    rows, mask = superstep(feed(), 0, [1, 1, 1, 1])
     assert (rows.shape, rows.dtype, mask.shape, mask.dtype) == ((4, 4, 2), np.int32, (4, 4, 2), np.bool_)
     np.testing.assert_array_equal(rows[:, :, 0], [[0, 1, 2, 0], [10, 11, 12, 10], [20, 21, 22, 20], [30, 31, 32, 30]])
     np.testing.assert_array_equal(mask[3], [[True, True], [True, True], [True, False], [True, True]])
 
 
 def test_a_short_superstep_has_the_same_shape_and_the_rest_is_padding():
-    rows, mask = taken(feed(), 2, [1])
+    rows, mask = superstep(feed(), 2, [1])
     np.testing.assert_array_equal(rows[:, 1, 0], [21, 0, 0, 0])
     np.testing.assert_array_equal(mask.any(axis=(1, 2)), [True, False, False, False])
 
 
 def test_rows_that_all_heads_share_have_no_head_axis():
-    rows, mask = taken(feed(Shared, places=None, max_steps=2), 6, [1, 1])
+    rows, mask = superstep(feed(Shared, places=None, max_steps=2), 6, [1, 1])
     np.testing.assert_array_equal(rows, [[12, 13], [14, 15]])
     np.testing.assert_array_equal(mask, [[True, True], [True, False]])
 
 
 def test_the_micro_batches_of_a_step_have_an_axis_of_their_own():
-    rows, mask = taken(feed(accumulate=2, max_steps=3), 1, [2, 2])
+    rows, mask = superstep(feed(accumulate=2, max_steps=3), 1, [2, 2])
     assert rows.shape == mask.shape == (3, 2, 4, 2)
     np.testing.assert_array_equal(rows[:, :, 1, 0], [[11, 21], [31, 41], [0, 0]])
     np.testing.assert_array_equal(mask[:, :, 0, 0], [[True, True], [True, True], [False, False]])
 
 
 def test_a_missing_micro_batch_is_padding_over_rows_of_the_heads_own():
-    rows, mask = taken(feed(accumulate=3, max_steps=1), 4, [2])
+    rows, mask = superstep(feed(accumulate=3, max_steps=1), 4, [2])
     np.testing.assert_array_equal(rows[0, :, 2, 0], [42, 52, 52])
     np.testing.assert_array_equal(mask[0, :, 2, 0], [True, True, False])
 
@@ -82,9 +82,9 @@ def test_a_missing_micro_batch_is_padding_over_rows_of_the_heads_own():
 @pytest.mark.parametrize("first", [0, 1, 5])
 def test_the_same_elements_can_be_taken_again_from_any_first(first):
     one = feed()
-    before, _ = taken(one, first, [1, 1])
+    before, _ = superstep(one, first, [1, 1])
     one.superstep(3, [1])
-    after, _ = taken(one, first, [1, 1])
+    after, _ = superstep(one, first, [1, 1])
     np.testing.assert_array_equal(before, after)
     np.testing.assert_array_equal(before[:2, 0, 0], [10 * first, 10 * first + 10])
 
@@ -92,13 +92,13 @@ def test_the_same_elements_can_be_taken_again_from_any_first(first):
 def test_taking_on_from_where_it_stands_needs_no_jump():
     one, seen = feed(max_steps=1), []
     for first in range(4):
-        seen.append(int(taken(one, first, [1])[0][0, 2, 0]))
+        seen.append(int(superstep(one, first, [1])[0][0, 2, 0]))
     assert seen == [2, 12, 22, 32]
 
 
 def test_two_supersteps_do_not_share_a_buffer():
     one = feed()
-    first, _ = taken(one, 0, [1])
+    first, _ = superstep(one, 0, [1])
     one.superstep(1, [1])
     assert first[0, 0, 0] == 0
 
@@ -124,7 +124,7 @@ def test_a_row_outside_the_dataset_is_refused_in_padding_slots_too(row):
 
 @pytest.mark.parametrize("row", [0, ROWS - 1])
 def test_the_first_and_the_last_row_are_inside(row):
-    rows, _ = taken(feed(lambda: OfRow(row)), 0, [1])
+    rows, _ = superstep(feed(lambda: OfRow(row)), 0, [1])
     assert rows[0, 0, 0] == row
 
 

@@ -107,7 +107,7 @@ def test_data_that_does_not_fit_is_an_error_before_anything_compiles(monkeypatch
 
 
 def test_a_chunk_that_would_not_fit_is_halved_before_the_run(caplog, monkeypatch):
-    monkeypatch.setattr(Engine, "superstep_memory", lambda engine, taken: 10**6 * engine.layout.chunk)
+    monkeypatch.setattr(Engine, "superstep_memory", lambda engine, rows: 10**6 * engine.layout.chunk)
     with caplog.at_level(logging.WARNING):
         found = fit(chunk="auto", sampling="shared", devices=1, device_memory=5 * 10**6)
     assert found.result.plan.chunk == HEADS // 2
@@ -125,12 +125,12 @@ class Breaks:
         self.at, self.broken, self.superstep = at, False, Engine.superstep
         monkeypatch.setattr(Engine, "superstep", lambda *args: self(*args))
 
-    def __call__(self, engine, state, taken, first, num_steps, new_epoch):
+    def __call__(self, engine, state, rows, first, num_steps, new_epoch):
         if first >= self.at and num_steps and not self.broken:
             self.broken = True
             jax.tree.map(lambda a: a.delete(), state)  # as donated ones are
             out_of_memory()
-        return self.superstep(engine, state, taken, first, num_steps, new_epoch)
+        return self.superstep(engine, state, rows, first, num_steps, new_epoch)
 
 
 def test_memory_that_ends_on_the_way_is_survived_from_the_start_with_half_the_chunk(monkeypatch, caplog):

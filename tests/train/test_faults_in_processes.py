@@ -76,9 +76,9 @@ def phases_reached_in(waits):
 
     with pytest.MonkeyPatch.context() as patch:
         # The first superstep compiles, before training starts; later ones only run.
-        before("compiling", Engine, "superstep", lambda engine, state, taken, first, *_: first)
-        before("stepping", Engine, "superstep", lambda engine, state, taken, first, *_: first)
-        before("validating", Engine, "evaluate", lambda engine, stage, accumulators, heads, taken, step, *_: step)
+        before("compiling", Engine, "superstep", lambda engine, state, rows, first, *_: first)
+        before("stepping", Engine, "superstep", lambda engine, state, rows, first, *_: first)
+        before("validating", Engine, "evaluate", lambda engine, stage, accumulators, heads, rows, step, *_: step)
         before("saving", checkpoint, "save", lambda root, step, *_: step)
         yield
 
