@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import os
 from collections.abc import Iterable, Mapping
@@ -13,6 +11,7 @@ import numpy as np
 
 from hydrax import Callback, Event
 from hydrax.errors import ArgumentError
+from hydrax.files import csv_text, encoded
 
 COLUMNS = ("step", "head", "metric", "value")
 
@@ -97,15 +96,15 @@ class CSVLogger(Callback):
             with self._path.open("ab") as file:
                 # A disk that fills up takes the first half of a line.
                 whole = file.truncate(min(file.tell(), self._whole_bytes))
-                text = _csv(lines if whole else [COLUMNS, *lines])
+                text = encoded(csv_text(lines if whole else [COLUMNS, *lines]))
                 file.write(text)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # an ASCII locale cannot encode every file name
             self._warn(error)
             return False
         self._whole_bytes = whole + len(text)
         return True
 
-    def _warn(self, error: OSError) -> None:
+    def _warn(self, error: Exception) -> None:
         if not self._warned:
             self._warned = True
             logging.getLogger("hydrax").warning(
@@ -114,9 +113,3 @@ class CSVLogger(Callback):
                 self._path,
                 error,
             )
-
-
-def _csv(lines: Iterable[tuple[int | str, ...]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text).writerows(lines)
-    return text.getvalue().encode()

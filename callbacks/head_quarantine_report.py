@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import logging
 from pathlib import Path
 from typing import Any
 
 from hydrax import Callback, Event
+from hydrax.files import table_text, warn_if_unwritable, write_text
 
 
 class HeadQuarantineReport(Callback):
@@ -40,17 +38,6 @@ class HeadQuarantineReport(Callback):
         ]
         if not self.rows or event.trainer.log_dir is None:
             return
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(self.rows[0]))
-        writer.writeheader()
-        writer.writerows(self.rows)
         path = Path(event.trainer.log_dir) / "quarantine.csv"
-        try:
-            path.write_text(text.getvalue())
-        except OSError as error:  # training is worth more than its report
-            logging.getLogger("hydrax").warning(
-                "A table is not written: HeadQuarantineReport, %s. Got %r, expected a folder that takes it. Fix: make "
-                "room there; trainer.quarantined says the same.",
-                path,
-                error,
-            )
+        with warn_if_unwritable("The table of lost heads", path, "read trainer.quarantined"):
+            write_text(path, table_text(self.rows))

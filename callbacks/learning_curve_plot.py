@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import logging
 from pathlib import Path
 
 import numpy as np
 
 from hydrax import Callback, Event
 from hydrax.errors import ArgumentError
+from hydrax.files import csv_text, warn_if_unwritable, write_bytes, write_text
 from hydrax.loggers import CURVE_COLUMNS, can_draw, curve_of, learning_curve, to_png
 
 
@@ -47,21 +45,13 @@ class LearningCurvePlot(Callback):
         if folder is None:
             return
         lengths = np.array([head["length"] for head in event.trainer.head_settings()])
-        text = io.StringIO()
-        csv.writer(text).writerows([CURVE_COLUMNS, *curve_of(lengths, known[metric]).tolist()])
+        table = csv_text([CURVE_COLUMNS, *curve_of(lengths, known[metric]).tolist()])
         path = Path(folder) / f"learning_curve_{metric.replace('/', '_')}"
-        try:
-            path.with_name(path.name + ".csv").write_text(text.getvalue())
+        with warn_if_unwritable("The learning curve", path, "read the numbers in result.table()"):
+            write_text(path.with_name(path.name + ".csv"), table)
             if can_draw():
                 picture = to_png(learning_curve(lengths, known[metric], metric))
-                path.with_name(path.name + ".png").write_bytes(picture)
-        except OSError as error:  # training is worth more than its picture
-            logging.getLogger("hydrax").warning(
-                "A learning curve is not written: LearningCurvePlot, %s. Got %r, expected a folder that takes it. Fix: "
-                "make room there; result.table() has the numbers.",
-                path,
-                error,
-            )
+                write_bytes(path.with_name(path.name + ".png"), picture)
 
 
 def _error(metric: object, expected: str) -> ArgumentError:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from hydrax.files import table_text
 from hydrax.loggers import RemoteLogger, missing_package
 
 MOST_METRICS = 1_000
@@ -70,19 +69,11 @@ class MLflowLogger(RemoteLogger):
             self._client.log_batch(self.run_id, metrics=metrics[first : first + MOST_METRICS])
         for name, values in heads.items():
             rows = [{"place": place, name: value} for place, value in enumerate(values.tolist())]
-            self._client.log_text(self.run_id, _csv(rows), f"heads/{name.replace('/', '_')}_{step}.csv")
+            self._client.log_text(self.run_id, table_text(rows), f"heads/{name.replace('/', '_')}_{step}.csv")
 
     def finish_run(self, step: int, table: list[dict[str, Any]], figures: Mapping[str, Any], failed: bool) -> None:
         if table:
-            self._client.log_text(self.run_id, _csv(table), "heads.csv")
+            self._client.log_text(self.run_id, table_text(table), "heads.csv")
         for name, figure in figures.items():
             self._client.log_figure(self.run_id, figure, f"{name}.png")
         self._client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

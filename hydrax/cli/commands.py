@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -16,13 +15,12 @@ import jax
 from hydrax.cli.config_errors import in_one_line
 from hydrax.data import DataModule
 from hydrax.errors import ArgumentError, HydraxError
+from hydrax.files import warn_if_unwritable, write_text
 from hydrax.loop import Callback, Event
 from hydrax.results import SUFFIXES, check_suffix, export
 from hydrax.slices import ComputedSlices, ListedSlices, Slices
 from hydrax.step import PerHead
 from hydrax.train import HydraModule, Trainer
-
-_log = logging.getLogger("hydrax")
 
 COMMANDS = {
     "fit": "train all heads",
@@ -111,16 +109,11 @@ class _ConfigSaver(Callback):
 
     def on_fit_start(self, event: Event) -> None:
         folder = event.trainer.log_dir
-        try:
-            if folder is not None:
-                (folder / "config.yaml").write_text(self._text, encoding="utf-8")
-        except OSError as error:  # training is worth more than its log
-            _log.warning(
-                "A config is not saved: %s. Got %r, expected a folder that takes it. Fix: make room there, or give "
-                "Trainer another default_root_dir; the run goes on without it.",
-                folder,
-                error,
-            )
+        if folder is None:
+            return
+        path = folder / "config.yaml"
+        with warn_if_unwritable("The config of the run", path, "pass another default_root_dir to Trainer"):
+            write_text(path, self._text)
 
 
 def _jsonargparse() -> Any:

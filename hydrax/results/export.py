@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hydrax.errors import ArgumentError
+from hydrax.files import draft
 
 SUFFIXES = (".npz", ".safetensors")
 
@@ -32,17 +33,16 @@ def export(arrays: Mapping[str, Any], path: Path) -> Path:
     """
     check_suffix(path)
     whole = {name or "array": np.ascontiguousarray(_to_numpy(array)) for name, array in arrays.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.stem}.part{path.suffix}")
-    if path.suffix == ".npz":
-        # np.savez takes names as its own arguments, of which it has some: "file" could not be one.
-        with zipfile.ZipFile(draft, "w") as archive:
-            for name, array in whole.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                    np.lib.format.write_array(entry, _known_to_numpy(array), allow_pickle=False)
-    else:
-        _safetensors().save_file(whole, draft)
-    return draft.replace(path)
+    with draft(path, sync=True) as beside:
+        if path.suffix == ".npz":
+            # np.savez takes names as its own arguments, of which it has some: "file" could not be one.
+            with zipfile.ZipFile(beside, "w") as archive:
+                for name, array in whole.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                        np.lib.format.write_array(entry, _known_to_numpy(array), allow_pickle=False)
+        else:
+            _safetensors().save_file(whole, beside)
+    return path
 
 
 def check_suffix(path: Path) -> Path:

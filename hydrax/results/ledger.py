@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hydrax.files import table_text, write_text
 from hydrax.slices import LEDGER_COLUMNS, Slices
 from hydrax.step import HeadModule, per_head_values
 
@@ -113,14 +111,4 @@ def shortest(score: np.floating) -> float:
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes a ledger; a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        draft.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
+    write_text(path, table_text(rows), sync=True)

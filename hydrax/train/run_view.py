@@ -14,6 +14,7 @@ import numpy as np
 from hydrax.data import DataModule
 from hydrax.engine import Fault, PlanReport, heads_of
 from hydrax.errors import ArgumentError
+from hydrax.files import warn_if_unwritable, write_text
 from hydrax.loop import Callback, FitLoop, Interrupts, keys, snapshot_name
 from hydrax.results import Heads, head_settings, ledger, write_csv
 from hydrax.train.fit import Checked, Training
@@ -250,15 +251,8 @@ class RunView:
         if self.log_dir is None or not self.module or not self.module.hparams:
             return
         path = self.log_dir / "hparams.yaml"
-        try:
-            path.write_text(self.module.hparams.to_yaml(), encoding="utf-8")
-        except OSError as error:  # training is worth more than its log
-            _log.warning(
-                "Hyper-parameters are not written: %s. Got %r, expected a folder that takes them. Fix: make room "
-                "there, or give Trainer another default_root_dir; the run goes on without them.",
-                path,
-                error,
-            )
+        with warn_if_unwritable("The file of hyper-parameters", path, "pass another default_root_dir to Trainer"):
+            write_text(path, self.module.hparams.to_yaml())
 
     def _key(self, callback: Callback) -> str:
         return next(key for key, known in keys(self.callbacks).items() if known is callback)

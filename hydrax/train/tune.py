@@ -32,6 +32,7 @@ from hydrax.engine import (
     too_large,
 )
 from hydrax.errors import MemoryLimitError
+from hydrax.files import write_text
 from hydrax.step import Lowering
 from hydrax.train.fit import Checked
 from hydrax.trees import tree_bytes
@@ -344,9 +345,6 @@ class _Known:
         plan = settled.plan
         text = json.dumps({"chunk": plan.chunk, "lowering": dataclasses.asdict(plan.lowering), "plan": str(plan)})
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            beside = self._path.with_suffix(f".{time.time_ns()}")
-            beside.write_text(text)
-            beside.replace(self._path)
+            write_text(self._path, text)
         except OSError as error:
             _log.debug("A plan cannot be kept in %s: %r", self._path.parent, error)

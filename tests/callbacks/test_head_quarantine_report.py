@@ -64,7 +64,7 @@ def test_a_folder_that_takes_nothing_is_reported(tmp_path, caplog):
     trainer.callbacks.append(_Spoils())
     with caplog.at_level(logging.WARNING, "hydrax"):
         run()
-    assert "A table is not written: HeadQuarantineReport" in caplog.text
+    assert "The table of lost heads could not be written: " in caplog.text
 
 
 class _Spoils(hx.Callback):

@@ -45,7 +45,7 @@ def test_a_folder_that_takes_nothing_is_reported_and_the_fit_ends_well(tmp_path,
     trainer = hx.Trainer(max_steps=1, callbacks=[Spoils(), LearningCurvePlot()], default_root_dir=tmp_path, **QUIET)
     with caplog.at_level(logging.WARNING, "hydrax"):
         assert trainer.fit(PlainClassifier(), data_of(SLICES)).step == 1
-    assert "A learning curve is not written" in caplog.text
+    assert "The learning curve could not be written: " in caplog.text
 
 
 @pytest.mark.parametrize("metric", ["", 3])

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 # A package imports only from those before it; docs/design.md draws the same order.
 ORDER = (
-    *("errors", "jaxlib_guard", "loss", "nn", "trees"),
+    *("errors", "jaxlib_guard", "loss", "nn", "trees", "files"),
     *("slices", "step", "checkpoint", "engine", "data", "results", "loop", "train", "loggers", "cli"),
 )
 # No I/O and no global state: what these compute follows from their arguments alone.
@@ -30,6 +30,7 @@ REACHES_PLUG_INS = {"hydrax/__init__.py", "hydrax/train/trainer.py", "hydrax/cli
 # Faces that plug-ins may use besides `hydrax` itself, and what of each.
 OPEN = {
     "hydrax.errors": None,
+    "hydrax.files": None,
     "hydrax.loggers": None,
     "hydrax.checkpoint": {"locked"},
     "hydrax.results": {"BestScores"},

@@ -104,4 +104,4 @@ def test_a_folder_that_takes_nothing_is_said_and_stops_nothing(tmp_path, caplog)
     trainer = hx.Trainer(callbacks=[InTheWay(), CSVLogger()], default_root_dir=tmp_path, **HOW)
     with caplog.at_level(logging.WARNING, "hydrax"):
         assert trainer.fit(PlainClassifier(), data_of(SLICES)).step == HOW["max_steps"]
-    assert caplog.text.count("Hyper-parameters are not written: ") == 1
+    assert caplog.text.count("The file of hyper-parameters could not be written: ") == 1

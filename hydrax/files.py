@@ -1,0 +1,112 @@
+"""Files written whole or not at all, as UTF-8 whatever the locale."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import logging
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str, *, sync: bool = False) -> Path:
+    """Writes a text file as UTF-8; a reader sees the old file or the whole new one.
+
+    A surrogate that no UTF-8 file can hold is written as its escape, `\\udc80`: a name that cannot be decoded must not
+    cost the rest of the text.
+
+    Args:
+      path: the file; its folder is made if it is missing.
+      text: written as it is, without any conversion of line ends.
+      sync: whether to wait until the disk holds the file.
+
+    Returns:
+      `path`.
+    """
+    return write_bytes(path, encoded(text), sync=sync)
+
+
+def write_bytes(path: Path, data: bytes, *, sync: bool = False) -> Path:
+    """Writes a file of bytes; everything else as in `write_text`."""
+    with draft(path, sync=sync) as beside:
+        beside.write_bytes(data)
+    return path
+
+
+@contextlib.contextmanager
+def draft(path: Path, *, sync: bool = False) -> Iterator[Path]:
+    """Gives a path to write to; the file takes its real name when the block ends without an error.
+
+    Args:
+      path: the file; its folder is made if it is missing. If it is a symbolic link, the file it points to is replaced.
+      sync: whether to wait until the disk holds the file. Without it a power failure soon after the write may leave an
+        empty file: right for logs and caches, wrong for results.
+
+    Yields:
+      A hidden path in the same folder, as only a rename inside one file system is atomic.
+    """
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Neither the process number, which two machines on one network drive may share, nor the file's own name, which may
+    # already be as long as the file system allows.
+    beside = target.with_name(f".hydrax-{secrets.token_hex(8)}.part")
+    try:
+        yield beside
+        if sync:
+            with beside.open("rb+") as file:
+                os.fsync(file.fileno())
+        beside.replace(target)
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def encoded(text: str) -> bytes:
+    r"""Encodes a text as UTF-8, and lone surrogates as their escapes.
+
+    >>> encoded("ä\udc80")
+    b'\xc3\xa4\\udc80'
+    """
+    return text.encode("utf-8", "backslashreplace")
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    r"""Formats rows of cells as CSV.
+
+    >>> csv_text([("head", "reason"), (0, "a, b")])
+    'head,reason\r\n0,"a, b"\r\n'
+    """
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
+
+
+def table_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Formats at least one row, all with the same columns in the same order, as CSV with a header."""
+    return csv_text([list(rows[0]), *(list(row.values()) for row in rows)])
+
+
+@contextlib.contextmanager
+def warn_if_unwritable(what: str, path: Path, fix: str) -> Iterator[None]:
+    """Turns a failed write into a warning of the logger "hydrax": training is worth more than a file about it.
+
+    Args:
+      what: what is written, as the subject of the warning.
+      path: where.
+      fix: a phrase that says what else the user can do.
+    """
+    try:
+        yield
+    except (OSError, UnicodeError) as error:  # an ASCII locale cannot encode every file name
+        logging.getLogger("hydrax").warning(
+            "%s could not be written: %s. Got %r, expected a writable folder with free space. Fix: free some space "
+            "there, or %s; the run continues without it.",
+            what,
+            path,
+            error,
+            fix,
+        )

@@ -1,0 +1,80 @@
+"""Files are written whole or not at all, as UTF-8 whatever the locale, links included."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from hydrax.files import draft, table_text, warn_if_unwritable, write_bytes, write_text
+
+ASCII_LOCALE = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+
+
+def test_a_text_is_utf_8_with_its_line_ends_as_given(tmp_path):
+    assert write_text(tmp_path / "deep" / "a.txt", "ä\r\nb\n").read_bytes() == b"\xc3\xa4\r\nb\n"
+
+
+def test_a_surrogate_is_written_as_its_escape(tmp_path):
+    assert write_text(tmp_path / "a.txt", "x\udc80").read_bytes() == b"x\\udc80"
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_a_write_that_fails_leaves_the_old_file_and_no_draft(tmp_path, sync):
+    path = write_bytes(tmp_path / "a", b"old")
+    with pytest.raises(ZeroDivisionError), draft(path, sync=sync) as beside:
+        beside.write_bytes(b"ne")
+        raise ZeroDivisionError
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"old"]
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_a_whole_draft_replaces_the_old_file(tmp_path, sync):
+    path = write_bytes(tmp_path / "a", b"old")
+    write_bytes(path, b"new", sync=sync)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"new"]
+
+
+def test_a_name_as_long_as_the_file_system_allows_can_be_written(tmp_path):
+    assert write_text(tmp_path / ("n" * 255), "x").read_text() == "x"
+
+
+def test_a_link_stays_a_link_and_its_target_is_replaced(tmp_path):
+    target = write_text(tmp_path / "there" / "a", "old")
+    (tmp_path / "link").symlink_to(target)
+    write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert target.read_text() == "new"
+
+
+def test_a_file_has_the_mode_that_any_new_file_has(tmp_path):
+    (tmp_path / "plain").touch()
+    assert write_text(tmp_path / "a", "x").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_folder_in_the_way_is_a_warning_that_names_the_way_round(tmp_path, caplog):
+    (tmp_path / "a").mkdir()
+    with warn_if_unwritable("The table", tmp_path / "a", "read it elsewhere"):
+        write_text(tmp_path / "a", "x")
+    assert caplog.text.count(f"The table could not be written: {tmp_path / 'a'}. Got IsADirectoryError") == 1
+    assert "or read it elsewhere; the run continues without it." in caplog.text
+
+
+def test_a_table_has_a_header_and_empty_cells_for_none():
+    assert table_text([{"a": 1, "b": None}, {"a": 2.5, "b": 'say "x"'}]) == 'a,b\r\n1,\r\n2.5,"say ""x"""\r\n'
+
+
+def run_in_ascii(code: str, *words: str, **how) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *words], env={**os.environ, **ASCII_LOCALE}, capture_output=True, **how
+    )
+
+
+def test_a_text_is_utf_8_under_an_ascii_locale(tmp_path):
+    code = (
+        "import locale, pathlib, sys; from hydrax.files import write_text\n"
+        "assert locale.getencoding() != 'UTF-8'\n"
+        "write_text(pathlib.Path(sys.argv[1]), '\\u00e4\\udc80')"
+    )
+    run_in_ascii(code, str(tmp_path / "a"), check=True)
+    assert (tmp_path / "a").read_bytes() == b"\xc3\xa4\\udc80"
