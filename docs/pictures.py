@@ -1,11 +1,15 @@
-"""Draws the pictures of docs/concepts.md from what the library itself gives: slices, index batches, a plan.
+"""Draws the pictures of README.md and docs/concepts.md from what the library computes: scores, slices, batches, a plan.
 
     .venv/bin/python docs/pictures.py [FOLDER]
 
-Needs matplotlib, scikit-learn and two cores. tests/project/test_pictures.py checks the numbers behind them.
+Needs matplotlib, scikit-learn and two cores. tests/project/test_pictures.py checks the numbers behind the pictures.
 """
 
+import contextlib
+import functools
+import re
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +31,8 @@ from hydrax.engine.layout import Layout, lay_out
 from hydrax.engine.plan import Plan
 
 IMAGES = Path(__file__).parent / "images"
-# Figures are opaque white, to be read on a dark page as well; colour-blind eyes tell viridis' steps apart too.
+README = Path(__file__).parents[1] / "README.md"
+# Figures are opaque white, so that they can be read on a dark page; viridis can be read by colour-blind people.
 COLOURS = colormaps["viridis"]
 PADDING = {"facecolor": "white", "hatch": "//", "edgecolor": "darkgrey", "linewidth": 0.5}
 
@@ -36,9 +41,32 @@ WALKERS = hx.Slices.window(starts=[0, 6, 3, 12], lengths=[24, 12, 7, 4], num_row
 SLOTS, STEPS, PASSES = 6, 8, 2
 
 
+# 0. The learning curve of README.md, by the program printed there.
+@functools.cache
+def readme_accuracy() -> np.ndarray:
+    """float[1000]: the accuracy of each head, as the first example of README.md computes it."""
+    program = re.search(r"^```python\n(.*?)^```$", README.read_text(), flags=re.DOTALL | re.MULTILINE)
+    assert program is not None
+    names: dict[str, Any] = {"__name__": "__main__"}
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        exec(compile(program[1], "README.md", "exec"), names)
+    return np.asarray(names["accuracy"])
+
+
+def draw_learning_curve() -> Figure:
+    figure = Figure(figsize=(8, 3.2), layout="constrained", facecolor="white")
+    axes, accuracy = figure.subplots(), readme_accuracy()
+    rows = np.arange(1, len(accuracy) + 1)
+    axes.scatter(rows, accuracy, s=7, c=accuracy, cmap=COLOURS, linewidths=0)
+    axes.set(xscale="log", ylim=(0, 1), xlabel="rows that a head learns from", ylabel="test accuracy")
+    axes.set_title(f"{len(accuracy):,} models, one dot each, trained in one call", fontsize=10)
+    axes.grid(alpha=0.3)
+    return figure
+
+
 # 1. Slices.
 def every_kind() -> dict[str, hx.Slices]:
-    """Six ways to make slices of 30 rows."""
+    """Makes slices of 30 rows in six ways."""
     folds = hx.Slices.from_splits(KFold(NUM_HEADS, shuffle=True, random_state=0).split(range(NUM_ROWS)), NUM_ROWS)
     return {
         "prefix([5, 10, ...])": hx.Slices.prefix(range(5, NUM_ROWS + 1, 5), NUM_ROWS),
@@ -51,7 +79,7 @@ def every_kind() -> dict[str, hx.Slices]:
 
 
 def copies(slices: hx.Slices) -> np.ndarray:
-    """int[H, N], how often each head holds each row: the mask, but for a bootstrap's copies."""
+    """Counts how often each head holds each row, int[H, N]. Only a bootstrap holds a row more than once."""
     counted = np.array([np.bincount(slices.rows(head), minlength=slices.num_rows) for head in range(len(slices))])
     assert np.array_equal(counted > 0, slices.mask())
     return counted
@@ -75,7 +103,7 @@ def draw_slices() -> Figure:
 # 2. Rotation.
 @dataclass(frozen=True)
 class Walk:
-    """The slots of all heads over some steps: int[steps, H, B] rows, bool mask, and the pass, counted from 1."""
+    """The slots of all heads over some steps: rows int[steps, H, B], mask bool[...], and passes, counted from 1."""
 
     rows: np.ndarray
     mask: np.ndarray
@@ -83,14 +111,14 @@ class Walk:
 
 
 def walk(**how: Any) -> Walk:
-    """The index batches that a fit would get; `how` as in `DataModule.index_dataset`."""
+    """Returns the index batches that a fit would get; `how` is passed to `DataModule.index_dataset`."""
     data = ArrayDataModule(np.zeros(WALKERS.num_rows), slices=WALKERS, batch_size=SLOTS)
     batches = [data.index_dataset(seed=0, **how)[step] for step in range(STEPS)]
     mask = np.array([batch["mask"] for batch in batches])
     rows = np.array([np.broadcast_to(batch["rows"], batch["mask"].shape) for batch in batches])
     passes = np.zeros(rows.shape, int)
     met = np.zeros((len(WALKERS), WALKERS.num_rows), int)
-    for step, head, slot in np.argwhere(mask):  # a pass has each row once, so the pass is the time it is met
+    for step, head, slot in np.argwhere(mask):  # a pass has each row once, so the n-th meeting is in pass n
         met[head, rows[step, head, slot]] += 1
         passes[step, head, slot] = met[head, rows[step, head, slot]]
     return Walk(rows, mask, passes)
@@ -129,7 +157,7 @@ def draw_walks(panels: dict[str, dict[str, Any]], width: float) -> Figure:
 
 # 3. The plan.
 class Supersteps(hx.Callback):
-    """Notes where supersteps end."""
+    """Records the steps at which supersteps end."""
 
     def __init__(self) -> None:
         self.ends = [0]
@@ -139,7 +167,7 @@ class Supersteps(hx.Callback):
 
 
 class Line(hx.HydraModule):
-    """The smallest module that validates."""
+    """The smallest module with a validation step."""
 
     def configure_model(self, key: jax.Array) -> jax.Array:
         return jax.random.normal(key)
@@ -154,7 +182,7 @@ class Line(hx.HydraModule):
 
 
 def plan_of_a_fit() -> tuple[Plan, Layout, list[int]]:
-    """The plan, where it puts the heads, and after which steps supersteps ended, of a fit with epochs of 30 steps."""
+    """Runs a fit with epochs of 30 steps. Returns its plan, its layout, and the steps after which supersteps ended."""
     rows, noted = np.zeros(240, np.float32), Supersteps()
     data = ArrayDataModule(rows, val=rows, slices=hx.Slices.full(9, num_rows=240), batch_size=8)
     how: dict[str, Any] = {"chunk": 2, "devices": 2, "steps_per_call": 16, "lowering": "plain"}
@@ -196,18 +224,18 @@ def draw_plan() -> Figure:
 
 
 def main(folder: Path = IMAGES) -> None:
-    """Writes all pictures into a folder; the same bytes each time, with the same version of matplotlib."""
+    """Writes all pictures into a folder: the same bytes each time, given the same version of matplotlib."""
     folder.mkdir(parents=True, exist_ok=True)
+    panels = {f'budget="passes", {PASSES} of them': {"passes": PASSES}, 'sampling="shared"': {"sampling": "shared"}}
     pictures = {
-        "slices": draw_slices(),
-        "rotation": draw_walks({"Each head its own rows": {}}, width=6),
-        "walks": draw_walks(
-            {f'budget="passes", {PASSES} of them': {"passes": PASSES}, 'sampling="shared"': {"sampling": "shared"}}, 10
-        ),
-        "plan": draw_plan(),
+        "readme-learning-curve": draw_learning_curve(),
+        "concepts-slices": draw_slices(),
+        "concepts-rotation": draw_walks({"Each head its own rows": {}}, width=6),
+        "concepts-walks": draw_walks(panels, width=10),
+        "concepts-plan": draw_plan(),
     }
     for name, figure in pictures.items():
-        figure.savefig(folder / f"concepts-{name}.png", dpi=85, metadata={"Software": None})
+        figure.savefig(folder / f"{name}.png", dpi=85, metadata={"Software": None})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""docs/pictures.py: the pictures of docs/concepts.md appear, and the numbers behind them are those counted by hand."""
+"""docs/pictures.py and docs/import_picture.py: the pictures exist, and show what was counted by hand."""
 
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,18 +12,35 @@ from hydrax.engine import devices as devices_module
 pytestmark = pytest.mark.cpu  # the plan that is drawn is one of two cores
 
 DOCS = Path(__file__).parents[2] / "docs"
-NAMES = ["concepts-plan.png", "concepts-rotation.png", "concepts-slices.png", "concepts-walks.png"]
+PAGES = {
+    "concepts-plan.png": DOCS / "concepts.md",
+    "concepts-rotation.png": DOCS / "concepts.md",
+    "concepts-slices.png": DOCS / "concepts.md",
+    "concepts-walks.png": DOCS / "concepts.md",
+    "readme-learning-curve.png": DOCS.parent / "README.md",
+}
+NAMES = list(PAGES)
 # Of the four heads that walk: the rows of their slices, and how many passes they end in 8 steps of 6 slots.
 SLICES = [range(24), range(6, 18), range(3, 10), range(12, 16)]
 ENDED = [48 // 24, 48 // 12, 48 // 7, 8]
 
 
-@pytest.fixture(scope="module")
-def pictures():
-    spec = importlib.util.spec_from_file_location("pictures", DOCS / "pictures.py")
+def script(name: str) -> ModuleType:
+    """A script of docs/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return script("pictures")
+
+
+@pytest.fixture(scope="module")
+def import_picture():
+    return script("import_picture")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,8 +78,29 @@ def test_a_picture_is_the_same_each_time(folders, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_picture_of_the_page_is_there_and_small(name):
-    assert f"(images/{name})" in (DOCS / "concepts.md").read_text()
+    assert f"images/{name})" in PAGES[name].read_text()
     assert 0 < (DOCS / "images" / name).stat().st_size < 100_000
+
+
+# ---- imports -----------------------------------------------------------------------------------------------------
+
+
+def test_the_picture_of_the_imports_is_up_to_date(import_picture):
+    """If it fails: `.venv/bin/python docs/import_picture.py` draws it again."""
+    assert (DOCS / "images" / "design-imports.svg").read_text() == import_picture.draw()
+
+
+@pytest.mark.parametrize(
+    ("package", "imported"), [("slices", set()), ("engine", {"slices", "step"}), ("loggers", {"loop"})]
+)
+def test_the_picture_has_the_imports_that_one_counts_by_hand(import_picture, package, imported):
+    assert import_picture.imports()[package] == imported
+
+
+def test_the_picture_draws_an_import_only_where_no_chain_of_others_implies_it(import_picture):
+    graph = {"a": set(), "b": {"a"}, "c": {"a", "b"}}
+    assert import_picture.direct(graph) == [("b", "a"), ("c", "b")]
+    assert import_picture.levels(graph) == {"a": 0, "b": 1, "c": 2}
 
 
 # ---- slices -----------------------------------------------------------------------------------------------------
