@@ -121,8 +121,8 @@ def _jsonargparse() -> Any:
         import jsonargparse
     except ImportError as error:
         raise ArgumentError(
-            "A package is missing: jsonargparse, which reads configs. Got none, expected it installed. Fix: pip "
-            "install 'hydrax-heads[cli]'."
+            "Missing package: jsonargparse, which reads configs. Got none, expected it to be installed. Fix: "
+            "pip install 'hydrax-heads[cli]'."
         ) from error
     return jsonargparse
 

@@ -1,11 +1,12 @@
-"""What the loggers among the callbacks share.
+"""Shared parts of the loggers among the callbacks.
 
 Files, in reading order:
-  plots.py          pictures of all heads at once
-  quantiles.py      the few numbers that a log keeps of a value of many heads
-  summaries.py      TensorBoard's protocol buffers
+  plots.py          figures that show all heads at once
+  quantiles.py      mean and quantiles of a metric over the heads
+  summaries.py      metrics as TensorBoard's protocol buffers
+  background.py     the thread that writes what training hands over
   event_files.py    TensorBoard's event files
-  remote_logger.py  what loggers of remote services share
+  remote_logger.py  the base class of loggers that write to a remote service
 """
 
 from hydrax.loggers import summaries

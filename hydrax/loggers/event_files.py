@@ -1,173 +1,171 @@
-"""TensorBoard's event files, written so that nobody ever waits for them."""
+"""TensorBoard's event files, written in the background."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import os
-import queue
+import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydrax.loggers.background import BackgroundWriter
 from hydrax.loggers.summaries import Numbers, to_summary
 
 if TYPE_CHECKING:
+    from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.proto.summary_pb2 import Summary
 
 FLUSH_SECS = 5.0
 RETRY_SECS = 10.0
-"""Time between a write that failed and the next that is tried; what comes in between is dropped."""
-CLOSE_SECS = 30.0
-"""Longest time to wait, at the end, for a disk that does not answer."""
-MAX_QUEUE = 10_000
+"""Time between a write that failed and the next attempt; logs that come in between are dropped."""
+MAX_WAITING = 10_000
 """Logs that may wait for the disk, some kilobytes each: room for all the rows that one long superstep brings."""
 
 _file_numbers = itertools.count()
 
 
 class EventFiles:
-    """The event files of a run, and of runs in folders below it; a thread of their own writes them.
+    """Writes the event files of a run, and of runs in folders below it, in a thread of their own.
 
-    tensorboardX makes the files. Its own thread dies of a write error without a word, and then whoever logs waits for
-    it for ever. This one reports the error, drops and counts, and begins a new file once the disk takes one again.
+    tensorboardX encodes the records. Its own writer thread dies silently of a write error, and from then on blocks
+    whoever logs. This one reports the error, drops and counts logs, and begins a new file once the disk accepts writes
+    again.
 
     Args:
-      folder: of the run; made, by the thread, if it is not there.
-      on_trouble: called with what went wrong, from any thread, each time that something could not be written.
-      purge_step: readers forget what older files of a folder hold from this step on; None: nothing.
+      folder: folder of the run; the thread makes it if it is missing.
+      on_trouble: called for every drop with a phrase that says what went wrong, from any thread.
+      purge_step: readers forget what older files of a folder hold from this step on; None keeps all of it.
     """
 
     def __init__(self, folder: Path, on_trouble: Callable[[str], None], purge_step: int | None = None) -> None:
-        # Charts over time go wrong where time does, as when the machine's clock is set back in the middle of a run.
+        # Charts over time break where the clock is set back in the middle of a run, so times count from here.
         self._began_at = time.time() - time.monotonic()
-        self._folder, self._on_trouble, self._purge_step = folder, on_trouble, purge_step
-        self._make_file = _events_writer()
-        self._queue: queue.Queue[Any] = queue.Queue(MAX_QUEUE)
-        self._files: dict[str, Any] = {}  # by run; the thread's alone, as are the next four
+        self._folder, self._purge_step = folder, purge_step
+        self._make_record_writer = _record_writer()
+        # From here on the thread's alone.
+        self._files: dict[str, tuple[Path, Any]] = {}  # by run
         self._purged: set[str] = set()
         self._unflushed = 0
         self._flush_at = self._retry_at = 0.0
-        self._num_refused = self._num_failed = 0
-        self._thread = threading.Thread(target=self._write_all, name="TensorBoard event files", daemon=True)
-        self._thread.start()
+        self._trouble = ""
+        self._thread = BackgroundWriter(
+            "TensorBoard event files", MAX_WAITING, on_trouble, self._flush_if_due, FLUSH_SECS
+        )
 
     @property
     def num_dropped(self) -> int:
         """Logs that were not written, or not in all runs."""
-        return self._num_refused + self._num_failed
+        return self._thread.num_dropped
 
     def add(self, logs: Mapping[str, Summary | Numbers], step: int) -> None:
-        """Hands one log over.
+        """Queues one log.
 
         Args:
-          logs: by run: "" is the run itself, others are folders below it.
-          step: updates done.
+          logs: what to log, by run: "" is the run itself, others are folders below it.
+          step: number of updates done.
         """
-        try:
-            self._queue.put_nowait((self._began_at + time.monotonic(), step, logs))
-        except queue.Full:
-            self._num_refused += 1
-            self._on_trouble(f"a disk that is {MAX_QUEUE:,} logs behind")
+        wall_time = self._began_at + time.monotonic()
+        self._thread.add(lambda: self._log(wall_time, step, logs))
 
     def flush_soon(self) -> None:
-        """Asks for what was handed over to be on disk soon; does not wait."""
+        """Asks for everything logged so far to be written to disk soon; does not wait."""
         self._flush_at = 0.0
-        with contextlib.suppress(queue.Full):  # the thread is busy enough
-            self._queue.put_nowait(())
+        self._thread.wake()
 
     def close(self) -> None:
-        """Returns once all is on disk, or after `CLOSE_SECS`."""
-        end = time.monotonic() + CLOSE_SECS
-        with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=CLOSE_SECS)
-        self._thread.join(max(0.0, end - time.monotonic()))
-        if self._thread.is_alive():
-            self._num_refused += self._queue.qsize()
-            self._on_trouble(f"a disk that does not answer for {CLOSE_SECS:.0f} s")
+        """Waits until everything is on disk, or until `background.CLOSE_SECS` have passed."""
+        self._thread.close(self._finish)
 
-    def _write_all(self) -> None:
-        while True:
-            wait = None if not self._unflushed else max(0.0, self._flush_at - time.monotonic())
-            log: Any = ()
-            with contextlib.suppress(queue.Empty):
-                log = self._queue.get(timeout=wait)
-            try:
-                if log and time.monotonic() < self._retry_at:
-                    self._num_failed += 1
-                elif log:
-                    self._unflushed += 1
-                    self._write(*log)
-                if log is None or time.monotonic() >= self._flush_at:
-                    self._flush()
-            except OSError as error:
-                self._give_up(error)
-            if log is None:
-                self._close_files()
-                return
+    # Everything below runs in the thread.
 
-    def _write(self, wall_time: float, step: int, logs: Mapping[str, Summary | Numbers]) -> None:
+    def _log(self, wall_time: float, step: int, logs: Mapping[str, Summary | Numbers]) -> None:
         from tensorboardX.proto.event_pb2 import Event
 
+        if time.monotonic() < self._retry_at:
+            self._thread.drop(1, self._trouble)
+            return
+        events = {}
         for run, log in logs.items():
-            if run not in self._files:
-                self._files[run] = self._begin(run)
             summary = to_summary(log) if isinstance(log, dict) else log
-            self._files[run].write_event(Event(wall_time=wall_time, step=step, summary=summary))
+            events[run] = Event(wall_time=wall_time, step=step, summary=summary)
+        self._unflushed += 1
+        with self._giving_up():
+            for run, event in events.items():
+                self._write(run, event)
+        self._flush_if_due()
 
-    def _begin(self, run: str) -> Any:
+    def _flush_if_due(self) -> None:
+        if self._unflushed and time.monotonic() >= self._flush_at:
+            with self._giving_up():
+                self._flush()
+
+    def _finish(self) -> None:
+        with self._giving_up():
+            self._flush()
+        self._close_files()
+
+    def _write(self, run: str, event: Event) -> None:
+        if run not in self._files:
+            self._begin(run)
+        self._files[run][1].write(event.SerializeToString())
+
+    def _begin(self, run: str) -> None:
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         folder = self._folder / run
         folder.mkdir(parents=True, exist_ok=True)
-        # The file's name has the second it was begun in and else only this. Readers sort by name: hence the zeros.
-        file = self._make_file(str(folder / "events"), f".{os.getpid()}.{next(_file_numbers):04d}")
+        # Readers sort the files of a folder by name: hence the time first, and the zeros.
+        host = f"{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        path = folder / f"events.out.tfevents.{host}.{next(_file_numbers):04d}"
+        self._files[run] = path, self._make_record_writer(str(path))
+        self._write(run, Event(wall_time=self._began_at + time.monotonic(), file_version="brain.Event:2"))
         if self._purge_step is not None and run not in self._purged:
             self._purged.add(run)  # a later file of this run must not purge what this one holds
-            file.write_event(Event(step=self._purge_step, session_log=SessionLog(status=SessionLog.START)))
-        return file
+            self._write(run, Event(step=self._purge_step, session_log=SessionLog(status=SessionLog.START)))
 
     def _flush(self) -> None:
-        for run, file in self._files.items():
+        for path, file in self._files.values():
             file.flush()
-            if not Path(file._file_name).exists():  # a file that was deleted takes all that is written
-                raise FileNotFoundError(f"{self._folder / run} is gone")
+            if not path.exists():  # writes to a deleted file succeed and are lost
+                raise FileNotFoundError(f"{path.parent} is gone")
         self._unflushed = 0
         self._flush_at = time.monotonic() + FLUSH_SECS
 
-    def _give_up(self, error: OSError) -> None:
-        self._num_failed += self._unflushed
-        self._unflushed = 0
-        self._retry_at = time.monotonic() + RETRY_SECS
-        self._close_files()
-        self._on_trouble(repr(error))
+    @contextlib.contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        """Drops all logs that are not known to be on disk when a write fails, and pauses for `RETRY_SECS`."""
+        try:
+            yield
+        except OSError as error:
+            lost, self._unflushed = self._unflushed, 0
+            self._trouble, self._retry_at = repr(error), time.monotonic() + RETRY_SECS
+            self._close_files()
+            self._thread.drop(lost, self._trouble)
 
     def _close_files(self) -> None:
-        for file in self._files.values():
+        for _, file in self._files.values():
             with contextlib.suppress(OSError, ValueError):
                 file.close()
-            # What `close` leaves open where its flush fails; the garbage collector would try it again, and complain.
-            with contextlib.suppress(OSError, ValueError):
-                file._py_recordio_writer.close()
         self._files = {}
 
 
-def _events_writer() -> Callable[[str, str], Any]:
-    """tensorboardX's maker of event files, imported when the first one is needed, and without PyTorch.
+def _record_writer() -> Callable[[str], Any]:
+    """Imports tensorboardX's record writer when the first one is needed, and without PyTorch.
 
-    It takes no more from PyTorch than the name of a type, for annotations, and for that imports it where it is
-    installed: two seconds and 200 MB.
+    tensorboardX imports PyTorch where it is installed, only to name a type in annotations: two seconds and 200 MB. It
+    has no option against that, so the import is blocked in Python's own way, by None in `sys.modules`.
     """
     absent = "torch" not in sys.modules
     if absent:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # Python's own way to say that it cannot be imported
+        sys.modules["torch"] = None  # type: ignore[assignment]
     try:
-        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.record_writer import RecordWriter
     finally:
         if absent:
             del sys.modules["torch"]
-    writer: Callable[[str, str], Any] = EventsWriter
+    writer: Callable[[str], Any] = RecordWriter
     return writer

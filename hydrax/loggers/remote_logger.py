@@ -1,60 +1,64 @@
-"""What loggers of services have in common: one run for all heads, written by a thread that nobody waits for."""
+"""The base class of loggers that write to a remote service, one run for all heads."""
 
 from __future__ import annotations
 
 import logging
-import queue
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from hydrax.errors import ArgumentError
+from hydrax.loggers.background import BackgroundWriter
 from hydrax.loggers.plots import can_draw, learning_curve
 from hydrax.loggers.quantiles import count_not_finite, spreads
 from hydrax.loop import Callback, Event
 
-MOST_WAITING = 1_000  # logs that wait for a service; what comes while so many do is dropped
-CLOSE_SECS = 30.0
-OPEN_SECS = 10.0  # A checkpoint waits for the run's id, once.
-MOST_FIGURES = 4
+MAX_WAITING = 1_000
+"""Logs that may wait for a service."""
+OPEN_SECS = 10.0
+"""Longest time that the first checkpoint waits for the run's id."""
+MAX_FIGURES = 4
 _log = logging.getLogger("hydrax")
 
 
 class RemoteLogger(Callback):
-    """Base of loggers that hand a run to a service; a subclass says how, in the methods that end in `_run`.
+    """Base class of loggers that write to a remote service; subclasses implement `open_run`, `write_run`, `finish_run`.
 
-    For every metric it writes `<metric>/mean`, `/min`, `/q10`, `/median`, `/q90`, `/max` over the heads whose value is
-    finite; `heads/live`, `heads/not_finite`; and what callbacks gave to `trainer.log_scalars`. Training metrics at
-    every step that `trainer.log_every_n_steps` divides, the others whenever they come; of validation metrics the values
-    of all heads too. At the end of a fit the ledger as a table, and learning curves where there are three lengths.
+    It writes:
 
-    The service is called from a thread of its own. What it refuses, or is too slow for, is dropped and counted, said
-    once by the logger "hydrax", and never stops or delays training; at the end it has `CLOSE_SECS` to finish.
+    - `<metric>/mean`, `/min`, `/q10`, `/median`, `/q90`, `/max` over the heads whose value is finite: training metrics
+      at every step that `trainer.log_every_n_steps` divides, all others whenever they are computed;
+    - the values of all heads, for validation and test metrics;
+    - `heads/live` and `heads/not_finite`, and the numbers that callbacks pass to `trainer.log_scalars`;
+    - at the end of a fit the ledger as a table, and learning curves if the slices have three or more lengths.
+
+    A thread of its own calls the service, so the service never stops or delays training. A log that the service refuses
+    or is too slow for is dropped and counted, and the logger "hydrax" warns once. The end of a fit waits up to 30 s for
+    the service.
 
     Attributes:
-      run_id: the service's name for the run; None before it has one.
-      num_dropped: logs that could not be written.
+      run_id: the service's name for the run; None until it has one.
+      num_dropped: number of logs that could not be written.
     """
 
     def __init__(self) -> None:
         self.run_id: str | None = None
         self.num_dropped = 0
-        self._worker: _Worker | None = None
+        self._writer: BackgroundWriter | None = None
         self._warned = False
         self._opened = threading.Event()
 
-    # What a subclass says, called in the thread.
+    # A subclass implements these three; the thread calls them.
 
     def open_run(self, folder: str, hparams: Mapping[str, Any], first_step: int) -> str:
-        """Starts the run, or goes on with `run_id`.
+        """Starts the run, or continues the run `run_id` if that is not None.
 
         Args:
-          folder: the run's folder, for what the service keeps on disk.
-          hparams: the module's hyper-parameters by name; a value may be a `PerHead`.
-          first_step: updates done so far.
+          folder: the run's folder, for files that the service keeps on disk.
+          hparams: hyper-parameters of the module by name; a value may be a `PerHead`.
+          first_step: number of updates done so far.
 
         Returns:
           The service's name for the run.
@@ -62,12 +66,12 @@ class RemoteLogger(Callback):
         raise NotImplementedError
 
     def write_run(self, step: int, numbers: Mapping[str, float], heads: Mapping[str, np.ndarray]) -> None:
-        """Writes what was logged at a step.
+        """Writes the logs of one step.
 
         Args:
-          step: updates done.
-          numbers: by name.
-          heads: values of all heads, float[H] by metric.
+          step: number of updates done.
+          numbers: scalars by name.
+          heads: float[H], the values of all heads, by metric.
         """
         raise NotImplementedError
 
@@ -75,14 +79,14 @@ class RemoteLogger(Callback):
         """Ends the run.
 
         Args:
-          step: updates done.
-          table: the ledger, one dict a head; may be empty.
-          figures: matplotlib's, by name; may be empty.
+          step: number of updates done.
+          table: the ledger, one dict per head; may be empty.
+          figures: figures of matplotlib, by name; may be empty.
           failed: whether an error ended the fit.
         """
         raise NotImplementedError
 
-    # What it hears.
+    # Hooks.
 
     def on_train_start(self, event: Event) -> None:
         self._close(event)
@@ -105,14 +109,13 @@ class RemoteLogger(Callback):
         self._write(event, event.metrics, event.step)
 
     def on_fit_end(self, event: Event) -> None:
-        if self._worker is None:
+        if self._writer is None:
             return
-        known, lengths = event.trainer.callback_metrics, np.array([h["length"] for h in event.trainer.head_settings()])
-        names = sorted(event.trainer.validation_metrics & set(known))[:MOST_FIGURES]
-        draws = can_draw() and len(np.unique(lengths)) > 2
-        figures = {
-            f"learning_curve/{name}": learning_curve(lengths, known[name], name) for name in (names if draws else [])
-        }
+        metrics, figures = event.trainer.callback_metrics, {}
+        lengths = np.array([head["length"] for head in event.trainer.head_settings()])
+        if can_draw() and len(np.unique(lengths)) > 2:
+            for name in sorted(event.trainer.validation_metrics & set(metrics))[:MAX_FIGURES]:
+                figures[f"learning_curve/{name}"] = learning_curve(lengths, metrics[name], name)
         self._close(event, event.trainer.ledger(), figures)
 
     def on_exception(self, event: Event) -> None:
@@ -122,16 +125,16 @@ class RemoteLogger(Callback):
         self._close(event)
 
     def state_dict(self) -> dict[str, Any]:
-        if self._worker is not None:
+        if self._writer is not None:
             self._opened.wait(OPEN_SECS)
-            self._opened.set()
+            self._opened.set()  # later checkpoints do not wait again for a service that does not answer
         return {"run_id": self.run_id}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.run_id = state["run_id"]
 
     def _evaluated(self, event: Event) -> None:
-        if self._worker is None:
+        if self._writer is None:
             self._open(event)  # validate or test, without a fit
         self._write(event, event.metrics, event.step, dict(event.metrics))
         if event.stage != "fit":
@@ -150,8 +153,8 @@ class RemoteLogger(Callback):
                 self._opened.set()
 
         self._opened.clear()
-        self._worker = _Worker(self._report)
-        self._worker.add(start)
+        self._writer = BackgroundWriter(f"hydrax {type(self).__name__}", MAX_WAITING, self._report)
+        self._writer.add(start)
 
     def _write(
         self,
@@ -160,14 +163,14 @@ class RemoteLogger(Callback):
         step: int,
         heads: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        if self._worker is None or not metrics:
+        if self._writer is None or not metrics:
             return
         numbers = {
             f"{name}/{word}": number for name, spread in spreads(metrics).items() for word, number in spread.items()
         }
         numbers |= {"heads/live": int(np.count_nonzero(event.live)), "heads/not_finite": count_not_finite(metrics)}
         numbers |= event.trainer.scalars
-        self._worker.add(lambda: self.write_run(step, numbers, heads or {}))
+        self._writer.add(lambda: self.write_run(step, numbers, heads or {}))
 
     def _close(
         self,
@@ -176,67 +179,25 @@ class RemoteLogger(Callback):
         figures: Mapping[str, Any] | None = None,
         failed: bool = False,
     ) -> None:
-        worker, self._worker = self._worker, None
-        if worker is not None:
-            worker.add(lambda: self.finish_run(event.step, table or [], figures or {}, failed))
-            worker.close(CLOSE_SECS)
-            self.num_dropped += worker.num_dropped
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close(lambda: self.finish_run(event.step, table or [], figures or {}, failed))
+            self.num_dropped += writer.num_dropped
 
     def _report(self, trouble: str) -> None:
         if not self._warned:
             self._warned = True
             _log.warning(
-                "Logs are dropped: %s. Got %s, expected a service that takes them. Fix: see what it says; the run "
-                "goes on without them.",
+                "Logs were dropped: %s. Got %s, expected a service that accepts them. Fix: check the service and the "
+                "network; the run continues without these logs.",
                 type(self).__name__,
                 trouble,
             )
 
 
-class _Worker:
-    """A thread that makes calls one after the other; whoever adds one never waits."""
-
-    def __init__(self, report: Callable[[str], None]) -> None:
-        self.num_dropped = 0
-        self._report = report
-        self._calls: queue.Queue[Callable[[], None] | None] = queue.Queue(MOST_WAITING)
-        # A daemon: a service that hangs must not keep the process alive.
-        self._thread = threading.Thread(target=self._run, name="hydrax-logger", daemon=True)
-        self._thread.start()
-
-    def add(self, call: Callable[[], None]) -> None:
-        try:
-            self._calls.put_nowait(call)
-        except queue.Full:
-            self._drop(f"no answer to {MOST_WAITING} logs")
-
-    def close(self, secs: float) -> None:
-        """Waits for the calls that were added, but not for ever."""
-        ends = time.monotonic() + secs
-        try:
-            self._calls.put(None, timeout=secs)
-        except queue.Full:
-            pass
-        self._thread.join(max(0.0, ends - time.monotonic()))
-        if self._thread.is_alive():
-            self.num_dropped += self._calls.qsize()
-            self._report(f"no answer in {secs:.0f} s")
-
-    def _run(self) -> None:
-        while (call := self._calls.get()) is not None:
-            try:
-                call()
-            except Exception as error:
-                self._drop(repr(error)[:300])
-
-    def _drop(self, trouble: str) -> None:
-        self.num_dropped += 1
-        self._report(trouble)
-
-
 def missing_package(kind: str, package: str, extra: str) -> ArgumentError:
-    """The error of a logger whose package is not installed."""
+    """Makes the error of a logger whose package is not installed."""
     return ArgumentError(
-        f"A package is missing: {kind}. Got no {package}, expected it to be installed. Fix: "
+        f"Missing package: {kind}. Got no {package}, expected it to be installed. Fix: "
         f"pip install 'hydrax-heads[{extra}]'."
     )

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import hydrax as hx
-from hydrax.cli import main as cli
+from hydrax import cli
 
 MODULE = '''
 import os, signal

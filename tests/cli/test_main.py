@@ -12,8 +12,8 @@ import optax
 import pytest
 
 import hydrax as hx
+from hydrax import cli
 from hydrax.callbacks import ModelCheckpoint
-from hydrax.cli import main as cli
 from hydrax.datamodules import ArrayDataModule
 
 LENGTHS, RATES = [12, 3, 7, 5], [0.1, 0.2, 0.3, 0.1]

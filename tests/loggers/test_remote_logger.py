@@ -9,7 +9,7 @@ import pytest
 from heads_under_test import NUM_ROWS, QUIET, PlainClassifier, data_of
 
 import hydrax as hx
-from hydrax.loggers import remote_logger
+from hydrax.loggers import background, remote_logger
 from hydrax.loggers.remote_logger import RemoteLogger
 
 SLICES = hx.Slices.random_subset([40, 17, 9], NUM_ROWS, seed=1)
@@ -119,7 +119,7 @@ def test_a_service_that_refuses_is_reported_once_and_counted(tmp_path, caplog):
     service = Fails()
     with caplog.at_level(logging.WARNING, "hydrax"):
         assert fit(tmp_path, service).global_step == STEPS
-    assert caplog.text.count("Logs are dropped: Fails. Got ConnectionError('no route')") == 1
+    assert caplog.text.count("Logs were dropped: Fails. Got ConnectionError('no route')") == 1
     assert service.num_dropped >= 5  # three of training, two of validation, more at the ends of epochs
 
 
@@ -129,13 +129,13 @@ class Hangs(Service):
 
 
 def test_a_service_that_hangs_delays_a_fit_by_no_more_than_its_time_to_close(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(remote_logger, "CLOSE_SECS", 0.5)
-    monkeypatch.setattr(remote_logger, "MOST_WAITING", 2)
+    monkeypatch.setattr(background, "CLOSE_SECS", 0.5)
+    monkeypatch.setattr(remote_logger, "MAX_WAITING", 2)
     start = time.monotonic()
     with caplog.at_level(logging.WARNING, "hydrax"):
         fit(tmp_path, Hangs())
     assert time.monotonic() - start < 30
-    assert "Logs are dropped: Hangs." in caplog.text
+    assert "Logs were dropped: Hangs." in caplog.text
 
 
 def test_an_error_of_the_fit_is_told_to_the_service(tmp_path):
