@@ -1,4 +1,4 @@
-"""Where runs write: `<root>/hydrax_logs/version_<n>/`."""
+"""The folders of runs, `<root>/hydrax_logs/version_<n>/`."""
 
 from __future__ import annotations
 
@@ -12,39 +12,38 @@ _PREFIX = "version_"
 
 
 def check_root(root: Any) -> Path:
-    """The Trainer's `default_root_dir` as a path."""
+    """Returns the Trainer's `default_root_dir` as a path."""
     if not isinstance(root, str | os.PathLike):
         raise ArgumentError(
-            f"A Trainer argument has no meaning: default_root_dir. Got {root!r}, expected a path. "
-            'Fix: leave it out for ".".'
+            f'Invalid Trainer argument: default_root_dir. Got {root!r}, expected a path. Fix: leave it out for ".".'
         )
     return Path(root)
 
 
 def make_run_folder(root: Path) -> Path:
-    """Makes the next `version_<n>` folder; two processes never get the same one."""
+    """Makes the next free `version_<n>` folder, for this process alone."""
     number = max(_versions(root), default=-1) + 1
     while True:
         folder = root / "hydrax_logs" / f"{_PREFIX}{number}"
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True)  # claims the number: another process may have found the same one free
             return folder
         except FileExistsError:
             number += 1
 
 
 def find_newest(kind: str, root: Path, folder: Path | None = None) -> Path | None:
-    """The newest `last` or `best` folder that holds a checkpoint, or None.
+    """Finds the newest `last` or `best` folder that holds a checkpoint; None if there is none.
 
     Args:
       kind: "last" or "best".
-      root: where runs write.
-      folder: where checkpoints go instead, if the user chose a folder.
+      root: the Trainer's `default_root_dir`.
+      folder: the only folder to look into, if the user chose one for checkpoints.
     """
     versions = sorted(_versions(root), reverse=True)
     folders = [root / "hydrax_logs" / f"{_PREFIX}{number}" / "checkpoints" for number in versions]
-    for found in ((f / kind) for f in ([folder] if folder else folders)):
-        if found.is_dir() and any(p.name.isdigit() for p in found.iterdir()):
+    for found in (one / kind for one in ([folder] if folder else folders)):
+        if found.is_dir() and any(path.name.isdigit() for path in found.iterdir()):
             return found
     return None
 

@@ -19,17 +19,18 @@ ROOT = Path(__file__).parents[2]
 
 # A package imports only from those before it; docs/design.md draws the same order.
 ORDER = (
-    *("errors", "jaxlib_guard", "loss", "nn", "trees", "files"),
+    *("errors", "arguments", "jaxlib_guard", "loss", "nn", "trees", "files"),
     *("slices", "step", "checkpoint", "engine", "data", "results", "loop", "train", "loggers", "cli"),
 )
 # No I/O and no global state: what these compute follows from their arguments alone.
-PURE = {"errors", "loss", "nn", "trees", "slices", "step"}
+PURE = {"errors", "arguments", "loss", "nn", "trees", "slices", "step"}
 PLUG_INS = ("callbacks", "datamodules")
 # The only imports of plug-ins, all of them late: the Trainer's default callbacks, and the classes that a config names.
 REACHES_PLUG_INS = {"hydrax/__init__.py", "hydrax/train/trainer.py", "hydrax/cli/commands.py"}
 # Faces that plug-ins may use besides `hydrax` itself, and what of each.
 OPEN = {
     "hydrax.errors": None,
+    "hydrax.arguments": None,
     "hydrax.files": None,
     "hydrax.loggers": None,
     "hydrax.checkpoint": {"locked"},
