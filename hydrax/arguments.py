@@ -20,7 +20,8 @@ def is_int(value: Any, least: int | None = None) -> TypeGuard[int]:
     >>> is_int(3), is_int(np.int32(3)), is_int(3.0), is_int(True), is_int(0, least=1)
     (True, True, False, False, False)
     """
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and (least is None or value >= least)
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return whole and (least is None or bool(value >= least))
 
 
 def is_number(value: Any) -> TypeGuard[float]:
