@@ -2,6 +2,7 @@
 
 Files, in reading order:
   loop.py        `FitLoop`: the training loop
+  run_state.py   `RunState`: everything of a fit that changes
   callback.py    `Callback`, `Event`, `Control`, `TrainerView`
   dispatch.py    calls the hooks and collects their answers
   schedule.py    when logs, validations and epochs are due
@@ -13,6 +14,7 @@ from hydrax.loop.callback import Callback, Control, Event, TrainerView, override
 from hydrax.loop.dispatch import Dispatcher, check_callbacks, keys, naming, owner_of, raise_first, snapshot_name
 from hydrax.loop.interrupts import Interrupted, Interrupts
 from hydrax.loop.loop import FitLoop
+from hydrax.loop.run_state import RunState, read_live
 from hydrax.loop.schedule import Schedule
 from hydrax.loop.timing import Profiler, Timed, not_timed
 
@@ -25,6 +27,7 @@ __all__ = [
     "Interrupted",
     "Interrupts",
     "Profiler",
+    "RunState",
     "Schedule",
     "Timed",
     "TrainerView",
@@ -35,5 +38,6 @@ __all__ = [
     "overrides",
     "owner_of",
     "raise_first",
+    "read_live",
     "snapshot_name",
 ]

@@ -7,18 +7,19 @@ import contextlib
 import functools
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hydrax.data import Feed
-from hydrax.engine import Blocks, Engine, Fault, Layout, Steps, heads_of, read_steps, report, roll_back
+from hydrax.engine import Blocks, Engine, Layout, Steps, heads_of, read_steps, report, roll_back
 from hydrax.errors import CallbackError
 from hydrax.loop.callback import Callback, Control
 from hydrax.loop.dispatch import Dispatcher, Failure, keys, raise_first, snapshot_name
 from hydrax.loop.interrupts import Interrupted, Interrupts
+from hydrax.loop.run_state import RunState
 from hydrax.loop.schedule import Schedule
 from hydrax.loop.timing import SUPERSTEP, StepClock, Timed, not_timed
 from hydrax.step import Logged
@@ -43,6 +44,44 @@ class _Pending(NamedTuple):
     live: np.ndarray
 
 
+class Trainable(Protocol):
+    """What the loop needs of a fit that is ready to start; `train.fit.PlannedFit` has it.
+
+    Attributes:
+      engine: the compiled programs.
+      feed: the rows and index batches of each superstep.
+      schedule: when things are due.
+      steps_per_call: the most steps of one superstep.
+      own_batches: int64[H], batches after which a head has made its passes; None without that budget.
+      logged: what the steps log, by stage and name.
+      ids: the heads' ids, by place.
+    """
+
+    @property
+    def engine(self) -> Engine: ...
+
+    @property
+    def feed(self) -> Feed: ...
+
+    @property
+    def schedule(self) -> Schedule: ...
+
+    @property
+    def steps_per_call(self) -> int: ...
+
+    @property
+    def own_batches(self) -> np.ndarray | None: ...
+
+    @property
+    def logged(self) -> Mapping[str, Mapping[str, Logged]]: ...
+
+    @property
+    def ids(self) -> Sequence[int]: ...
+
+    def set_layout(self, layout: Layout) -> None:
+        """Tells everything that hands out rows where the heads stand from now on."""
+
+
 class FitLoop:
     """Trains all heads from `step` to the schedule's end.
 
@@ -61,71 +100,56 @@ class FitLoop:
     interrupts leaves them out.
 
     Attributes:
-      state: the heads, padded, as the last dispatched superstep leaves them.
-      step: updates dispatched.
-      live: bool[H], False for stopped heads.
-      snapshots: `(trainable, state)` that `Control.snapshot` kept, padded, by `dispatch.snapshot_name`.
-      metrics: the latest value of everything logged, float[H] by name.
-      heard: the hooks that callbacks have heard at this step.
-      missed: those of them that some callbacks raised at: `callbacks`, by key, and the names of the event's `metrics`.
-      faults: of heads that became NaN or infinite, how, by place among all heads.
-      reasons: of heads that a callback stopped, why, likewise.
+      state: where the fit stands.
     """
 
     def __init__(
         self,
-        *,
-        engine: Engine,
-        schedule: Schedule,
-        steps_per_call: int,
-        feed: Feed,
-        state: Blocks,
-        step: int,
+        fit: Trainable,
+        state: RunState,
         emit: Dispatcher,
-        logged: Mapping[str, Logged],
-        validate: Callable[[], dict[str, np.ndarray]] | None,
-        lay_out: Callable[[Layout], None],
-        snapshots: Mapping[str, Blocks] | None = None,
-        metrics: Mapping[str, np.ndarray] | None = None,
-        heard: Sequence[str] = (),
-        missed: Mapping[str, Any] | None = None,
-        faults: Mapping[int, Fault] | None = None,
-        reasons: Mapping[int, str] | None = None,
-        own_batches: np.ndarray | None = None,
-        ids: Sequence[int] = (),
+        *,
+        validate: Callable[[RunState], dict[str, np.ndarray]] | None,
         on_nonfinite: str = "quarantine",
         interrupts: Interrupts | None = None,
         timed: Timed = not_timed,
     ) -> None:
-        self.state, self.step, self.snapshots, self.heard = state, step, dict(snapshots or {}), list(heard)
-        self.live = engine.read(tuple(block.live for block in state))
-        self.missed: dict[str, dict[str, list[str]]] = dict(missed or {})
-        self.metrics: dict[str, np.ndarray] = dict(metrics or {})
-        self.faults: dict[int, Fault] = dict(faults or {})
-        self.reasons: dict[int, str] = dict(reasons or {})
-        self._ids, self._on_nonfinite = ids, on_nonfinite
+        """Prepares the loop; `run` trains.
+
+        Args:
+          fit: the compiled programs, the rows, and when things are due.
+          state: where to start; the loop updates it.
+          emit: calls the callbacks.
+          validate: runs the validation set with the present heads and returns what they log, float[H] by name; None if
+            the fit has no validation.
+          on_nonfinite: the Trainer's argument.
+          interrupts: the signals that end the fit early.
+          timed: measures the parts of the fit.
+        """
+        self.state = state
+        self._fit, self._engine, self._schedule = fit, fit.engine, fit.schedule
+        self._emit, self._validate, self._on_nonfinite = emit, validate, on_nonfinite
         self._interrupts, self._timed = interrupts or Interrupts(), timed
-        self._engine, self._schedule, self._feed = engine, schedule, feed
-        self._emit, self._logged, self._validate, self._lay_out = emit, logged, validate, lay_out
-        # Heads in the chunks that run; and those that nothing more will be heard of.
-        self._running = np.ones(engine.num_heads, bool)
-        self._settled = np.full(engine.num_heads, validate is None)
-        self._own_batches = np.full(engine.num_heads, np.iinfo(np.int64).max) if own_batches is None else own_batches
+        num_heads, never = self._engine.num_heads, np.iinfo(np.int64).max
+        # Heads in the chunks that run, and heads whose metrics cannot change any more.
+        self._running = np.ones(num_heads, bool)
+        self._settled = np.full(num_heads, validate is None)
+        self._own_batches = np.full(num_heads, never) if fit.own_batches is None else fit.own_batches
         self._rounds, self._keys = emit.rounds(), keys(emit.callbacks)
         self._every_step = emit.hears("on_train_batch_end")
-        self._steps_per_call = 1 if self._every_step else steps_per_call
+        self._steps_per_call = 1 if self._every_step else fit.steps_per_call
         self._pending: collections.deque[_Pending] = collections.deque()
         self._scored: Blocks | None = None  # the models before some were restored, until all have heard of it
-        self._clock = StepClock(step)
+        self._clock = StepClock(state.step)
 
     @property
     def step_secs(self) -> float | None:
-        """Seconds of a step of all heads, or None; as `StepClock`."""
+        """Seconds of a step of all heads, or None before they are known; see `StepClock`."""
         return self._clock.step_secs
 
     def training(self, step: int) -> np.ndarray:
         """bool[H], the heads that still learn once `step` steps are done: neither stopped nor through their passes."""
-        return _sealed(self.live & (self._own_batches > self._schedule.batches(step)))
+        return _sealed(self.state.live & (self._own_batches > self._schedule.batches(step)))
 
     def run(self) -> None:
         """Trains until the schedule ends or no head learns."""
@@ -141,53 +165,53 @@ class FitLoop:
     def _run(self) -> None:
         schedule, first = self._schedule, True
         self.tell("on_train_start")
-        if self.step:
+        if self.state.step:
             self._tell_again()
             self._finish_step()
         while not self._ended:
-            new_epoch = schedule.is_epoch_end(self.step)
+            new_epoch = schedule.is_epoch_end(self.state.step)
             if new_epoch or first:
                 self.tell("on_train_epoch_start")
                 if self._ended:
                     break
-            due = self._emit.next_due(self.step)
-            self._dispatch(schedule.superstep(self.step, self._steps_per_call, due), new_epoch)
-            if schedule.is_boundary(self.step) or self.step == due or self._every_step or self._ended:
+            due = self._emit.next_due(self.state.step)
+            self._dispatch(schedule.superstep(self.state.step, self._steps_per_call, due), new_epoch)
+            if schedule.is_boundary(self.state.step) or self.state.step == due or self._every_step or self._ended:
                 self._read_pending()
                 self._finish_step()
             first = False
         self._read_pending()
-        if self.step:
+        if self.state.step:
             self._finish_step()
         self.tell("on_train_end")
 
     @property
     def _ended(self) -> bool:
-        done = self.step >= self._schedule.max_steps or not self.training(self.step).any()
+        done = self.state.step >= self._schedule.max_steps or not self.training(self.state.step).any()
         return done or self._interrupts.came
 
     def _dispatch(self, num_steps: int, new_epoch: bool) -> None:
-        first = self.step
+        first = self.state.step
         self._rest()
         try:
             with self._interrupts.cutting(), self._timed("wait for rows"):  # a row may be long in coming, or never come
-                rows = self._feed.superstep(self._schedule.batches(first), self._schedule.counts(first, num_steps))
+                rows = self._fit.feed.superstep(self._schedule.batches(first), self._schedule.counts(first, num_steps))
         except Interrupted:
             return
         with self._timed(SUPERSTEP):
-            self.state, values = self._engine.superstep(self.state, rows, first, num_steps, new_epoch)
+            self.state.heads, values = self._engine.superstep(self.state.heads, rows, first, num_steps, new_epoch)
         for value in jax.tree.leaves(values):
             value.copy_to_host_async()
-        self.step += num_steps
-        self.heard, self.missed = [], {}
+        self.state.step += num_steps
+        self.state.heard, self.state.missed = [], {}
         steps = Steps(rows, first, num_steps, new_epoch)
-        self._pending.append(_Pending(steps, values, self._engine.layout.places, self.live))
+        self._pending.append(_Pending(steps, values, self._engine.layout.places, self.state.live))
         self._expect()
         self._read_pending(but=1)
 
     def _rest(self) -> None:
         """Moves heads that came to rest behind those that run, once they are enough; no bit of any head changes."""
-        runs = self._running & ~(self._settled & ~self.training(self.step))
+        runs = self._running & ~(self._settled & ~self.training(self.state.step))
         if runs.sum() > (1 - _REST_SHARE) * self._running.sum():
             return
         old = self._engine.layout
@@ -195,16 +219,16 @@ class FitLoop:
         if layout.longest < old.longest:
             self._read_pending()  # while heads stand where they stood then
             self._running = runs
-            self.state, *kept = self._engine.rearrange(layout, self.state, *self.snapshots.values())
-            self.snapshots = dict(zip(self.snapshots, kept, strict=True))
-            self._lay_out(layout)
+            self.state.heads, *kept = self._engine.rearrange(layout, self.state.heads, *self.state.snapshots.values())
+            self.state.snapshots = dict(zip(self.state.snapshots, kept, strict=True))
+            self._fit.set_layout(layout)
 
     def _expect(self) -> None:
         """Lets the feed get the next superstep ready while this one runs."""
         schedule = self._schedule
         if not self._ended:
-            count = schedule.superstep(self.step, self._steps_per_call, self._emit.next_due(self.step))
-            self._feed.prefetch(schedule.batches(self.step), schedule.counts(self.step, count))
+            count = schedule.superstep(self.state.step, self._steps_per_call, self._emit.next_due(self.state.step))
+            self._fit.feed.prefetch(schedule.batches(self.state.step), schedule.counts(self.state.step, count))
 
     def _read_pending(self, but: int = 0) -> None:
         """Reads the metrics of supersteps not read yet, `but` for the last, and tells the callbacks."""
@@ -222,13 +246,13 @@ class FitLoop:
         if "stepped" in values[0] or not pending.live.all():
             stepped = self._read(pending, ("stepped",)) if "stepped" in values[0] else np.ones((count, 1), bool)
             stepped = stepped & pending.live
-            rows = {name: _sealed(_carried(row, stepped, self.metrics.get(name))) for name, row in rows.items()}
-        if self.faults:
+            rows = {name: _sealed(_carried(row, stepped, self.state.metrics.get(name))) for name, row in rows.items()}
+        if self.state.faults:
             rows = {
                 name: self._without_lost(row, np.arange(first, first + count)[:, None]) for name, row in rows.items()
             }
         self._clock.read(count)
-        self.metrics |= {name: row[-1] for name, row in rows.items()}
+        self.state.metrics |= {name: row[-1] for name, row in rows.items()}
         end = first + count
         at: dict[str, Any] = {"step": end, "epoch": self._schedule.epoch(end - 1)}
         failure: CallbackError | None = None
@@ -253,19 +277,21 @@ class FitLoop:
         lost = self._read(pending, ("lost",))[-1]
         if not lost.any():
             return
-        self.live = _sealed(self.live & ~lost)
-        self.state, new = roll_back(self._engine, self.state, pending.steps, lost, self.live)
-        self.faults |= new
-        report(new, int((~self.lost).sum()), self._ids, on_nonfinite=self._on_nonfinite)
+        self.state.live = _sealed(self.state.live & ~lost)
+        self.state.heads, new = roll_back(self._engine, self.state.heads, pending.steps, lost, self.state.live)
+        self.state.faults |= new
+        report(new, int((~self.lost).sum()), self._fit.ids, on_nonfinite=self._on_nonfinite)
 
     @property
     def lost(self) -> np.ndarray:
         """bool[H], the heads in quarantine."""
-        return np.isin(np.arange(len(self.live)), list(self.faults))
+        return np.isin(np.arange(len(self.state.live)), list(self.state.faults))
 
     def _without_lost(self, values: np.ndarray, steps: Any = np.inf) -> np.ndarray:
         """Values `[..., H]` after `steps` updates, NaN for heads in quarantine by then: they leave all means."""
-        ends = np.array([self.faults[head].step if head in self.faults else -1 for head in range(len(self.live))])
+        ends = np.array(
+            [self.state.faults[head].step if head in self.state.faults else -1 for head in range(len(self.state.live))]
+        )
         return _sealed(np.where(self.lost & (steps >= ends), np.nan, values))
 
     def _finish_step(self) -> None:
@@ -274,10 +300,10 @@ class FitLoop:
         if self._interrupts.came:
             return  # a resumed fit begins with what is left out here
         schedule = self._schedule
-        if (self._ended or schedule.is_validation(self.step)) and "on_validation_end" not in self.heard:
+        if (self._ended or schedule.is_validation(self.state.step)) and "on_validation_end" not in self.state.heard:
             self._run_validation()
-        at_epoch = schedule.stop_at_epochs and schedule.is_epoch_end(self.step)
-        if (self._ended or at_epoch) and "on_train_epoch_end" not in self.heard:
+        at_epoch = schedule.stop_at_epochs and schedule.is_epoch_end(self.state.step)
+        if (self._ended or at_epoch) and "on_train_epoch_end" not in self.state.heard:
             self._end_epoch()
 
     def _run_validation(self) -> None:
@@ -286,29 +312,31 @@ class FitLoop:
         self.tell("on_validation_start")
         try:
             with self._timed("validation"):
-                found = self._validate()
+                found = self._validate(self.state)
         except Interrupted:
             return
         if not self._running.all():  # heads at rest are as they were at the validation before
-            found = {name: _sealed(np.where(self._running, v, self.metrics[name])) for name, v in found.items()}
-        if self.faults:
+            found = {name: _sealed(np.where(self._running, v, self.state.metrics[name])) for name, v in found.items()}
+        if self.state.faults:
             found = {name: self._without_lost(value) for name, value in found.items()}
-        self.metrics |= found
+        self.state.metrics |= found
         self.tell("on_validation_end", metrics=found)
-        self._settled = ~self.training(self.step)
+        self._settled = ~self.training(self.state.step)
 
     def _end_epoch(self) -> None:
-        epoch = tuple(block.epoch for block in self.state)
+        epoch = tuple(block.epoch for block in self.state.heads)
         means = self._engine.compute(epoch) if epoch[0] else {}
         found = {self._epoch_name(name): value for name, value in means.items()}
         # A head that met no row in this epoch keeps what it had.
         met = self._engine.has_met_rows(epoch)
-        found = {name: _sealed(np.where(met, value, self.metrics.get(name, value))) for name, value in found.items()}
-        if self.faults:
+        found = {
+            name: _sealed(np.where(met, value, self.state.metrics.get(name, value))) for name, value in found.items()
+        }
+        if self.state.faults:
             found = {name: self._without_lost(value) for name, value in found.items()}
         # As in Lightning, a name logged both by step and by epoch also stands by itself.
-        self.metrics |= found | {name.removesuffix("_epoch"): value for name, value in found.items()}
-        self.tell("on_train_epoch_end", metrics=found, epoch=self._schedule.epoch(self.step - 1))
+        self.state.metrics |= found | {name.removesuffix("_epoch"): value for name, value in found.items()}
+        self.tell("on_train_epoch_end", metrics=found, epoch=self._schedule.epoch(self.state.step - 1))
 
     def tell(self, hook: str, only: Collection[Callback] | None = None, **fields: Any) -> None:
         """Calls a hook of all callbacks, or of some, and carries out what they answer.
@@ -316,7 +344,7 @@ class FitLoop:
         Raises:
           CallbackError: of the first that raised, once all have heard.
         """
-        self.heard.append(hook)
+        self.state.heard.append(hook)
         failures: list[Failure] = []
         for emit in self._rounds:
             with self._timed(f"callbacks, {hook}"):
@@ -329,58 +357,60 @@ class FitLoop:
             failures += failed
             if hook in _HEARD_AGAIN and failed:
                 names = [key for key, callback in self._keys.items() if callback in [one.callback for one in failed]]
-                missed = self.missed.setdefault(hook, {"callbacks": [], "metrics": list(fields["metrics"])})
+                missed = self.state.missed.setdefault(hook, {"callbacks": [], "metrics": list(fields["metrics"])})
                 missed["callbacks"] += names
         self._scored = None
         raise_first(failures)
 
     def _tell_again(self) -> None:
         """Tells callbacks what they raised at before the checkpoint was written; the others have heard it."""
-        missed, self.missed = self.missed, {}
+        missed, self.state.missed = self.state.missed, {}
         for hook, what in missed.items():
             only = [self._keys[key] for key in what["callbacks"] if key in self._keys]
-            epoch = self._schedule.epoch(self.step - (hook == "on_train_epoch_end"))
-            self.tell(hook, only, metrics={name: self.metrics[name] for name in what["metrics"]}, epoch=epoch)
+            epoch = self._schedule.epoch(self.state.step - (hook == "on_train_epoch_end"))
+            self.tell(hook, only, metrics={name: self.state.metrics[name] for name in what["metrics"]}, epoch=epoch)
 
     def _carry_out(self, callback: Callback, control: Control) -> None:
         key = next(key for key, known in self._keys.items() if known is callback)
         if control.snapshot is not None:
-            now = self._scored or heads_of(self.state)
+            now = self._scored or heads_of(self.state.heads)
             for slot, mask in enumerate(np.atleast_2d(control.snapshot)):
                 name = snapshot_name(key, slot)
                 if mask.any():
-                    old = self.snapshots[name] if name in self.snapshots else jax.tree.map(jnp.copy, now)
-                    self.snapshots[name] = self._engine.keep(mask, now, old)
-        may_stop = self.step >= self._schedule.min_steps
+                    old = self.state.snapshots[name] if name in self.state.snapshots else jax.tree.map(jnp.copy, now)
+                    self.state.snapshots[name] = self._engine.keep(mask, now, old)
+        may_stop = self.state.step >= self._schedule.min_steps
         if control.restore is not None:
             # A head that goes on in spite of its callback goes on from where it is.
             restore = control.restore if may_stop or control.stop is None else control.restore & ~control.stop
             if restore.any():
                 self._restore(key, restore)
         if control.stop is not None:
-            stop = control.stop & self.live & may_stop
+            stop = control.stop & self.state.live & may_stop
             why = control.reason if not isinstance(control.reason, str) else [control.reason] * len(stop)
-            self.reasons |= {head: f"{why[head] or key} (step {self.step})" for head in np.flatnonzero(stop).tolist()}
-            self.live = _sealed(self.live & ~stop)
-            self.state = self._engine.freeze(self.state, stop)
+            self.state.reasons |= {
+                head: f"{why[head] or key} (step {self.state.step})" for head in np.flatnonzero(stop).tolist()
+            }
+            self.state.live = _sealed(self.state.live & ~stop)
+            self.state.heads = self._engine.freeze(self.state.heads, stop)
 
     def _restore(self, key: str, heads: np.ndarray) -> None:
-        if key not in self.snapshots:
+        if key not in self.state.snapshots:
             raise CallbackError(
                 f"There is nothing to restore: {key}. Got Control(restore=...) before any snapshot, expected one "
                 "after. Fix: answer Control(snapshot=...) first."
             )
         # Callbacks that hear of this moment later ask for snapshots of what was scored, not of what was restored.
-        self._scored = self._scored or jax.tree.map(jnp.copy, heads_of(self.state))
-        models = self._engine.keep(heads, self.snapshots[key], heads_of(self.state))
-        parts = zip(self.state, models, strict=True)
-        self.state = tuple(one._replace(trainable=trainable, state=state) for one, (trainable, state) in parts)
+        self._scored = self._scored or jax.tree.map(jnp.copy, heads_of(self.state.heads))
+        models = self._engine.keep(heads, self.state.snapshots[key], heads_of(self.state.heads))
+        parts = zip(self.state.heads, models, strict=True)
+        self.state.heads = tuple(one._replace(trainable=trainable, state=state) for one, (trainable, state) in parts)
 
     def _step_name(self, name: str) -> str:
-        return f"{name}_step" if self._logged[name].on_epoch else name
+        return f"{name}_step" if self._fit.logged["training"][name].on_epoch else name
 
     def _epoch_name(self, name: str) -> str:
-        return f"{name}_epoch" if self._logged[name].on_step else name
+        return f"{name}_epoch" if self._fit.logged["training"][name].on_step else name
 
 
 def _carried(rows: np.ndarray, stepped: np.ndarray, before: np.ndarray | None) -> np.ndarray:

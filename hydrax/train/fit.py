@@ -77,6 +77,17 @@ class Training:
     logged: Mapping[str, Mapping[str, Logged]]
     fingerprint: Callable[[], Mapping[str, Any]]
 
+    @property
+    def steps_per_call(self) -> int:
+        """The most steps of one superstep."""
+        return self.plan.steps_per_call
+
+    @property
+    def ids(self) -> list[int]:
+        """The heads' ids, by place."""
+        ids: list[int] = self.slices.ids.tolist()
+        return ids
+
     def set_layout(self, layout: Layout) -> None:
         """Says where the heads stand from now on."""
         self.feed.set_layout(layout)

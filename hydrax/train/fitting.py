@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from hydrax.engine import NO_CHOICE, heads_of, is_out_of_memory
-from hydrax.loop import Dispatcher, FitLoop, Interrupted, Profiler, Timed, keys, not_timed
+from hydrax.loop import Dispatcher, FitLoop, Interrupted, Profiler, RunState, Timed, keys, not_timed
 from hydrax.train import resume, tune
 from hydrax.train.fit import Checked, Training
 from hydrax.train.stages import Stages
@@ -66,10 +66,10 @@ class Fitting(Stages):
         """Some batches of validation before the first step: what is wrong there shows at once."""
         (loop, training), settings = self._running(), self._settings
         validation, limit = training.validation, settings.num_sanity_val_steps
-        if validation is None or loop.step or limit == 0 or settings.fast_dev_run or settings.barebones:
+        if validation is None or loop.state.step or limit == 0 or settings.fast_dev_run or settings.barebones:
             return
         with contextlib.suppress(Interrupted):  # the loop then ends before its first step
-            heads = heads_of(loop.state)
+            heads = heads_of(loop.state.heads)
             validation.run(training.engine, heads, 0, self._interrupts.check, None if limit == -1 else limit)
 
     @contextlib.contextmanager
@@ -87,7 +87,7 @@ class Fitting(Stages):
     def _cut(self, checked: Checked, emit: Dispatcher, timed: Timed) -> None:
         """Goes on with a smaller plan, from the newest checkpoint of this run or else from the start."""
         (loop, training), last = self._running(), getattr(self.checkpoint_callback, "last_model_path", None)
-        _log.warning("Out of memory after step %d; the run goes on from %s.", loop.step, last or "the start")
+        _log.warning("Out of memory after step %d; the run goes on from %s.", loop.state.step, last or "the start")
         marks, plan = {"chunk": training.plan.chunk}, training.plan
         self._loop = self._training = self._laid_out = None
         del loop, training  # what they hold on the device is gone, or must go
@@ -109,7 +109,7 @@ class Fitting(Stages):
         if checkpoint_path is None:
             assert self._laid_out is not None
             checked, settled = self._laid_out
-            start = resume.Resumed(settled.start or engine.init(), 0, {}, {}, [], {}, {}, {})
+            start = RunState.fresh(engine, settled.start or engine.init())
             self._laid_out = checked, settled._replace(start=None)  # the first superstep gives it away
         else:
             start = resume.load(
@@ -118,32 +118,17 @@ class Fitting(Stages):
                 callbacks=keys(emit.callbacks),
                 fingerprint={**training.fingerprint(), **(marks or {})},
             )
-        loop = FitLoop(
-            engine=engine,
-            schedule=training.schedule,
-            steps_per_call=training.plan.steps_per_call,
-            feed=training.feed,
-            state=start.state,
-            step=start.step,
-            emit=emit,
-            logged=training.logged["training"],
+        return FitLoop(
+            training,
+            start,
+            emit,
             validate=None
             if validation is None
-            else lambda: validation.run(engine, heads_of(loop.state), loop.step, interrupts.check),
-            lay_out=training.set_layout,
-            snapshots=start.snapshots,
-            metrics=start.metrics,
-            heard=start.heard,
-            missed=start.missed,
-            faults=start.faults,
-            reasons=start.reasons,
-            own_batches=training.own_batches,
-            ids=training.slices.ids.tolist(),
+            else lambda state: validation.run(engine, heads_of(state.heads), state.step, interrupts.check),
             on_nonfinite=self._settings.on_nonfinite,
             interrupts=interrupts,
             timed=timed,
         )
-        return loop
 
 
 def first_plan(checked: Checked, checkpoint_path: Path | None) -> tune.Settled:

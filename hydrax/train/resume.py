@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,68 +15,56 @@ import numpy as np
 from hydrax import checkpoint
 from hydrax.checkpoint import folders
 from hydrax.data import DataModule
-from hydrax.engine import Blocks, Choice, Engine, Fault, Plan, environment
+from hydrax.engine import Choice, Engine, Fault, Plan, environment
 from hydrax.errors import CallbackError, CheckpointError, DataError, HydraxError
-from hydrax.loop import Callback, naming, owner_of
+from hydrax.loop import Callback, RunState, naming, owner_of, read_live
 from hydrax.step import Lowering
 
 _log = logging.getLogger("hydrax")
 
 
-class Resumed(NamedTuple):
-    """What a checkpoint gives back.
-
-    Attributes:
-      state: the heads.
-      step: updates done.
-      snapshots: `(trainable, state)` that `Control.snapshot` kept, by `dispatch.snapshot_name`.
-      metrics: the latest value of everything logged, float[H] by name.
-      heard: the hooks that callbacks had heard at this step.
-      missed: those of them that some callbacks raised at, as in FitLoop.
-      faults: of heads that became NaN or infinite, how, by place.
-      reasons: of heads that a callback stopped, why, by place.
-    """
-
-    state: Blocks
-    step: int
-    snapshots: dict[str, Blocks]
-    metrics: dict[str, np.ndarray]
-    heard: list[str]
-    missed: dict[str, dict[str, list[str]]]
-    faults: dict[int, Fault]
-    reasons: dict[int, str]
-
-
 def save(
     root: Path,
+    state: RunState,
     *,
-    step: int,
-    plan: Plan,
     engine: Engine,
-    state: Blocks,
-    snapshots: Mapping[str, Blocks],
-    metrics: Mapping[str, np.ndarray],
+    plan: Plan,
     callbacks: Mapping[str, Callback],
     datamodule: DataModule,
     fingerprint: Mapping[str, Any],
     meta: Mapping[str, Any],
     keep: int | None,
 ) -> Path:
-    """Writes everything a run needs to go on as if it had never stopped; without the padding heads."""
-    given = {key: _state_of(key, callback, step) for key, callback in callbacks.items()}
+    """Writes everything that a run needs to continue as if it had never stopped, without the padding heads.
+
+    Args:
+      root: folder of the checkpoints.
+      state: where the run stands.
+      engine: holds the heads.
+      plan: how they are laid out.
+      callbacks: those whose state is saved, by key.
+      datamodule: its state is saved too.
+      fingerprint: what a resumed run must share with this one.
+      meta: what else to keep, as JSON can hold it.
+      keep: how many of the newest steps to keep; None keeps all.
+    """
+    given = {key: _state_of(key, callback, state.step) for key, callback in callbacks.items()}
     arrays = {key: _arrays(values) for key, values in given.items()}
     of_data = _savable(datamodule.state_dict(), "data module", type(datamodule).__name__, DataError)
-    tree = {"heads": engine.read(state), "callbacks": arrays, "metrics": list(metrics.values())}
-    tree |= {"snapshots": {key: engine.read(kept) for key, kept in snapshots.items()}, "datamodule": _arrays(of_data)}
+    tree = {"heads": engine.read(state.heads), "callbacks": arrays, "metrics": list(state.metrics.values())}
+    tree |= {
+        "snapshots": {key: engine.read(kept) for key, kept in state.snapshots.items()},
+        "datamodule": _arrays(of_data),
+    }
     return checkpoint.save(
         root,
-        step,
+        state.step,
         tree,
         {
             **meta,
             "kind": "run",
             "plan": {"chunk": plan.chunk, "lowering": dataclasses.asdict(plan.lowering), "line": str(plan)},
-            "step": step,
+            "step": state.step,
             "num_heads": engine.num_heads,
             "fingerprint": dict(fingerprint),
             "exactness": environment(engine.layout.blocks[0].device),
@@ -84,15 +72,19 @@ def save(
             "callback_arrays": {key: _forms(values) for key, values in arrays.items()},
             "datamodule": _plain(of_data),
             "datamodule_arrays": _forms(_arrays(of_data)),
-            "metrics": _forms(metrics),
-            "snapshots": list(snapshots),
+            "metrics": _forms(state.metrics),
+            "snapshots": list(state.snapshots),
+            "heard": state.heard,
+            "missed": state.missed,
+            "faults": {str(head): list(fault) for head, fault in state.faults.items()},
+            "reasons": {str(head): reason for head, reason in state.reasons.items()},
         },
         keep,
     )
 
 
-def load(path: Path, *, engine: Engine, callbacks: Mapping[str, Callback], fingerprint: Mapping[str, Any]) -> Resumed:
-    """Reads a run's checkpoint; callbacks take their state back.
+def load(path: Path, *, engine: Engine, callbacks: Mapping[str, Callback], fingerprint: Mapping[str, Any]) -> RunState:
+    """Reads a run's checkpoint and gives callbacks their state back.
 
     Raises:
       CheckpointError: it is none, is damaged, or belongs to another run.
@@ -125,9 +117,11 @@ def load(path: Path, *, engine: Engine, callbacks: Mapping[str, Callback], finge
     for key in known:
         with naming(callbacks[key], "load_state_dict", int(meta["step"])):
             callbacks[key].load_state_dict({**meta["callbacks"][key], **on_host["callbacks"][key]})
-    return Resumed(
-        state=engine.scatter(found["heads"]),
+    heads = engine.scatter(found["heads"])
+    return RunState(
+        heads,
         step=int(meta["step"]),
+        live=read_live(engine, heads),
         snapshots={name: engine.scatter(found["snapshots"][name]) for name in kept},
         metrics=dict(zip(meta["metrics"], on_host["metrics"], strict=True)),
         heard=meta["heard"],

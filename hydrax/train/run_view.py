@@ -74,7 +74,7 @@ class RunView:
     @property
     def global_step(self) -> int:
         """Optimiser updates dispatched."""
-        return 0 if self._loop is None else self._loop.step
+        return 0 if self._loop is None else self._loop.state.step
 
     @property
     def current_epoch(self) -> int:
@@ -110,7 +110,7 @@ class RunView:
     @property
     def metrics(self) -> Mapping[str, np.ndarray]:
         """The latest value of everything logged, float[H] by name."""
-        return MappingProxyType({} if self._loop is None else {**self._loop.metrics, **self._evaluated})
+        return MappingProxyType({} if self._loop is None else {**self._loop.state.metrics, **self._evaluated})
 
     callback_metrics = metrics
 
@@ -125,7 +125,7 @@ class RunView:
     def heads(self) -> Heads:
         """The heads as they now are."""
         loop, training = self._running()
-        return self._as_heads(*training.engine.gather(heads_of(loop.state)))
+        return self._as_heads(*training.engine.gather(heads_of(loop.state.heads)))
 
     @property
     def validation_metrics(self) -> frozenset[str]:
@@ -159,7 +159,7 @@ class RunView:
           slot: the line of `Control.snapshot`, where that had several.
         """
         loop, training = self._running()
-        kept = loop.snapshots.get(snapshot_name(self._key(callback), slot))
+        kept = loop.state.snapshots.get(snapshot_name(self._key(callback), slot))
         return None if kept is None else self._as_heads(*training.engine.gather(kept))
 
     @property
@@ -183,18 +183,18 @@ class RunView:
     @should_stop.setter
     def should_stop(self, value: bool) -> None:
         loop, training = self._running()
-        self._interrupts.asked = bool(value) and loop.step >= training.schedule.min_steps
+        self._interrupts.asked = bool(value) and loop.state.step >= training.schedule.min_steps
 
     @property
     def quarantined(self) -> Mapping[int, Fault]:
         """Of heads that became NaN or infinite, when and by what, by head id."""
         loop, training = self._running()
-        return MappingProxyType({int(training.slices.ids[place]): fault for place, fault in loop.faults.items()})
+        return MappingProxyType({int(training.slices.ids[place]): fault for place, fault in loop.state.faults.items()})
 
     def callback_state(self, callback: Callback) -> Any:
         """State of a callback's second tier, NumPy leaves `[H, ...]`."""
         loop, training = self._running()
-        return training.engine.read(tuple(block.callbacks[self._key(callback)] for block in loop.state))
+        return training.engine.read(tuple(block.callbacks[self._key(callback)] for block in loop.state.heads))
 
     def head_settings(self) -> list[dict[str, Any]]:
         """What makes each head this head: head, recipe, seed, length, axes of its slices, `PerHead` values."""
@@ -215,14 +215,14 @@ class RunView:
           more: further columns [H] by name; they stand behind the score.
         """
         loop, training = self._running()
-        finite = training.engine.finite(tuple(block.trainable for block in loop.state))
+        finite = training.engine.finite(tuple(block.trainable for block in loop.state.heads))
         scores = self.callback_metrics.get(monitor or "val_loss") if scores is None else scores
         assert self.module is not None
         return ledger(
             training.slices,
             self.module,
             score=scores,
-            live=loop.live,
+            live=loop.state.live,
             finite=finite,
             lost=loop.lost,
             reasons=self._reasons(loop),
@@ -230,8 +230,8 @@ class RunView:
         )
 
     def _reasons(self, loop: FitLoop) -> dict[int, str]:
-        lost = {head: f"{fault.leaf} at step {fault.step}" for head, fault in loop.faults.items()}
-        return {**loop.reasons, **lost}
+        lost = {head: f"{fault.leaf} at step {fault.step}" for head, fault in loop.state.faults.items()}
+        return {**loop.state.reasons, **lost}
 
     def save_ledger(
         self,

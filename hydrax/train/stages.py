@@ -43,22 +43,15 @@ class Stages(RunView):
         _, failures = emit.hear("on_save_checkpoint")
         saved = resume.save(
             Path(path),
-            step=loop.step,
+            loop.state,
             plan=training.plan,
             engine=training.engine,
-            state=loop.state,
-            snapshots=loop.snapshots,
-            metrics=loop.metrics,
             callbacks=keys(emit.callbacks),
             datamodule=self.datamodule,
             fingerprint=training.fingerprint(),
             meta={
                 "ids": training.slices.ids.tolist(),
                 "hparams": {} if self.module is None else self.module.hparams.to_json(),
-                "heard": loop.heard,
-                "missed": loop.missed,
-                "faults": {str(head): list(fault) for head, fault in loop.faults.items()},
-                "reasons": {str(head): reason for head, reason in loop.reasons.items()},
             },
             keep=keep,
         )

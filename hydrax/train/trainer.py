@@ -197,8 +197,8 @@ class Trainer(Evaluator):
         return FitResult(
             self.heads,
             self.metrics,
-            self._loop.live,
-            self._loop.step,
+            self._loop.state.live,
+            self._loop.state.step,
             self._log_dir,
             self.ledger(),
             self._running()[1].plan,
@@ -249,20 +249,25 @@ class Trainer(Evaluator):
 
     def _reason(self, training: Training, loop: FitLoop) -> str:
         if self.interrupted:
-            return f'interrupted at step {loop.step}; fit(..., ckpt_path="last") goes on from a checkpoint.'
+            return f'interrupted at step {loop.state.step}; fit(..., ckpt_path="last") goes on from a checkpoint.'
         if self.should_stop:
-            return f"a callback asked for the end at step {loop.step}."
-        num_lost, ended = len(loop.faults), "the stop of all heads reached."
-        if loop.live.any():
+            return f"a callback asked for the end at step {loop.state.step}."
+        state = loop.state
+        num_lost, ended = len(state.faults), "the stop of all heads reached."
+        if loop.state.live.any():
             ended = f"{self._settings.end(training.schedule.max_steps)} reached."
         elif num_lost:
-            ended = f"no head is left: {len(loop.live) - num_lost} stopped, {num_lost} lost to NaN or infinity."
+            ended = f"no head is left: {len(loop.state.live) - num_lost} stopped, {num_lost} lost to NaN or infinity."
         why = collections.Counter(
-            reason.partition(" (step")[0] for place, reason in loop.reasons.items() if place not in loop.faults
+            reason.partition(" (step")[0]
+            for place, reason in loop.state.reasons.items()
+            if place not in loop.state.faults
         )
         lines = [f" {count} stopped: {reason}." for reason, count in why.most_common(5)]
         return (
-            ended + "".join(lines) + (f" {num_lost} lost to NaN or infinity." if num_lost and loop.live.any() else "")
+            ended
+            + "".join(lines)
+            + (f" {num_lost} lost to NaN or infinity." if num_lost and loop.state.live.any() else "")
         )
 
     def _add_defaults(self) -> None:
