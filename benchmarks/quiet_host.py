@@ -40,7 +40,7 @@ class Program:
     steps_per_unit, call_steps, note = 1, STEPS_PER_CALL, ""
 
     def __init__(self, fit: HydraxFit) -> None:
-        training = fit.trainer._training
+        training = fit.trainer._run.planned
         self._engine, self._step = training.engine, 0
         self._state = self._engine.init()
         self._taken = training.feed.superstep(0, [1] * STEPS_PER_CALL)

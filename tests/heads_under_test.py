@@ -178,7 +178,7 @@ def run(module: hx.HydraModule, data: hx.DataModule, ckpt_path: Any = None, call
 
 def state_of(trainer: hx.Trainer) -> dict[str, np.ndarray]:
     """Every leaf of a run's state, `[H, ...]` by dotted path; PRNG keys as the words they are made of."""
-    state = trainer._training.engine.gather(trainer._loop.state.heads)
+    state = trainer._run.planned.engine.gather(trainer._run.state.heads)
     return named_arrays(state)
 
 

@@ -9,24 +9,29 @@ Files, in reading order:
   maps.py        columns in mapped files
   workers.py     worker processes that read a source's rows
   feed.py        what each superstep gets
+  stage.py       what a stage asks of the user's data module
 """
 
 from hydrax.data.columns import check_dataset, num_rows
-from hydrax.data.datamodule import DataModule, check_settings, check_slices
-from hydrax.data.dataset import Dataset, open_dataset
+from hydrax.data.datamodule import DataModule
+from hydrax.data.dataset import Dataset
 from hydrax.data.feed import Batches, DrawnBatches, Feed, IndexBatches, RotationBatches
+from hydrax.data.stage import EvaluationSet, TrainingSet, known_ids, positions, stage_evaluation, stage_training
 
 __all__ = [
     "Batches",
     "DataModule",
     "Dataset",
     "DrawnBatches",
+    "EvaluationSet",
     "Feed",
     "IndexBatches",
     "RotationBatches",
+    "TrainingSet",
     "check_dataset",
-    "check_settings",
-    "check_slices",
+    "known_ids",
     "num_rows",
-    "open_dataset",
+    "positions",
+    "stage_evaluation",
+    "stage_training",
 ]

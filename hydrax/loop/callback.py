@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,90 +18,207 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class TrainerView(Protocol):
-    """What a callback may use of the Trainer, which says what each is."""
+class TrainerView(abc.ABC):
+    """The part of the Trainer that a callback may use: the present run, or the last one. The Trainer implements it.
 
-    datamodule: DataModule | None
+    Attributes:
+      callbacks: the user's callbacks, and the defaults once a fit has started.
+      log_every_n_steps: steps between logs.
+      module: what one head is; None before a stage.
+      datamodule: the data; None before a stage.
+    """
+
+    callbacks: list[Callback]
     log_every_n_steps: int
+    datamodule: DataModule | None
 
     @property
-    def module(self) -> HeadModule | None: ...
+    @abc.abstractmethod
+    def module(self) -> HeadModule | None:
+        """The module of the present or last stage."""
 
     @property
-    def log_dir(self) -> Path | None: ...
+    @abc.abstractmethod
+    def log_dir(self) -> Path | None:
+        """The run's folder, made when a fit first asks for it; None if nothing is written."""
 
     @property
-    def num_heads(self) -> int: ...
+    @abc.abstractmethod
+    def num_heads(self) -> int:
+        """H, the number of heads."""
 
     @property
-    def global_step(self) -> int: ...
+    @abc.abstractmethod
+    def global_step(self) -> int:
+        """Optimiser updates dispatched so far."""
 
     @property
-    def current_epoch(self) -> int: ...
+    @abc.abstractmethod
+    def current_epoch(self) -> int:
+        """Epochs finished so far."""
 
     @property
-    def estimated_stepping_batches(self) -> int: ...
+    @abc.abstractmethod
+    def steps_per_epoch(self) -> int:
+        """Optimiser updates of an epoch."""
 
     @property
-    def steps_per_epoch(self) -> int: ...
+    @abc.abstractmethod
+    def slots_per_step(self) -> int:
+        """Slots of one head's update, those of all micro-batches, padding included."""
 
     @property
-    def slots_per_step(self) -> int: ...
+    @abc.abstractmethod
+    def estimated_stepping_batches(self) -> int:
+        """Optimiser updates of the whole fit."""
 
     @property
-    def callback_metrics(self) -> Mapping[str, np.ndarray]: ...
+    @abc.abstractmethod
+    def metrics(self) -> Mapping[str, np.ndarray]:
+        """The latest value of everything logged, float[H] by name."""
 
     @property
-    def progress_bar_metrics(self) -> Mapping[str, np.ndarray]: ...
+    def callback_metrics(self) -> Mapping[str, np.ndarray]:
+        """The same as `metrics`, under the name that Lightning gives it."""
+        return self.metrics
 
     @property
-    def validation_metrics(self) -> frozenset[str]: ...
+    @abc.abstractmethod
+    def progress_bar_metrics(self) -> Mapping[str, np.ndarray]:
+        """Those of `metrics` that were logged with `prog_bar=True`."""
 
     @property
-    def scalars(self) -> Mapping[str, float]: ...
-
-    def log_scalars(self, values: Mapping[str, float]) -> None: ...
-
-    @property
-    def heads(self) -> Heads: ...
+    @abc.abstractmethod
+    def validation_metrics(self) -> frozenset[str]:
+        """Names that validation logs during the fit; empty if there is no validation."""
 
     @property
-    def head_shapes(self) -> Any: ...
+    @abc.abstractmethod
+    def scalars(self) -> Mapping[str, float]:
+        """The latest numbers of the run as a whole, by name: what callbacks passed to `log_scalars`."""
 
-    def snapshots_of(self, callback: Callback, slot: int = 0) -> Heads | None: ...
+    @abc.abstractmethod
+    def log_scalars(self, values: Mapping[str, float]) -> None:
+        """Logs numbers of the run as a whole, such as its speed; loggers write them with their next values.
 
-    def plan(self) -> PlanReport: ...
+        Values of heads are logged by the step (`self.log`) or by a callback's second tier.
+
+        Args:
+          values: numbers by name.
+        """
 
     @property
-    def interrupted(self) -> bool: ...
-
-    should_stop: bool
+    @abc.abstractmethod
+    def heads(self) -> Heads:
+        """The heads as they are now."""
 
     @property
-    def quarantined(self) -> Mapping[int, Fault]: ...
+    @abc.abstractmethod
+    def head_shapes(self) -> Any:
+        """One head's `trainable`, `state` and `opt_state`, as shapes."""
 
-    def callback_state(self, callback: Callback) -> Any: ...
+    @abc.abstractmethod
+    def snapshots_of(self, callback: Callback, slot: int = 0) -> Heads | None:
+        """The heads that a callback's `Control.snapshot` kept, or None if it kept none.
 
-    def head_settings(self) -> list[dict[str, Any]]: ...
+        Args:
+          callback: the callback that asked for the snapshot.
+          slot: the row of `Control.snapshot`, if that had several.
+        """
 
+    @abc.abstractmethod
+    def callback_state(self, callback: Callback) -> Any:
+        """The state of a callback's second tier, NumPy leaves `[H, ...]`.
+
+        Args:
+          callback: the callback whose state to read.
+        """
+
+    @property
+    @abc.abstractmethod
+    def checkpoint_callback(self) -> Any:
+        """The first callback that saves checkpoints, or None."""
+
+    @property
+    @abc.abstractmethod
+    def interrupted(self) -> bool:
+        """Whether a signal has asked for the end of the fit."""
+
+    @property
+    @abc.abstractmethod
+    def should_stop(self) -> bool:
+        """Whether the fit ends at the next superstep; a callback may set it, and a resumed fit continues from there.
+
+        Before `min_steps` and `min_epochs` it stays False.
+        """
+
+    @should_stop.setter
+    @abc.abstractmethod
+    def should_stop(self, value: bool) -> None: ...
+
+    @property
+    @abc.abstractmethod
+    def quarantined(self) -> Mapping[int, Fault]:
+        """When and by what heads became NaN or infinite, by head id."""
+
+    @abc.abstractmethod
+    def head_settings(self) -> list[dict[str, Any]]:
+        """What distinguishes each head: head, recipe, seed, length, axes of its slices, `PerHead` values."""
+
+    @abc.abstractmethod
     def ledger(
         self,
         monitor: str | None = None,
         scores: np.ndarray | None = None,
         more: Mapping[str, np.ndarray] | None = None,
-    ) -> list[dict[str, Any]]: ...
+    ) -> list[dict[str, Any]]:
+        """`head_settings`, and what became of each head: score, status, reason.
 
+        Args:
+          monitor: the metric whose latest value is the score if no scores are passed; None means `val_loss`.
+          scores: float[H].
+          more: further columns [H] by name, placed after the score.
+        """
+
+    @abc.abstractmethod
     def save_ledger(
         self,
         path: str | Path,
         monitor: str | None = None,
         scores: np.ndarray | None = None,
         more: Mapping[str, np.ndarray] | None = None,
-    ) -> None: ...
+    ) -> None:
+        """Writes the ledger as CSV, whole or not at all.
 
-    def save_hparams(self) -> None: ...
+        Args:
+          path: the file.
+          monitor, scores, more: as in `ledger`.
+        """
 
-    def save_checkpoint(self, path: str | Path, keep: int | None = None) -> Path: ...
+    @abc.abstractmethod
+    def save_hparams(self) -> None:
+        """Writes the module's hyper-parameters, if it has any, to `<log_dir>/hparams.yaml`, as loggers do.
+
+        If the file cannot be written, a warning says so and the run continues.
+        """
+
+    @abc.abstractmethod
+    def save_checkpoint(self, path: str | Path, keep: int | None = None) -> Path:
+        """Writes the run as it is now to `<path>/<step>/`, and returns that folder.
+
+        During a fit, call it from a hook that sees the heads as they are: `next_due`, validation, an epoch's end.
+
+        Args:
+          path: folder of the checkpoints.
+          keep: how many of the newest to keep; None keeps all.
+        """
+
+    @abc.abstractmethod
+    def plan(self) -> PlanReport:
+        """How the run is laid out, what that was chosen from, and how close it comes to the machine's limit.
+
+        The first call measures the limit, which takes a second or two.
+        """
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,11 +3,13 @@
 Files, in reading order:
   trainer.py     `Trainer`
   module.py      `HydraModule`
-  fit.py         checks a fit and places it on the device
+  fit.py         a fit before its first step: `FitSpec`, checked, and `PlannedFit`, placed on the devices
   tune.py        chooses the plan of a fit
+  run.py         `Run`: a fit that runs or has run
+  stages.py      setup and teardown around a stage
+  evaluation.py  runs a validation, test or predict set
   sampling.py    how the heads walk their slices
-  evaluation.py  walks a validation, test or predict set
-  resume.py      what a run writes into a checkpoint and reads back
+  resume.py      what a run writes to a checkpoint and reads back
   settings.py    the Trainer's arguments, checked
   run_folder.py  where runs write
   console.py     what a run prints

@@ -5,11 +5,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from hydrax.data import DataModule, Dataset, Feed, IndexBatches, check_settings, check_slices, open_dataset
+from hydrax.data import (
+    DataModule,
+    Dataset,
+    EvaluationSet,
+    Feed,
+    IndexBatches,
+    known_ids,
+    positions,
+    stage_evaluation,
+)
 from hydrax.engine import (
     FETCH_BYTES,
     NO_CHOICE,
@@ -24,52 +33,46 @@ from hydrax.engine import (
     lay_out,
     make_plan,
 )
-from hydrax.errors import ArgumentError, DataError, SliceError
+from hydrax.errors import ArgumentError, DataError
 from hydrax.results import Heads
-from hydrax.slices import Slices
 from hydrax.step import HeadProgram, PerHead, Preflight, per_head_values
 from hydrax.train.module import HydraModule
 from hydrax.train.settings import Settings
 from hydrax.trees import named_leaves
 
-if TYPE_CHECKING:
-    import grain
-
 _STEPS = {"val": "validation", "test": "test", "predict": "predict", "held_out": "predict"}
 _MAX_BATCHES = 256  # Most batches of one dispatch: keeps their rows and masks small.
 _MAX_BATCHES_PER_HEAD = 8  # The same where each head has rows of its own.
+_NAMED = 3  # Heads that a line of the table names at each end.
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """An evaluation dataset, ready to be walked.
+    """An evaluation that is ready to run.
 
     Attributes:
-      stage: "val", "test", "predict", or "held_out": the training rows that a head did not learn from.
-      data: the dataset.
-      index: its index batches.
-      num_batches: batches to walk, after the limit.
-      batch_size: rows of a batch.
-      per_head: whether each head has rows of its own.
+      source: what the data module gave for it.
+      num_batches: batches to run, after the limit.
       empty: empty accumulators of one head.
       feed: gives the program its rows, once `open` was called.
     """
 
-    stage: str
-    data: Dataset
-    index: grain.MapDataset
+    source: EvaluationSet
     num_batches: int
-    batch_size: int
-    per_head: bool
     empty: dict[str, Any] = dataclasses.field(default_factory=dict)
     feed: Feed | None = None
 
     @property
+    def data(self) -> Dataset:
+        """The checked dataset."""
+        return self.source.data
+
+    @property
     def padding(self) -> str | None:
         """Why a slot of the last batch is padding, or None."""
-        live = np.asarray(self.index[self.num_batches - 1]["mask"])
+        live = np.asarray(self.source.index[self.num_batches - 1]["mask"])
         least = live.sum(axis=-1).min()
-        return None if live.all() else f"the last {self.stage} batch has {least} rows for {live.shape[-1]} slots"
+        return None if live.all() else f"the last {self.source.stage} batch has {least} rows for {live.shape[-1]} slots"
 
     def open(self, layout: Layout, ids: np.ndarray) -> Evaluation:
         """The same, with its rows on the device or on their way.
@@ -78,12 +81,12 @@ class Evaluation:
           layout: where the heads stand.
           ids: int32[H], names the heads in errors.
         """
-        rows = self.batch_size * (len(ids) if self.per_head else 1)
+        rows = self.source.batch_size * (len(ids) if self.source.per_head else 1)
         size = self._max_batches(rows)
 
         def batches(places: np.ndarray) -> IndexBatches:
-            places_of_own = places if self.per_head else None
-            return IndexBatches(self.index, num_rows=self.data.num_rows, places=places_of_own, max_steps=size)
+            places_of_own = places if self.source.per_head else None
+            return IndexBatches(self.source.index, num_rows=self.data.num_rows, places=places_of_own, max_steps=size)
 
         return dataclasses.replace(self, feed=self.data.feed(batches, layout, size * rows, ids))
 
@@ -113,7 +116,7 @@ class Evaluation:
         accumulators = engine.spread(self.empty)
         for first, count, rows in self._walk(engine.num_heads, limit):
             check()
-            accumulators = engine.evaluate(_STEPS[self.stage], accumulators, heads, rows, step, first, count)
+            accumulators = engine.evaluate(_STEPS[self.source.stage], accumulators, heads, rows, step, first, count)
         return engine.compute(accumulators)
 
     def predict(self, engine: Engine, heads: Blocks, step: int) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
@@ -125,7 +128,7 @@ class Evaluation:
         """
         for first, _, rows in self._walk(engine.num_heads):
             found = engine.predict(heads, rows, step, first)
-            element = self.index[first]
+            element = self.source.index[first]
             yield found, np.asarray(element["rows"]), np.asarray(element["mask"])
 
     def close(self) -> None:
@@ -137,7 +140,7 @@ class Evaluation:
     def _walk(self, num_heads: int, limit: int | None = None) -> Iterator[tuple[int, int, SuperstepRows]]:
         """Dispatch by dispatch: first batch, number of batches, the rows and the index batches."""
         assert self.feed is not None
-        size = self._max_batches(self.batch_size * (num_heads if self.per_head else 1))
+        size = self._max_batches(self.source.batch_size * (num_heads if self.source.per_head else 1))
         end = self.num_batches if limit is None else min(limit, self.num_batches)
         counts = [min(size, end - first) for first in range(0, end, size)]
         for number, count in enumerate(counts):
@@ -148,14 +151,23 @@ class Evaluation:
 
     def _max_batches(self, rows: int) -> int:
         """Batches of one dispatch, of so many rows each."""
-        if self.stage in ("predict", "held_out"):
+        if self.source.stage in ("predict", "held_out"):
             return 1
-        most = min(self.num_batches, _MAX_BATCHES_PER_HEAD if self.per_head else _MAX_BATCHES)
+        most = min(self.num_batches, _MAX_BATCHES_PER_HEAD if self.source.per_head else _MAX_BATCHES)
         row_bytes = self.data.fetched_row_bytes
         return most if row_bytes is None else max(1, min(most, FETCH_BYTES // (rows * row_bytes)))
 
 
-def find_evaluation(
+def find_validation(
+    settings: Settings, module: HydraModule, datamodule: DataModule, num_heads: int
+) -> Evaluation | None:
+    """The validation of a fit; None if the module has no `validation_step` or the data module no rows for it."""
+    if type(module).validation_step is HydraModule.validation_step:
+        return None
+    return _find(settings, datamodule, "val", num_heads)
+
+
+def _find(
     settings: Settings,
     datamodule: DataModule,
     stage: str,
@@ -163,60 +175,13 @@ def find_evaluation(
     ids: np.ndarray | None = None,
     fitted: np.ndarray | None = None,
 ) -> Evaluation | None:
-    """The checked dataset of "val", "test", "predict" or "held_out"; None where there is none.
-
-    Args:
-      num_heads: H.
-      ids: int32[H], which of the data module's heads these are; None: all of them, in order.
-      fitted: int32[], ids of the heads that were fitted together, if known.
-    """
+    """The checked rows of a stage, limited as the user asked, or None; arguments as `stage_evaluation`."""
     if stage == "val" and settings.limit_val_batches == 0:
         return None
-    data = open_dataset(datamodule, "train" if stage == "held_out" else stage, settings.precision == "64-true")
-    if data is None:
+    rows = stage_evaluation(datamodule, stage, num_heads, wide=settings.precision == "64-true", ids=ids, fitted=fitted)
+    if rows is None:
         return None
-    with contextlib.ExitStack() as opened:
-        opened.callback(data.close)
-        at = None
-        if stage == "held_out" or (stage == "val" and datamodule.val_slices() is not None):
-            own = datamodule.slices if stage == "held_out" else datamodule.val_slices
-            at = None if ids is None else _positions(ids, _known_ids(datamodule))
-            # Heads picked out of many come with the slices of all of them, or with their own.
-            made = own()
-            whole = made.num_heads if at is not None and isinstance(made, Slices) else num_heads
-            check_slices(own, data.num_rows, whole if fitted is None or whole == len(fitted) else num_heads)
-            if at is not None and whole != len(datamodule.slices()):
-                at = None  # validation slices of these heads alone, in their order
-        if stage == "held_out" and at is None:
-            raise SliceError(
-                f"A head has no slice: {type(datamodule).__name__}.slices. Got heads of ids {ids}, expected ids among "
-                f"{_known_ids(datamodule)}. Fix: pass the data module that the heads were trained with."
-            )
-        picked = {} if at is None else {"heads": at}
-        index = datamodule.eval_index_dataset(stage, data.num_rows, **picked)
-        rows = np.asarray(index[0]["rows"])
-        num_batches = len(index) if stage == "held_out" else settings.limit(stage, len(index))
-        evaluation = Evaluation(stage, data, index, num_batches, rows.shape[-1], per_head=rows.ndim == 2)
-        opened.pop_all()
-    return evaluation
-
-
-def _known_ids(datamodule: DataModule) -> np.ndarray | None:
-    """int32[H], the ids of the heads that a data module has slices for; None where it has none."""
-    try:
-        slices = datamodule.slices()
-    except DataError:
-        return None
-    return slices.ids if isinstance(slices, Slices) else None
-
-
-def _positions(ids: np.ndarray, known: np.ndarray | None) -> np.ndarray | None:
-    """int64[H], where these ids stand among the known ones; None where they do not all stand there."""
-    if known is None:
-        return None
-    order = np.argsort(known)
-    at: np.ndarray = order[np.searchsorted(known, ids, sorter=order).clip(max=known.size - 1)]
-    return at if np.array_equal(known[at], ids) else None
+    return Evaluation(rows, len(rows.index) if stage == "held_out" else settings.limit(stage, len(rows.index)))
 
 
 def assemble_evaluation(
@@ -238,25 +203,24 @@ def assemble_evaluation(
     Returns:
       The engine, the dataset ready to walk, and the heads' `(trainable, state)`.
     """
-    check_settings(datamodule)
-    evaluation = find_evaluation(settings, datamodule, stage, len(heads), heads.ids, fitted)
+    evaluation = _find(settings, datamodule, stage, len(heads), heads.ids, fitted)
     if evaluation is None:
         raise DataError(
-            f"There is nothing to walk: {type(datamodule).__name__}.{stage}_dataset. Got None, expected a dataset. "
+            f"No dataset to evaluate: {type(datamodule).__name__}.{stage}_dataset. Got None, expected a dataset. "
             f"Fix: return one from {stage}_dataset()."
         )
     with contextlib.ExitStack() as opened:
         opened.callback(evaluation.close)
         inputs = head_inputs(
-            heads.ids, _per_head_of(module, heads.ids, _known_ids(datamodule) if fitted is None else fitted)
+            heads.ids, _per_head_of(module, heads.ids, known_ids(datamodule) if fitted is None else fitted)
         )
         program = HeadProgram(module, precision=settings.precision, padding={_STEPS[stage]: evaluation.padding})
         flight = Preflight.of_model(program, inputs)
         _check_heads(heads, flight.parts)
         if _STEPS[stage] == "predict":
-            flight.prediction(evaluation.data.shapes, evaluation.batch_size)
+            flight.prediction(evaluation.data.shapes, evaluation.source.batch_size)
         else:
-            empty = flight.evaluation(_STEPS[stage], evaluation.data.shapes, evaluation.batch_size)
+            empty = flight.evaluation(_STEPS[stage], evaluation.data.shapes, evaluation.source.batch_size)
             evaluation = dataclasses.replace(evaluation, empty=empty)
         devices = find_devices(settings.devices)
         how = {"num_heads": len(heads), "slots": 1, "backend": devices[0].platform, "devices": len(devices)}
@@ -270,7 +234,7 @@ def assemble_evaluation(
 
 def _per_head_of(module: HydraModule, ids: np.ndarray, known: np.ndarray | None) -> dict[str, PerHead]:
     """The `PerHead` values of the heads with these ids: one for each known head, or in the order of the ids."""
-    values, at = per_head_values(module), _positions(ids, known)
+    values, at = per_head_values(module), positions(ids, known)
     if at is None or known is None or any(len(value) != len(known) for value in values.values()):
         return check_per_head(module, len(ids))
     return {name: value[at] for name, value in values.items()}
@@ -290,17 +254,27 @@ def _check_heads(heads: Heads, parts: Any) -> None:
 
 
 def table(metrics: Mapping[str, np.ndarray], ids: np.ndarray) -> str:
-    """Mean, spread and the three worst heads of each metric: never H columns.
+    """Formats mean, spread and the heads at both ends of each metric; never H columns.
+
+    Whether high or low is good is for the reader to say: a name does not tell a loss from a score.
 
     Args:
       metrics: float[H] by name.
       ids: int32[H].
     """
-    lines = [f"{'metric':<24}{'mean':>10}{'std':>10}{'min':>10}{'max':>10}   worst heads"]
+    ends = f"{'lowest heads':<20}{'highest heads':<20}"
+    lines = [f"{'metric':<24}{'mean':>10}{'std':>10}{'min':>10}{'max':>10}   {ends}".rstrip()]
     for name, value in metrics.items():
-        # Of an accuracy the least is worst, of a loss the most; a head without a finite value is worse than any.
-        badness = np.where(np.isfinite(value), -value if "acc" in name else value, np.inf)
-        worst = ", ".join(str(head) for head in ids[np.argsort(-badness, kind="stable")[:3]])
+        finite = np.flatnonzero(np.isfinite(value))
+        ranked = finite[np.argsort(value[finite], kind="stable")]
+        lowest, highest = (", ".join(map(str, ids[places[:_NAMED]])) for places in (ranked, ranked[::-1]))
+        lost = [f"not finite: {_some(ids[~np.isfinite(value)])}"] if finite.size < value.size else []
         spread = f"{value.mean():>10.4g}{value.std():>10.4g}{value.min():>10.4g}{value.max():>10.4g}"
-        lines.append(f"{name:<24}{spread}   {worst}")
+        lines.append(f"{name:<24}{spread}   {lowest:<20}{highest:<20}{''.join(lost)}".rstrip())
     return "\n".join(lines)
+
+
+def _some(ids: np.ndarray) -> str:
+    """The first few ids, and how many more there are."""
+    more = f" and {ids.size - _NAMED} more" if ids.size > _NAMED else ""
+    return ", ".join(map(str, ids[:_NAMED])) + more

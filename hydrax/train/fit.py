@@ -1,36 +1,44 @@
-"""Puts a fit together from settings, module and data: all checks first, then the device."""
+"""A fit before its first step: checked (`FitSpec`), then placed on the devices by a plan (`PlannedFit`)."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from hydrax.data import DataModule, Dataset, Feed, check_settings, check_slices, open_dataset
+from hydrax.data import DataModule, Feed, stage_training
 from hydrax.engine import (
     NO_CHOICE,
+    Blocks,
+    Candidate,
     Choice,
     Engine,
     Layout,
+    Memory,
     Plan,
+    PlanReport,
     Spill,
     StepCost,
     check_per_head,
     count_flops,
     find_devices,
     head_inputs,
+    heads_of,
     lay_out,
+    limits,
     make_plan,
+    room,
     step_secs,
+    too_large,
 )
-from hydrax.errors import ArgumentError, DataError, ModuleError
-from hydrax.loop import Callback, Schedule, overrides
+from hydrax.errors import ArgumentError, ModuleError
+from hydrax.loop import Callback, Interrupts, RunState, Schedule, overrides
 from hydrax.slices import Slices
 from hydrax.step import (
     HeadInputs,
@@ -44,7 +52,7 @@ from hydrax.step import (
     has_second_tier,
     per_head_values,
 )
-from hydrax.train.evaluation import Evaluation, find_evaluation
+from hydrax.train.evaluation import Evaluation, find_validation
 from hydrax.train.module import HydraModule
 from hydrax.train.sampling import Sampling, open_sampling
 from hydrax.train.settings import Settings
@@ -52,70 +60,19 @@ from hydrax.trees import tree_bytes, tree_digest
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
-    """A fit, ready to start.
-
-    Attributes:
-      slices: the heads' slices.
-      engine: the compiled programs.
-      plan: how the heads are laid out.
-      schedule: when things are due.
-      feed: the training rows and index batches.
-      own_batches: int64[H], batches after which a head is through its passes, or None.
-      validation: the validation set, or None.
-      logged: what the steps log, by stage and name.
-      fingerprint: gives what a checkpoint must share with this run.
-    """
-
-    slices: Slices
-    engine: Engine
-    plan: Plan
-    schedule: Schedule
-    feed: Feed
-    own_batches: np.ndarray | None
-    validation: Evaluation | None
-    logged: Mapping[str, Mapping[str, Logged]]
-    fingerprint: Callable[[], Mapping[str, Any]]
-
-    @property
-    def steps_per_call(self) -> int:
-        """The most steps of one superstep."""
-        return self.plan.steps_per_call
-
-    @property
-    def ids(self) -> list[int]:
-        """The heads' ids, by place."""
-        ids: list[int] = self.slices.ids.tolist()
-        return ids
-
-    def set_layout(self, layout: Layout) -> None:
-        """Says where the heads stand from now on."""
-        self.feed.set_layout(layout)
-        if self.validation is not None:
-            self.validation.set_layout(layout)
-
-    def close(self) -> None:
-        """Ends the pipelines of index batches, what reads rows, and the threads of the engine."""
-        self.engine.close()
-        self.feed.close()
-        if self.validation is not None:
-            self.validation.close()
-
-
-@dataclasses.dataclass(frozen=True)
-class Checked:
-    """All of a fit but its plan: what any plan starts from. The device was not touched yet.
+class FitSpec:
+    """A checked fit, from which any plan starts; nothing is on the device yet.
 
     Attributes:
       settings: the Trainer's arguments.
       module: the user's module.
       flight: one head's functions and shapes.
       inputs: ids and `PerHead` values of all heads.
-      sampling: how they walk their slices.
+      sampling: how the heads walk their slices.
       validation: the validation set, or None.
       traced: shapes of one head's state, its step, and its empty accumulators.
       schedule: when things are due.
-      every_step: whether a callback hears every single step.
+      every_step: whether a callback must hear every single step.
       scratch: folder for heads that wait for their turn.
     """
 
@@ -130,22 +87,28 @@ class Checked:
     every_step: bool
     scratch: Path
 
+    @property
+    def slices(self) -> Slices:
+        """The heads' slices."""
+        return self.sampling.slices
+
     @functools.cached_property
     def devices(self) -> tuple[jax.Device, ...]:
-        """What heads may be spread over."""
+        """The devices that heads may be spread over."""
         return find_devices(self.settings.devices)
 
     @property
-    def work(self) -> StepCost:
-        """What a step of all heads has to do at least."""
-        sampling, heads = self.sampling, len(self.sampling.slices)
+    def step_cost(self) -> StepCost:
+        """The least that a step of all heads has to do."""
+        sampling = self.sampling
         rows = self.settings.accumulate_grad_batches * sampling.batch_size * sampling.data.row_bytes
-        return StepCost(count_flops(self.traced.step.jaxpr), 2 * tree_bytes(self.traced.state) + rows).times(heads)
+        one = StepCost(count_flops(self.traced.step.jaxpr), 2 * tree_bytes(self.traced.state) + rows)
+        return one.times(len(self.slices))
 
     @property
     def rough_secs(self) -> float:
         """How long the fit will take, estimated from shapes alone."""
-        return self.schedule.max_steps * step_secs(len(self.sampling.slices), len(self.devices), self.work.flops)
+        return self.schedule.max_steps * step_secs(len(self.slices), len(self.devices), self.step_cost.flops)
 
     @property
     def has_lowered_operations(self) -> bool:
@@ -154,7 +117,7 @@ class Checked:
 
     def plan(self, choice: Choice = NO_CHOICE, waves: int = 1) -> Plan:
         """The plan by rules, where neither the user nor the choice says otherwise."""
-        sampling, slices = self.sampling, self.sampling.slices
+        sampling, slices = self.sampling, self.slices
         return make_plan(
             choice,
             **self.settings.of_plan,
@@ -163,68 +126,183 @@ class Checked:
             backend=self.devices[0].platform,
             devices=len(self.devices),
             waves=waves,
-            flops=self.work.flops,
+            flops=self.step_cost.flops,
             longest=1 if self.every_step else self.schedule.longest_superstep,
             drawn_on_host=sampling.drawn_on_host,
             row_bytes=sampling.data.fetched_row_bytes,
             live_share=None if slices.has_repeats else float(slices.lengths.mean() / slices.num_rows),
         )
 
-    def build(self, plan: Plan) -> tuple[Engine, Feed]:
-        """What a plan makes of it, on the device."""
-        layout = lay_out(len(self.sampling.slices), plan.chunk, self.devices[: plan.devices], plan.waves)
+    def place(self, plan: Plan) -> PlannedFit:
+        """Puts the rows on the devices, and the heads in waves where their state alone exceeds the memory.
+
+        Nothing compiles yet.
+
+        Raises:
+          MemoryLimitError: the data alone does not fit.
+        """
+        devices, heads = self.devices[: plan.devices], len(self.slices)
+        available = room(devices[0], self.settings.device_memory)
+        dataset = self.sampling.data
+        data = dataset.num_rows * dataset.row_bytes if dataset.reader is None else 0
+        state = tree_bytes(self.traced.state) * -(-heads // len(set(devices)))
+        if plan.waves == 1 and data + state > available:
+            if data >= available:
+                raise too_large(heads, plan.chunk, f"{data:,} bytes of data", available)
+            # A wave's old state and its new one exist at once while it comes from the host and goes back.
+            plan = dataclasses.replace(plan, waves=-(-2 * state // (available - data)))
+        at_once = state // plan.waves
+        engine, feed = self._build(plan)
+        return PlannedFit(self, plan, engine, feed, Memory(at_once, data, at_once + data, available))
+
+    def _build(self, plan: Plan) -> tuple[Engine, Feed]:
+        layout = lay_out(len(self.slices), plan.chunk, self.devices[: plan.devices], plan.waves)
         spill = Spill(self.scratch) if layout.in_waves else None
-        # Over an axis of one XLA would drop the loop: another program, with other bits.
+        # XLA drops a loop over an axis of one, and the other program has other bits.
         most = max(2, plan.steps_per_call)
         feed = self.sampling.feed(layout, max_steps=most)
         program = dataclasses.replace(self.flight.program, lowering=plan.lowering)
-        return Engine(program, self.inputs, self.settings.seed, layout, self.traced.epoch, feed.draw, spill, most), feed
-
-    def training(self, plan: Plan, engine: Engine, feed: Feed) -> Training:
-        """A fit by this plan."""
-        slices, sampling = self.sampling.slices, self.sampling
-        marks = {
-            "chunk": plan.chunk,
-            "lowering": str(plan.lowering),
-            "batch_size": sampling.batch_size,
-            "small_slices": sampling.datamodule.small_slices,
-        }
-        return Training(
-            slices=slices,
-            engine=engine,
-            plan=plan,
-            schedule=self.schedule,
-            feed=feed,
-            own_batches=sampling.own_batches,
-            validation=self.validation.open(engine.layout, slices.ids) if self.validation else None,
-            logged=self.flight.program.logged,
-            # Only a run that saves or resumes pays for the digest of its data.
-            fingerprint=functools.cache(
-                lambda: marks | _fingerprint(self.settings, self.module, slices, sampling.data, feed)
-            ),
-        )
+        engine = Engine(program, self.inputs, self.settings.seed, layout, self.traced.epoch, feed.draw, spill, most)
+        return engine, feed
 
     def close(self) -> None:
-        """Ends what reads rows."""
+        """Ends the threads and processes that read rows."""
         self.sampling.data.close()
         if self.validation is not None:
             self.validation.close()
 
 
-def check_training(
+@dataclasses.dataclass(frozen=True)
+class PlannedFit:
+    """A fit placed on the devices by a plan; what `FitLoop` trains.
+
+    Attributes:
+      spec: the checked fit.
+      plan: how it is executed.
+      engine: its compiled programs.
+      feed: its rows and index batches.
+      memory: what it takes.
+      start: the heads before their first step, if they exist already; the first superstep consumes them.
+      candidates: the plans that were timed, this one among them; empty if none was.
+      validation: the validation set, on the device or on its way; None if there is none, or before `ready`.
+    """
+
+    spec: FitSpec
+    plan: Plan
+    engine: Engine
+    feed: Feed
+    memory: Memory
+    start: Blocks | None = None
+    candidates: tuple[Candidate, ...] = ()
+    validation: Evaluation | None = None
+
+    @property
+    def schedule(self) -> Schedule:
+        """When things are due."""
+        return self.spec.schedule
+
+    @property
+    def steps_per_call(self) -> int:
+        """The most steps of one superstep."""
+        return self.plan.steps_per_call
+
+    @property
+    def slots_per_step(self) -> int:
+        """Slots of one head's update, those of all micro-batches, padding included."""
+        return self.spec.settings.accumulate_grad_batches * self.spec.sampling.batch_size
+
+    @property
+    def own_batches(self) -> np.ndarray | None:
+        """int64[H], batches after which a head has made its passes; None without that budget."""
+        return self.spec.sampling.own_batches
+
+    @property
+    def logged(self) -> Mapping[str, Mapping[str, Logged]]:
+        """What the steps log, by stage and name."""
+        return self.spec.flight.program.logged
+
+    @functools.cached_property
+    def ids(self) -> list[int]:
+        """The heads' ids, by place."""
+        ids: list[int] = self.spec.slices.ids.tolist()
+        return ids
+
+    def ready(self) -> PlannedFit:
+        """The same fit with its validation set on the device: what a run starts with."""
+        found = self.spec.validation
+        if found is None:
+            return self
+        return dataclasses.replace(self, validation=found.open(self.engine.layout, self.spec.slices.ids))
+
+    @functools.cached_property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """What a checkpoint must share with this fit for a resumed run to give the same bits, by name.
+
+        Only a run that saves or resumes asks for it, and so pays for the digest of its data.
+        """
+        sampling = self.spec.sampling
+        marks = {
+            "chunk": self.plan.chunk,
+            "lowering": str(self.plan.lowering),
+            "batch_size": sampling.batch_size,
+            "small_slices": sampling.rows.small_slices,
+        }
+        return marks | _fingerprint(self.spec, self.feed)
+
+    def set_layout(self, layout: Layout) -> None:
+        """Tells everything that hands out rows where the heads stand from now on."""
+        self.feed.set_layout(layout)
+        if self.validation is not None:
+            self.validation.set_layout(layout)
+
+    def validate(self, interrupts: Interrupts, state: RunState, limit: int | None = None) -> dict[str, np.ndarray]:
+        """Runs the validation set with the present heads; what they log, float[H] by name."""
+        assert self.validation is not None
+        return self.validation.run(self.engine, heads_of(state.heads), state.step, interrupts.check, limit)
+
+    def report(self, step_secs: float | None = None) -> PlanReport:
+        """Describes the plan; measures the machine's limit on the first call, which takes a second or two.
+
+        Args:
+          step_secs: seconds of a step of all heads, as the fit takes it; None before it has run.
+        """
+        timed = next((one.step_secs for one in self.candidates if one.plan.choice == self.plan.choice), None)
+        return PlanReport(
+            self.plan,
+            self.candidates,
+            self.memory,
+            self.spec.step_cost,
+            limits(self.spec.devices[0], self.plan.devices),
+            step_secs or timed,
+        )
+
+    def close(self) -> None:
+        """Ends the engine's threads, the pipelines of index batches, and what reads rows."""
+        self.engine.close()
+        self.feed.close()
+        if self.validation is not None:
+            self.validation.close()
+
+
+def check_fit(
     settings: Settings,
     module: HydraModule,
     datamodule: DataModule,
     callbacks: Mapping[str, Callback],
     scratch: Path = Path("."),
-) -> Checked:
-    """Checks all that a fit needs, and traces the user's functions.
+) -> FitSpec:
+    """Checks everything that a fit needs, and traces the user's functions.
 
     Args:
+      settings: the Trainer's arguments.
+      module: the user's module.
+      datamodule: the user's data module.
       callbacks: by key; those with a second tier run inside the program.
       scratch: folder for heads that wait for their turn.
+
+    Raises:
+      HydraxError: something does not fit; nothing has compiled.
     """
-    check_settings(datamodule)
     if has_own_update(module) and settings.accumulate_grad_batches > 1:
         raise ArgumentError(
             "A Trainer argument has no meaning: accumulate_grad_batches. Got "
@@ -232,12 +310,12 @@ def check_training(
             "batch. Fix: pass a larger batch_size, or leave update out."
         )
     with contextlib.ExitStack() as opened:
-        data = _open_training(datamodule, wide=settings.precision == "64-true")
-        opened.callback(data.close)
-        slices = check_slices(datamodule.slices, data.num_rows)
-        inputs = head_inputs(slices.ids, check_per_head(module, len(slices)))
-        sampling = open_sampling(settings, datamodule, data, slices)
-        validation = _find_validation(settings, module, datamodule, len(slices))
+        rows = stage_training(datamodule, wide=settings.precision == "64-true")
+        opened.callback(rows.data.close)
+        num_heads = len(rows.slices)
+        inputs = head_inputs(rows.slices.ids, check_per_head(module, num_heads))
+        sampling = open_sampling(settings, rows)
+        validation = find_validation(settings, module, datamodule, num_heads)
         if validation is not None:
             opened.callback(validation.close)
         program = HeadProgram(
@@ -253,44 +331,25 @@ def check_training(
         flight = Preflight.of_model(program, inputs)
         if sampling.shared:
             _refuse_batch_statistics(flight)
-        traced = flight.training(data.shapes, sampling.batch_size, settings.accumulate_grad_batches)
+        traced = flight.training(rows.data.shapes, sampling.batch_size, settings.accumulate_grad_batches)
         if validation is not None:
-            empty = flight.evaluation("validation", validation.data.shapes, validation.batch_size)
+            empty = flight.evaluation("validation", validation.data.shapes, validation.source.batch_size)
             validation = dataclasses.replace(validation, empty=empty)
         schedule = _make_schedule(settings, sampling, validation is not None, callbacks, bool(traced.epoch))
         every_step = any(overrides(callback, "on_train_batch_end") for callback in callbacks.values())
-        checked = Checked(settings, module, flight, inputs, sampling, validation, traced, schedule, every_step, scratch)
+        spec = FitSpec(settings, module, flight, inputs, sampling, validation, traced, schedule, every_step, scratch)
         opened.pop_all()
-    return checked
+    return spec
 
 
 def _refuse_batch_statistics(flight: Preflight) -> None:
     structure = flight.program.structure
     if structure is not None and structure.has_batch_statistics:
         raise ModuleError(
-            f"Batch statistics would tell a head of rows that are not its own: {type(flight.program.module).__name__} "
-            'with sampling="shared". Got a model with batch statistics, expected one that takes each row by itself, as '
-            'all heads meet the same rows. Fix: use a layer norm, or sampling="own".'
+            f"Batch statistics would leak rows of other heads: {type(flight.program.module).__name__} with "
+            'sampling="shared". Got a model with batch statistics, expected one that treats each row by itself, '
+            'because all heads share the rows of a batch. Fix: use a layer norm, or sampling="own".'
         )
-
-
-def _open_training(datamodule: DataModule, wide: bool) -> Dataset:
-    data = open_dataset(datamodule, "train", wide)
-    if data is None:
-        raise DataError(
-            f"A dataset is missing: {type(datamodule).__name__}.train_dataset. Got None, expected a pytree of arrays "
-            "or a source. Fix: return the rows that heads learn from."
-        )
-    return data
-
-
-def _find_validation(
-    settings: Settings, module: HydraModule, datamodule: DataModule, num_heads: int
-) -> Evaluation | None:
-    """The validation of a fit; None where the module has no validation_step or the data module no rows for it."""
-    if type(module).validation_step is HydraModule.validation_step:
-        return None
-    return find_evaluation(settings, datamodule, "val", num_heads)
 
 
 def _make_schedule(
@@ -319,33 +378,26 @@ def _make_schedule(
     )
     if sampling.own_batches is None:
         return schedule
-    # The last head is through its passes before the last epoch's end, where its passes are no whole batches.
+    # If the passes of the last head are no whole number of batches, it finishes before the last epoch ends.
     return dataclasses.replace(schedule, max_steps=min(end, schedule.steps_of(int(sampling.own_batches.max()))))
 
 
-def _fingerprint(settings: Settings, module: HydraModule, slices: Slices, data: Dataset, feed: Feed) -> dict[str, Any]:
-    """What must be the same, besides the plan, for a resumed run to give the same bits, in words where it has some."""
+def _fingerprint(spec: FitSpec, feed: Feed) -> dict[str, Any]:
+    """What must stay the same, besides the plan, for a resumed run to give the same bits; readable where possible."""
+    settings, module, slices = spec.settings, spec.module, spec.slices
     names = (
-        *(
-            "seed",
-            "precision",
-            "accumulate_grad_batches",
-            "limit_train_batches",
-            "sampling",
-            "passes",
-            "matmul_precision",
-        ),
-        *("gradient_clip_val", "gradient_clip_algorithm"),
+        *("seed", "precision", "accumulate_grad_batches", "limit_train_batches", "sampling", "passes"),
+        *("matmul_precision", "gradient_clip_val", "gradient_clip_algorithm"),
     )
     return {
         "module": type(module).__name__,
         "num_heads": len(slices),
         **{name: getattr(settings, name) for name in names},
-        "overfit_batches": settings.overfit_batches or None,  # as where it was not there yet
+        "overfit_batches": settings.overfit_batches or None,
         **{f"hparams.{name}": _mark(value) for name, value in module.hparams.items()},
         **{name: _mark(value) for name, value in per_head_values(module).items()},
         "slices": _with_digest(_outline(slices), slices.digest()),
-        "data": _with_digest(str(data), feed.digest()),
+        "data": _with_digest(str(spec.sampling.data), feed.digest()),
     }
 
 

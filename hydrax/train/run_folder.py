@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hydrax.errors import ArgumentError
+from hydrax.errors import ArgumentError, CheckpointError
 
 _PREFIX = "version_"
 
@@ -30,6 +30,36 @@ def make_run_folder(root: Path) -> Path:
             return folder
         except FileExistsError:
             number += 1
+
+
+def find_checkpoint(ckpt_path: Any, root: Path, saver: Any) -> Path | None:
+    """The checkpoint that `ckpt_path` means; None if it is None, or "auto" where there is none.
+
+    Args:
+      ckpt_path: a path, "last", "best", "auto" or None.
+      root: where runs write.
+      saver: the callback that saves, or None.
+
+    Raises:
+      ArgumentError: `ckpt_path` is no such thing.
+      CheckpointError: there is none.
+    """
+    if not isinstance(ckpt_path, str | Path | None):
+        raise ArgumentError(
+            f"An argument has the wrong type: ckpt_path. Got {type(ckpt_path).__name__}, expected a path, "
+            '"last", "best" or "auto". Fix: pass the folder that ModelCheckpoint wrote.'
+        )
+    if ckpt_path is None or ckpt_path not in ("last", "auto", "best"):
+        return None if ckpt_path is None else Path(ckpt_path)
+    kind = "best" if ckpt_path == "best" else "last"
+    folder = getattr(saver, "dirpath", None)
+    found = getattr(saver, f"{kind}_model_path", None) or find_newest(kind, root, folder and Path(folder))
+    if not found and ckpt_path != "auto":
+        raise CheckpointError(
+            f"There is no checkpoint: ckpt_path={ckpt_path!r}. Got none below {root / 'hydrax_logs'}, expected one "
+            "written by ModelCheckpoint. Fix: pass its path, or 'auto' to start afresh if there is none."
+        )
+    return Path(found) if found else None
 
 
 def find_newest(kind: str, root: Path, folder: Path | None = None) -> Path | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from hydrax.data import Batches, DataModule, Dataset, DrawnBatches, Feed, IndexBatches, RotationBatches
+from hydrax.data import Batches, Dataset, DrawnBatches, Feed, IndexBatches, RotationBatches, TrainingSet
 from hydrax.engine import Layout, OwnRotation, SharedRotation
 from hydrax.errors import DataError, SliceError
 from hydrax.slices import RowLaw, Slices, rotation
@@ -27,9 +27,7 @@ class Sampling:
 
     Attributes:
       settings: with the seed, sampling and budget.
-      datamodule: with the batch size.
-      data: the training dataset.
-      slices: the heads' slices.
+      rows: the training rows and slices, as the data module gave them.
       law: how the program finds the rows of own index batches; None where the host draws them.
       members: uint8[H, N / 8], how it finds whose the rows of shared index batches are; None where the host draws them.
       index: the index batches on the host; None where the program draws them.
@@ -38,14 +36,22 @@ class Sampling:
     """
 
     settings: Settings
-    datamodule: DataModule
-    data: Dataset
-    slices: Slices
+    rows: TrainingSet
     law: RowLaw | None
     members: np.ndarray | None
     index: grain.MapDataset | None
     batch_size: int
     padding: str | None
+
+    @property
+    def data(self) -> Dataset:
+        """The training dataset."""
+        return self.rows.data
+
+    @property
+    def slices(self) -> Slices:
+        """The heads' slices."""
+        return self.rows.slices
 
     @property
     def shared(self) -> bool:
@@ -78,7 +84,7 @@ class Sampling:
         passes = self.settings.passes
         if passes is None:
             return None
-        return rotation.batches_of(passes, self.lengths, self.batch_size, self.datamodule.small_slices)
+        return rotation.batches_of(passes, self.lengths, self.batch_size, self.rows.small_slices)
 
     def feed(self, layout: Layout, max_steps: int) -> Feed:
         """The rows and index batches, laid out for the program.
@@ -125,32 +131,32 @@ class Sampling:
             max_steps=max_steps,
             accumulate=accumulate,
             seed=self.settings.seed,
-            small_slices=self.datamodule.small_slices,
+            small_slices=self.rows.small_slices,
             passes=self.settings.passes,
             frozen=self.frozen,
         )
         return batches if self.data.reader is None else DrawnBatches(batches, self.slices.ids[places])
 
 
-def open_sampling(settings: Settings, datamodule: DataModule, data: Dataset, slices: Slices) -> Sampling:
+def open_sampling(settings: Settings, rows: TrainingSet) -> Sampling:
     """Checks sampling, budget and the first index batch."""
-    shared = settings.sampling == "shared"
+    shared, data, slices = settings.sampling == "shared", rows.data, rows.slices
     if shared and slices.has_repeats:
         raise SliceError(
-            f"A row listed twice cannot be met twice: {type(datamodule).__name__}.slices. Got {slices!r} with "
+            f"A row listed twice cannot be met twice: {rows.source}.slices. Got {slices!r} with "
             'sampling="shared", expected slices that hold each row once. Fix: pass sampling="own", as for a bootstrap.'
         )
     # Only the data module's own rotation is known to the program.
-    own = type(datamodule).index_dataset is DataModule.index_dataset
+    own = not rows.has_own_index
     # Beside an accelerator's superstep, a program that draws for the host would have to wait for its turn.
     in_program = own and (data.reader is None or jax.default_backend() == "cpu")
     law = _law(slices) if in_program and not shared else None
     members = _members(slices) if in_program and shared else None
-    index = _index_dataset(settings, datamodule) if law is None and members is None else None
-    sampling = Sampling(settings, datamodule, data, slices, law, members, index, datamodule.batch_size, None)
+    index = _index_dataset(settings, rows) if law is None and members is None else None
+    sampling = Sampling(settings, rows, law, members, index, rows.batch_size, None)
     if own or index is None:
-        live = rotation.cursor(0, sampling.lengths, datamodule.batch_size, datamodule.small_slices).width
-        slots = datamodule.batch_size
+        live = rotation.cursor(0, sampling.lengths, rows.batch_size, rows.small_slices).width
+        slots = rows.batch_size
     else:
         probe = IndexBatches(index, num_rows=data.num_rows, places=np.arange(len(slices)), max_steps=1, shared=shared)
         mask = probe.superstep(0, [1])["mask"][0]
@@ -178,14 +184,14 @@ def _members(slices: Slices) -> np.ndarray | None:
     return members
 
 
-def _index_dataset(settings: Settings, datamodule: DataModule) -> grain.MapDataset:
-    name = f"{type(datamodule).__name__}.index_dataset"
+def _index_dataset(settings: Settings, rows: TrainingSet) -> grain.MapDataset:
+    name = f"{rows.source}.index_dataset"
     asked: dict[str, Any] = {}
     if settings.sampling != "own":
         asked["sampling"] = settings.sampling
     if settings.passes is not None:
         asked["passes"] = settings.passes
-    known = inspect.signature(datamodule.index_dataset).parameters
+    known = inspect.signature(rows.index_dataset).parameters
     missing = [argument for argument in asked if argument not in known]
     if missing:
         raise DataError(
@@ -193,7 +199,7 @@ def _index_dataset(settings: Settings, datamodule: DataModule) -> grain.MapDatas
             f"{missing[0]} among its arguments, as it is {asked[missing[0]]!r}. Fix: take it, or leave it out of the "
             "Trainer."
         )
-    index = datamodule.index_dataset(settings.seed, **asked)
+    index = rows.index_dataset(settings.seed, **asked)
     import grain  # late, as in hydrax/data.py
 
     if not isinstance(index, grain.MapDataset):

@@ -1,86 +1,115 @@
-"""Trainer: takes the arguments, lays out the run, and hands over to the loop."""
+"""Trainer: what a user calls. It checks the arguments, makes a `Run` for each fit, and evaluates heads."""
 
 from __future__ import annotations
 
-import collections
 import contextlib
+import dataclasses
 import datetime
+import gc
+import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Never
+
+import numpy as np
 
 from hydrax import checkpoint
 from hydrax.checkpoint import folders
 from hydrax.data import DataModule
-from hydrax.engine import PlanReport
-from hydrax.loop import Callback, FitLoop, Interrupts, check_callbacks, keys
-from hydrax.results import FitResult
+from hydrax.engine import NO_CHOICE, Blocks, Engine, Fault, PlanReport
+from hydrax.errors import ArgumentError
+from hydrax.files import warn_if_unwritable, write_text
+from hydrax.loop import (
+    Callback,
+    Dispatcher,
+    Event,
+    Interrupts,
+    Profiler,
+    RunState,
+    Timed,
+    TrainerView,
+    check_callbacks,
+    keys,
+    not_timed,
+    raise_first,
+)
+from hydrax.results import FitResult, Heads, HeldOut, head_settings, held_out, stacked, write_csv
 from hydrax.train import resume, tune
-from hydrax.train.evaluator import Evaluator, check_types
-from hydrax.train.fit import Checked, Training, check_training
-from hydrax.train.fitting import first_plan
+from hydrax.train.console import say
+from hydrax.train.evaluation import Evaluation, assemble_evaluation, table
+from hydrax.train.fit import FitSpec, PlannedFit, check_fit
 from hydrax.train.module import HydraModule
-from hydrax.train.run_folder import check_root
+from hydrax.train.run import Run
+from hydrax.train.run_folder import check_root, find_checkpoint, make_run_folder
 from hydrax.train.settings import Settings, check_switches, refuse_unknown
+from hydrax.train.stages import open_hooks, open_stage
+
+_log = logging.getLogger("hydrax")
 
 
-class Trainer(Evaluator):
-    """Trains, validates, tests and predicts with all heads of a module at once. Keyword arguments only.
+class Trainer(TrainerView):
+    """Trains, validates, tests and predicts with all heads of a module at once. All arguments are keywords.
 
     Args:
-      max_steps: optimiser updates of every head; this or `max_epochs` must be given, the nearer one ends the fit.
+      max_steps: optimiser updates of every head. Give this or `max_epochs`; training stops at whichever is reached
+        first.
       max_epochs: epochs; one epoch is the steps in which the longest slice makes one pass.
-      min_steps: before so many no callback stops a head or ends the fit; what one asks for is forgotten.
+      min_steps: no callback can stop a head or end the fit before this step; earlier requests are dropped.
       min_epochs: the same, in epochs.
-      limit_train_batches: how much of the training set an epoch walks; int = batches, float = fraction.
-      limit_val_batches: how much of the validation set to sampling.
-      limit_test_batches: how much of the test set to sampling.
-      limit_predict_batches: how much of the predict set to sampling.
-      overfit_batches: every head learns from its own first batches alone, over and over and in their order, and as many
-        are validated with; int = batches, float = fraction, 0: off.
-      num_sanity_val_steps: validation batches that are tried before training starts, and leave no trace; -1: all.
-        A resumed fit, `fast_dev_run` and `barebones` try none.
-      fast_dev_run: True or n: n batches of each loop, no checkpoints, no logger.
-      val_check_interval: validate every n batches (int) or fraction of an epoch (float).
-      check_val_every_n_epoch: validate in every n-th epoch only; None counts `val_check_interval` across epochs.
-      log_every_n_steps: steps between logs; the epoch's length where that is shorter.
+      limit_train_batches: how much of the training set an epoch covers; int = batches, float = fraction.
+      limit_val_batches: how much of the validation set to use.
+      limit_test_batches: how much of the test set to use.
+      limit_predict_batches: how much of the predict set to use.
+      overfit_batches: every head trains on its own first batches only, again and again in the same order, and validates
+        with as many; int = batches, float = fraction, 0 = off.
+      num_sanity_val_steps: validation batches to run before training starts, without a trace in logs or callbacks; -1
+        runs all. A resumed fit, `fast_dev_run` and `barebones` run none.
+      fast_dev_run: True or n: n batches of each loop, without checkpoints or loggers.
+      val_check_interval: validate every n batches (int) or every fraction of an epoch (float).
+      check_val_every_n_epoch: validate only in every n-th epoch; None counts `val_check_interval` across epochs.
+      log_every_n_steps: steps between logs; an epoch's length if that is shorter.
       accumulate_grad_batches: batches of one update; the update takes the mean gradient of those with live slots.
-      gradient_clip_val: bound of each head's own gradient, or None.
+      gradient_clip_val: bound for each head's own gradient; None does not clip.
       gradient_clip_algorithm: "norm" or "value".
       precision: "32-true", "bf16-mixed", "bf16-true" or "64-true".
-      matmul_precision: how JAX multiplies float32, such as "highest"; None: by its own rule, which on a GPU is TF32,
-        three digits.
+      matmul_precision: how JAX multiplies float32, such as "highest"; None leaves it to JAX, which uses TF32 (three
+        digits) on a GPU.
       seed: of everything random: a head's key is fold_in(fold_in(key(seed), head id), step).
-      sampling: "own", each head its own rows in a step; or "shared", all heads the same rows, of which each learns from
-        those in its slice. What a head learns differs; for many small heads whose slices hold most rows it is faster.
-        The batch then holds rows of other heads, which `ctx.mask` marks: a model that mixes rows sees them.
-      budget: "steps", all heads as many steps; or "passes", each head stops after max_epochs passes over its slice.
+      sampling: "own": each head has its own rows in a step; "shared": all heads have the same rows, and each learns
+        from those in its slice. The choice changes what a head learns; "shared" is faster for many small heads whose
+        slices hold most rows. The batch then contains rows of other heads, which `ctx.mask` marks: a model that mixes
+        rows sees them.
+      budget: "steps": all heads take equally many steps; "passes": each head stops after max_epochs passes over its own
+        slice.
       devices: how many devices, a list of JAX devices, or "auto": all of JAX's default backend; a CPU counts once for
         each core. A head's bits do not depend on it.
-      lowering: "fast" runs convolutions, pooling and skinny products in Hydrax's own form, "plain" in XLA's; "auto" is
-        chosen for the machine. A head's bits depend on it.
+      lowering: "fast" runs convolutions, pooling and narrow products in Hydrax's own form, "plain" in XLA's; "auto"
+        chooses for the machine. A head's bits depend on it.
       device_memory: bytes that a fit may take on each device, or "auto": nearly all that is free. Heads whose state
         does not fit wait on disk, below `default_root_dir`, and take turns.
       deterministic: whether the plan follows from shapes and the kind of machine alone, not from timing.
-      chunk: heads that run together, or "auto"; a head's bits depend on it, and on nothing else beside it.
-      steps_per_call: most steps of one dispatch, or "auto".
-      on_nonfinite: what becomes of a head whose loss, parameters, optimiser or model state turns NaN or infinite:
-        "quarantine", it stays as it was before that step, leaves all means, and the others go on; "raise"; or "ignore".
-      profiler: "simple" says at a fit's end where its time went; "jax" writes a trace of one superstep too, into
-        `log_dir`; or None.
+      chunk: heads that run together, or "auto". A head's bits depend on it, and on nothing else that is trained beside
+        the head.
+      steps_per_call: the most steps of one dispatch, or "auto".
+      on_nonfinite: what happens to a head whose loss, parameters, optimiser state or model state becomes NaN or
+        infinite. "quarantine": it keeps its state from before that step, leaves all means, and the other heads
+        continue; "raise": an error; "ignore": nothing.
+      profiler: "simple" prints where the time went when the fit ends; "jax" also writes a trace of one superstep to
+        `log_dir`; None does neither.
       callbacks: one or a list, added to the defaults.
       logger: write TensorBoard events.
       enable_checkpointing: write checkpoints.
       enable_progress_bar: show progress.
-      enable_model_summary: say what one head's parameters are before training.
-      max_time: ends the fit, and saves, after so long: "DD:HH:MM:SS", a timedelta, or a dict such as {"hours": 2}. A
-        resumed fit goes on counting.
-      default_root_dir: a run writes into `<root>/hydrax_logs/version_<n>/`.
-      barebones: nothing but the training: no logger, checkpoints, bar or messages.
+      enable_model_summary: print one head's parameters before training.
+      max_time: ends the fit, and saves, after this time: "DD:HH:MM:SS", a timedelta, or a dict such as {"hours": 2}. A
+        resumed fit continues to count.
+      default_root_dir: a run writes to `<root>/hydrax_logs/version_<n>/`.
+      barebones: nothing but the training: no logger, checkpoints, progress bar or messages.
 
     Raises:
-      ArgumentError: an argument is unknown or has a value it cannot have.
+      ArgumentError: an argument is unknown or has an invalid value.
     """
 
     def __init__(
@@ -139,11 +168,23 @@ class Trainer(Evaluator):
             "ModelCheckpoint": enable_checkpointing and not quiet,
             "ModelSummary": enable_model_summary and not quiet,
         }
-        root = check_root(default_root_dir)
-        timers = [] if max_time is None else [_plug_ins().Timer(max_time)]
-        super().__init__(settings, check_callbacks(callbacks) + timers, None if quiet else root, root)
+        self.callbacks = check_callbacks(callbacks)
+        if max_time is not None:
+            self.callbacks.append(_plug_ins().Timer(max_time))
+        self.log_every_n_steps = log_every_n_steps
+        self.datamodule: DataModule | None = None
+        self._module: HydraModule | None = None
+        self._settings, self._root = settings, check_root(default_root_dir)
+        self._log_root: Path | None = None if quiet else self._root
+        self._log_dir: Path | None = None
+        self._is_fitting = False
+        self._interrupts = Interrupts()
+        self._planned: PlannedFit | None = None  # the present or last fit, from its checks on
+        self._run: Run | None = None  # the same fit, from its first step on
+        self._evaluated: dict[str, np.ndarray] = {}  # what validate and test found after the fit
+        self._scalars: dict[str, float] = {}
 
-    # What a user calls.
+    # Fit.
 
     def fit(self, module: HydraModule, datamodule: DataModule, ckpt_path: str | Path | None = None) -> FitResult:
         """Trains all heads.
@@ -151,57 +192,57 @@ class Trainer(Evaluator):
         Args:
           module: what one head is.
           datamodule: the data and the slices.
-          ckpt_path: goes on from a checkpoint: a folder, "last" (the newest under the root; an error where there is
-            none) or "auto" ("last" if there is one, else from the start).
+          ckpt_path: the checkpoint to resume from: a folder, "last" (the newest below the root; an error if there is
+            none) or "auto" ("last" if there is one, otherwise a fresh start).
 
         Returns:
           The trained heads, their metrics and their ledger.
 
         Raises:
-          HydraxError: something does not fit; said before anything compiles.
-          SystemExit: SIGTERM came; all is saved, and the status is 143.
+          HydraxError: something does not fit; raised before anything compiles.
+          SystemExit: SIGTERM arrived; everything is saved, and the status is 143.
 
-        Ctrl-C ends the fit after the steps at hand, saves, and comes back with `result.interrupted`; another one raises
-        KeyboardInterrupt at once.
+        Ctrl-C ends the fit after the steps in flight, saves, and returns with `result.interrupted`; a second Ctrl-C
+        raises KeyboardInterrupt at once.
         """
         check_types(module, datamodule)
-        self.module, self.datamodule = module, datamodule
-        self._loop = self._training = self._laid_out = self._log_dir = None
+        self._module, self.datamodule = module, datamodule
+        self._planned = self._run = self._log_dir = None
         self._evaluated, self._scalars = {}, {}
         checkpoint_path = self._find_sound_checkpoint(ckpt_path)
-        with self._stage(module, datamodule, "fit"), contextlib.ExitStack() as opened:
+        with open_stage(self._settings, module, datamodule, "fit"), contextlib.ExitStack() as opened:
+            self._is_fitting = True
+            opened.callback(setattr, self, "_is_fitting", False)
             self._add_defaults()
-            checked = self._check(module, datamodule, checkpoint_path)
-            opened.callback(checked.close)
+            spec = self._check(module, datamodule, checkpoint_path)
+            opened.callback(spec.close)
             opened.callback(self._close)
-            self._lay_out(checked, checkpoint_path)
-            self.log_every_n_steps = checked.schedule.log_every
+            self._planned = _first_plan(spec, checkpoint_path)
+            self.log_every_n_steps = spec.schedule.log_every
             with self._hooks("fit") as emit, self._profiled() as timed:
                 self._interrupts = opened.enter_context(Interrupts())
                 with timed("plan and compile"):
-                    training = self._settle()
-                where = self.log_dir if self._wants["TensorBoardLogger"] or self._wants["ModelCheckpoint"] else None
-                precise = self._settings.matmul_precision
-                more = f", matmul_precision={precise}" if precise else ""
-                self._say(f"{len(training.slices)} heads, {training.plan}{more}, log_dir={where}")
-                self._loop = self._make_loop(training, emit, checkpoint_path, timed=timed)
+                    is_cut = lambda: self.interrupted  # noqa: E731
+                    self._planned = tune.choose_plan(self._planned, tune.plan_folder(), is_cut).ready()
+                self._announce(self._planned)
+                self._run = self._start(self._planned, checkpoint_path, emit, timed)
                 if checkpoint_path is not None:
                     emit("on_load_checkpoint")
                 emit("on_fit_start")
-                while not self._run_through():
-                    self._cut(checked, emit, timed)
-                self._loop.tell("on_fit_end")
-        self._say(f"`Trainer.fit` stopped: {self._reason(training, self._loop)}")
+                while not self._run.train():
+                    self._run = self._start_smaller(spec, emit, timed)
+                self._run.loop.tell("on_fit_end")
+        self._say(f"`Trainer.fit` stopped: {self._run.end_message}")
         if self._interrupts.exit_status is not None:
             sys.exit(self._interrupts.exit_status)
         return FitResult(
             self.heads,
             self.metrics,
-            self._loop.state.live,
-            self._loop.state.step,
+            self._run.state.live,
+            self._run.state.step,
             self._log_dir,
             self.ledger(),
-            self._running()[1].plan,
+            self._run.planned.plan,
             self.interrupted,
         )
 
@@ -214,10 +255,10 @@ class Trainer(Evaluator):
         """How a fit is laid out, what that was chosen from, what it takes, and the machine's limit.
 
         Args:
-          module: with `datamodule`, plans a fit of these as `fit` would, and trains nothing: it compiles, and for a
-            long fit times some plans. None: the present fit, or the last one.
+          module: with `datamodule`, plans a fit of these as `fit` would, and trains nothing: it compiles, and times
+            some plans if the fit is long. None describes the present fit, or the last one.
           datamodule: the data and the slices.
-          ckpt_path: the checkpoint that the fit would go on from, as in `fit`.
+          ckpt_path: the checkpoint that the fit would resume from, as in `fit`.
 
         Returns:
           The report; print it.
@@ -226,49 +267,398 @@ class Trainer(Evaluator):
           HydraxError: as `fit`; or there was no fit, and none is given.
         """
         if module is None and datamodule is None:
-            return super().plan()
+            if self._planned is None:
+                raise _no_run()
+            return self._planned.report(None if self._run is None else self._run.loop.step_secs)
         module, datamodule = check_types(module, datamodule)
         checkpoint_path = self._find_sound_checkpoint(ckpt_path)
-        with self._stage(module, datamodule, "fit"):
-            checked = self._check(module, datamodule, checkpoint_path)
-            with contextlib.closing(checked):
-                settled = tune.choose_plan(checked, first_plan(checked, checkpoint_path), tune.plan_folder())
-                with contextlib.closing(settled.engine), contextlib.closing(settled.feed):
-                    return tune.report(checked, settled)
+        with open_stage(self._settings, module, datamodule, "fit"):
+            spec = self._check(module, datamodule, checkpoint_path)
+            with contextlib.closing(spec):
+                first = _first_plan(spec, checkpoint_path)
+                with contextlib.closing(tune.choose_plan(first, tune.plan_folder())) as planned:
+                    return planned.report()
 
-    # What stands behind it.
+    # Validate, test, predict.
 
-    def _check(self, module: HydraModule, datamodule: DataModule, checkpoint_path: Path | None) -> Checked:
+    def validate(
+        self,
+        module: HydraModule | None = None,
+        datamodule: DataModule | None = None,
+        heads: Heads | None = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = True,
+    ) -> dict[str, np.ndarray]:
+        """Runs `validation_step` over the validation set; arguments and result as `test`."""
+        return self._evaluate("val", module, datamodule, heads, ckpt_path, verbose)
+
+    def test(
+        self,
+        module: HydraModule | None = None,
+        datamodule: DataModule | None = None,
+        heads: Heads | None = None,
+        ckpt_path: str | Path | None = None,
+        verbose: bool = True,
+    ) -> dict[str, np.ndarray]:
+        """Runs `test_step` over the test set with all heads.
+
+        Args:
+          module: what one head is; None takes that of the last fit.
+          datamodule: the data; None takes that of the last fit.
+          heads: the heads; None takes those of the last fit.
+          ckpt_path: reads the heads from a checkpoint instead.
+          verbose: whether to print mean, spread and the heads at both ends of each metric.
+
+        Returns:
+          The mean over the set of everything logged, float[H] by name.
+
+        Raises:
+          ArgumentError: there are no heads: no fit before, and none given; or an argument has the wrong type.
+          CheckpointError: there is no checkpoint at `ckpt_path`, or it is damaged.
+          HydraxError: the dataset is missing, or something else does not fit; raised before anything compiles.
+        """
+        return self._evaluate("test", module, datamodule, heads, ckpt_path, verbose)
+
+    def predict(
+        self,
+        module: HydraModule | None = None,
+        datamodule: DataModule | None = None,
+        heads: Heads | None = None,
+        ckpt_path: str | Path | None = None,
+        reduce: str | None = None,
+    ) -> Any:
+        """Runs `predict_step` over the predict set with all heads, batch by batch; arguments as `test`.
+
+        Args:
+          reduce: None, or "mean" over heads: the ensemble.
+
+        Returns:
+          NumPy arrays `[H, rows, ...]`, or `[rows, ...]` with `reduce="mean"`.
+
+        Raises:
+          ArgumentError: there is no such reduction; or as `test`.
+        """
+        if reduce not in (None, "mean"):
+            raise ArgumentError(
+                f'Unknown reduction: Trainer.predict(reduce=). Got {reduce!r}, expected None or "mean". Fix: drop it.'
+            )
+        module, datamodule, heads = self._subject(module, datamodule, heads, ckpt_path)
+        with open_stage(self._settings, module, datamodule, "predict"):
+            with self._evaluation(module, datamodule, "predict", heads) as (engine, evaluation, given, emit):
+                emit("on_predict_start")
+                found = stacked(evaluation.predict(engine, given, self.global_step), reduce)
+                emit("on_predict_end")
+        return found
+
+    def predict_held_out(
+        self,
+        module: HydraModule | None = None,
+        datamodule: DataModule | None = None,
+        heads: Heads | None = None,
+        ckpt_path: str | Path | None = None,
+    ) -> HeldOut:
+        """Runs `predict_step` over the training rows that each head did not learn from; arguments as `test`.
+
+        Heads find their slices by id, so heads picked out of a fit do too.
+
+        Returns:
+          The predictions out of fold or out of bag, with their heads and rows: `per_head()`, `per_row()`, `mask`.
+        """
+        module, datamodule, heads = self._subject(module, datamodule, heads, ckpt_path)
+        with open_stage(self._settings, module, datamodule, "predict", data_stage="fit"):
+            with self._evaluation(module, datamodule, "held_out", heads) as (engine, evaluation, given, emit):
+                emit("on_predict_start")
+                batches = evaluation.predict(engine, given, self.global_step)
+                found = held_out(batches, len(heads), evaluation.data.num_rows)
+                emit("on_predict_end")
+        return found
+
+    # What callbacks and users read; `TrainerView` says what each is.
+
+    @property
+    def module(self) -> HydraModule | None:
+        return self._module
+
+    @property
+    def log_dir(self) -> Path | None:
+        if self._log_dir is None and self._log_root is not None and self._is_fitting:
+            try:
+                self._log_dir = make_run_folder(self._log_root)
+            except OSError as error:  # training is worth more than its log
+                _log.warning(
+                    "Nothing is written: default_root_dir=%s. Got %r, expected a folder that can be written. Fix: pass "
+                    "another one.",
+                    self._log_root,
+                    error,
+                )
+                self._log_root = None
+        return self._log_dir
+
+    @property
+    def num_heads(self) -> int:
+        return 0 if self._planned is None else len(self._planned.ids)
+
+    @property
+    def global_step(self) -> int:
+        return 0 if self._run is None else self._run.state.step
+
+    @property
+    def current_epoch(self) -> int:
+        return 0 if self._planned is None else self._planned.schedule.epoch(self.global_step)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._running().planned.schedule.steps_per_epoch
+
+    @property
+    def slots_per_step(self) -> int:
+        return self._running().planned.slots_per_step
+
+    @property
+    def estimated_stepping_batches(self) -> int:
+        return self._running().planned.schedule.max_steps
+
+    @property
+    def metrics(self) -> Mapping[str, np.ndarray]:
+        return MappingProxyType({} if self._run is None else {**self._run.state.metrics, **self._evaluated})
+
+    @property
+    def progress_bar_metrics(self) -> Mapping[str, np.ndarray]:
+        names = self._running().progress_bar_names
+        return {name: value for name, value in self.metrics.items() if name in names}
+
+    @property
+    def validation_metrics(self) -> frozenset[str]:
+        planned = self._planned
+        return frozenset(planned.logged["validation"] if planned and planned.spec.validation else ())
+
+    @property
+    def scalars(self) -> Mapping[str, float]:
+        return MappingProxyType(self._scalars)
+
+    def log_scalars(self, values: Mapping[str, float]) -> None:
+        self._scalars |= {name: float(value) for name, value in values.items()}
+
+    @property
+    def heads(self) -> Heads:
+        return self._running().heads
+
+    @property
+    def head_shapes(self) -> Any:
+        return self._running().head_shapes
+
+    def snapshots_of(self, callback: Callback, slot: int = 0) -> Heads | None:
+        return self._running().snapshots_of(callback, slot)
+
+    def callback_state(self, callback: Callback) -> Any:
+        return self._running().callback_state(callback)
+
+    @property
+    def checkpoint_callback(self) -> Any:
+        return next((callback for callback in self.callbacks if callback.is_checkpoint), None)
+
+    @property
+    def interrupted(self) -> bool:
+        return self._interrupts.signal is not None
+
+    @property
+    def should_stop(self) -> bool:
+        return self._interrupts.came
+
+    @should_stop.setter
+    def should_stop(self, value: bool) -> None:
+        run = self._running()
+        self._interrupts.asked = bool(value) and run.state.step >= run.planned.schedule.min_steps
+
+    @property
+    def quarantined(self) -> Mapping[int, Fault]:
+        return MappingProxyType(self._running().quarantined)
+
+    def head_settings(self) -> list[dict[str, Any]]:
+        spec = self._running().planned.spec
+        return head_settings(spec.slices, spec.module)
+
+    def ledger(
+        self,
+        monitor: str | None = None,
+        scores: np.ndarray | None = None,
+        more: Mapping[str, np.ndarray] | None = None,
+    ) -> list[dict[str, Any]]:
+        return self._running().ledger(self.metrics.get(monitor or "val_loss") if scores is None else scores, more)
+
+    def save_ledger(
+        self,
+        path: str | Path,
+        monitor: str | None = None,
+        scores: np.ndarray | None = None,
+        more: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        write_csv(Path(path), self.ledger(monitor, scores, more))
+
+    def save_hparams(self) -> None:
+        if self.log_dir is None or not self.module or not self.module.hparams:
+            return
+        path = self.log_dir / "hparams.yaml"
+        with warn_if_unwritable("The file of hyper-parameters", path, "pass another default_root_dir to Trainer"):
+            write_text(path, self.module.hparams.to_yaml())
+
+    def save_checkpoint(self, path: str | Path, keep: int | None = None) -> Path:
+        run = self._running()
+        assert self.datamodule is not None  # a run has one
+        _, failures = self._dispatcher("fit").hear("on_save_checkpoint")
+        saved = run.save(Path(path), self.datamodule, keep)
+        raise_first(failures)  # an error in a callback must not prevent the save
+        return saved
+
+    # A fit, step by step.
+
+    def _check(self, module: HydraModule, datamodule: DataModule, checkpoint_path: Path | None) -> FitSpec:
         if checkpoint_path is not None:
             resume.load_data_state(checkpoint_path, datamodule)
-        return check_training(self._settings, module, datamodule, keys(self._heard()), self._root)
+        return check_fit(self._settings, module, datamodule, keys(self._participants()), self._root)
+
+    def _announce(self, planned: PlannedFit) -> None:
+        """Says in one line what starts; the plan itself is for `Trainer.plan`, `hydrax plan` and the debug log."""
+        logs = self._wants["TensorBoardLogger"] or self._wants["ModelCheckpoint"]
+        where = f", logs in {self.log_dir}" if logs and self.log_dir else ""
+        precise = self._settings.matmul_precision
+        more = f", matmul_precision={precise}" if precise else ""
+        self._say(f"{_count(len(planned.ids), 'head')} on {_machine(planned)}{more}{where}")
+        _log.debug("Plan: %s", planned.plan)
+
+    def _start(
+        self,
+        planned: PlannedFit,
+        checkpoint_path: Path | None,
+        emit: Dispatcher,
+        timed: Timed,
+        marks: Mapping[str, Any] | None = None,
+    ) -> Run:
+        """The run from its first step or from a checkpoint; `marks` is what that one's fingerprint has otherwise."""
+        # The first superstep consumes the fresh heads, so only the run's state keeps them.
+        engine, start, planned = planned.engine, planned.start, dataclasses.replace(planned, start=None)
+        if checkpoint_path is None:
+            state = RunState.fresh(engine, start or engine.init())
+        else:
+            fingerprint = {**planned.fingerprint, **(marks or {})}
+            state = resume.load(checkpoint_path, engine=engine, callbacks=keys(emit.callbacks), fingerprint=fingerprint)
+        self._planned = planned
+        return Run(planned, state, emit, self._interrupts, timed)
+
+    def _start_smaller(self, spec: FitSpec, emit: Dispatcher, timed: Timed) -> Run:
+        """A run by a smaller plan once memory ran out, from the newest checkpoint of this fit or from the start."""
+        run, last = self._running(), getattr(self.checkpoint_callback, "last_model_path", None)
+        _log.warning("Out of memory after step %d; the fit restarts from %s.", run.state.step, last or "the start")
+        plan = run.planned.plan
+        run.planned.engine.close()
+        # Whatever the old engine and feed hold on the devices must be gone before the smaller plan is sized.
+        self._planned = self._run = None
+        del run
+        gc.collect()  # the loop and its callbacks form cycles
+        planned = tune.replan(spec, plan).ready()
+        if last:
+            assert self.datamodule is not None
+            resume.load_data_state(Path(last), self.datamodule)
+        return self._start(planned, Path(last) if last else None, emit, timed, {"chunk": plan.chunk})
+
+    @contextlib.contextmanager
+    def _profiled(self) -> Iterator[Timed]:
+        """Measures the parts of a fit and prints them at its end, if the user asked for it."""
+        kind = self._settings.profiler
+        if kind is None:
+            yield not_timed
+            return
+        profiler = Profiler(self.log_dir / "profile" if kind == "jax" and self.log_dir else None)
+        with contextlib.closing(profiler):
+            yield profiler.measure
+        self._say(f"Where the time went:\n{profiler.table()}")
+
+    def _close(self) -> None:
+        if self._planned is not None:
+            self._planned.close()
+
+    # Evaluation, step by step.
+
+    def _evaluate(
+        self, stage: str, module: Any, datamodule: Any, heads: Any, ckpt_path: Any, verbose: bool
+    ) -> dict[str, np.ndarray]:
+        module, datamodule, heads = self._subject(module, datamodule, heads, ckpt_path)
+        verb, hook = {"val": ("validate", "validation"), "test": ("test", "test")}[stage]
+        with open_stage(self._settings, module, datamodule, verb):
+            with self._evaluation(module, datamodule, stage, heads) as (engine, evaluation, given, emit):
+                emit(f"on_{hook}_start")
+                found = evaluation.run(engine, given, self.global_step)
+                emit(f"on_{hook}_end", metrics=found)
+        self._evaluated |= found
+        if verbose and not self._settings.barebones:
+            print(table(found, heads.ids))
+        return found
+
+    @contextlib.contextmanager
+    def _evaluation(
+        self, module: HydraModule, datamodule: DataModule, stage: str, heads: Heads
+    ) -> Iterator[tuple[Engine, Evaluation, Blocks, Dispatcher]]:
+        """The engine, the rows and the heads of an evaluation, inside the callbacks' setup and teardown."""
+        planned = self._planned if module is self.module else None
+        fitted = None if planned is None else planned.spec.slices.ids
+        choice = NO_CHOICE if planned is None else planned.plan.choice
+        how = self._settings, module, datamodule, stage, heads, fitted, choice
+        engine, evaluation, given = assemble_evaluation(*how)
+        verb = {"val": "validate", "test": "test"}.get(stage, "predict")
+        with contextlib.closing(engine), contextlib.closing(evaluation):
+            with self._hooks(verb, live=np.ones(len(heads), bool)) as emit:
+                yield engine, evaluation, given, emit
+
+    def _subject(
+        self, module: Any, datamodule: Any, heads: Any, ckpt_path: Any
+    ) -> tuple[HydraModule, DataModule, Heads]:
+        """What to evaluate: what is given, otherwise what the last fit left."""
+        if heads is None and ckpt_path is None and self._run is None:
+            raise ArgumentError(
+                "No heads to evaluate: Trainer. Got no fit before, no heads and no ckpt_path, expected one of these. "
+                "Fix: fit first, or pass heads=Heads.load(path, module)."
+            )
+        module, datamodule = check_types(module or self.module, datamodule or self.datamodule)
+        if ckpt_path is not None:
+            heads = Heads.load(self._find_checkpoint(ckpt_path) or ckpt_path, module)
+        if not isinstance(heads, Heads | None):
+            raise ArgumentError(
+                f"An argument has the wrong type: heads. Got {type(heads).__name__}, expected hydrax.Heads. Fix: pass "
+                "result.heads, or Heads.load(path, module)."
+            )
+        return module, datamodule, self.heads if heads is None else heads
+
+    # Shared by all stages.
+
+    def _participants(self) -> list[Callback]:
+        """The callbacks that take part: `fast_dev_run` saves nothing."""
+        return [c for c in self.callbacks if not (c.is_checkpoint and self._settings.fast_dev_run)]
+
+    @contextlib.contextmanager
+    def _hooks(self, stage: str, **fixed: Any) -> Iterator[Dispatcher]:
+        emit = self._dispatcher(stage, **fixed)
+        with open_hooks(emit):
+            yield emit
+
+    def _dispatcher(self, stage: str, **fixed: Any) -> Dispatcher:
+        return Dispatcher(self._participants(), lambda **fields: self._event(stage, **fixed, **fields))
+
+    def _event(self, stage: str, **fields: Any) -> Event:
+        fields = {"step": self.global_step, "epoch": self.current_epoch, **fields}
+        live = np.ones(self.num_heads, bool) if self._run is None else self._run.loop.training(fields["step"])
+        return Event(self, stage, **{"live": live, **fields})
+
+    def _running(self) -> Run:
+        if self._run is None:
+            raise _no_run()
+        return self._run
 
     def _find_sound_checkpoint(self, ckpt_path: str | Path | None) -> Path | None:
         found = self._find_checkpoint(ckpt_path)
         return None if found is None else folders.first_sound(found, checkpoint.check)
 
-    def _reason(self, training: Training, loop: FitLoop) -> str:
-        if self.interrupted:
-            return f'interrupted at step {loop.state.step}; fit(..., ckpt_path="last") goes on from a checkpoint.'
-        if self.should_stop:
-            return f"a callback asked for the end at step {loop.state.step}."
-        state = loop.state
-        num_lost, ended = len(state.faults), "the stop of all heads reached."
-        if loop.state.live.any():
-            ended = f"{self._settings.end(training.schedule.max_steps)} reached."
-        elif num_lost:
-            ended = f"no head is left: {len(loop.state.live) - num_lost} stopped, {num_lost} lost to NaN or infinity."
-        why = collections.Counter(
-            reason.partition(" (step")[0]
-            for place, reason in loop.state.reasons.items()
-            if place not in loop.state.faults
-        )
-        lines = [f" {count} stopped: {reason}." for reason, count in why.most_common(5)]
-        return (
-            ended
-            + "".join(lines)
-            + (f" {num_lost} lost to NaN or infinity." if num_lost and loop.state.live.any() else "")
-        )
+    def _find_checkpoint(self, ckpt_path: str | Path | None) -> Path | None:
+        return find_checkpoint(ckpt_path, self._root, self.checkpoint_callback)
 
     def _add_defaults(self) -> None:
         for name in (name for name, wanted in self._wants.items() if wanted):
@@ -276,9 +666,47 @@ class Trainer(Evaluator):
             if not any(isinstance(callback, kind) for callback in self.callbacks):
                 self.callbacks.append(kind())
 
+    def _say(self, line: str) -> None:
+        if not self._settings.barebones:
+            say(line)
+
+
+def check_types(module: Any, datamodule: Any) -> tuple[HydraModule, DataModule]:
+    """Returns both, if they are what their names say."""
+    for name, value, kind in (("module", module, HydraModule), ("datamodule", datamodule, DataModule)):
+        if not isinstance(value, kind):
+            got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+            raise ArgumentError(
+                f"An argument has the wrong type: {name}. Got {got}, expected an instance of hydrax.{kind.__name__}. "
+                f"Fix: pass an object whose class derives from hydrax.{kind.__name__}."
+            )
+    return module, datamodule
+
+
+def _first_plan(spec: FitSpec, checkpoint_path: Path | None) -> PlannedFit:
+    """Places a fit, fresh or resumed, by the plan that is known before anything compiles."""
+    if checkpoint_path is None:
+        return tune.first_plan(spec, NO_CHOICE, tune.plan_folder())
+    return tune.first_plan(spec, resume.read_choice(checkpoint_path), tune.plan_folder(), resumed=True)
+
+
+def _machine(planned: PlannedFit) -> str:
+    backend = planned.plan.backend
+    return _count(planned.plan.devices, "CPU core" if backend == "cpu" else f"{backend.upper()}")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
 
 def _plug_ins() -> Any:
-    """The callbacks that come with Hydrax; the core knows no other plug-in, and these late."""
+    """The callbacks that come with Hydrax; the core knows no other plug-in, and imports these late."""
     from hydrax import callbacks
 
     return callbacks
+
+
+def _no_run() -> ArgumentError:
+    return ArgumentError(
+        "There is no run: Trainer. Got a request for its state before any fit, expected one after. Fix: call fit first."
+    )

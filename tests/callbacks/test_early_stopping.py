@@ -194,7 +194,7 @@ def test_the_fit_ends_with_the_last_head_and_says_why_each_stopped(caplog):
     assert [row["status"] for row in result.ledger] == ["stopped"] * HEADS
     why = "score did not improve in 2 validations"
     assert [row["reason"] for row in result.ledger] == [f"{why} (step {step})" for step in STOPS]
-    assert f"the stop of all heads reached. 4 stopped: {why}." in caplog.text
+    assert f"all heads have stopped. 4 stopped: {why}." in caplog.text
 
 
 def test_heads_that_never_stop_get_their_best_model_at_the_end(after):

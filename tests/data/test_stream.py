@@ -114,7 +114,7 @@ def resident():
 def test_a_run_is_the_resident_one_bit_for_bit_wherever_its_rows_lie(tmp_path, how, settings):
     fitted = fit(on_host(**datasets(how, tmp_path), **settings))
     assert differing(everything(fitted), resident()[1]) == []
-    assert fitted.trainer._training.plan.residence == "host"
+    assert fitted.trainer._run.planned.plan.residence == "host"
 
 
 def test_the_run_that_is_compared_learnt_validated_and_predicted():
@@ -253,7 +253,7 @@ def test_other_rows_are_refused_when_a_run_resumes(tmp_path):
 
 def test_each_program_is_compiled_once_however_many_rows_a_superstep_wants():
     fitted = fit(on_host(), Fickle())
-    programs = fitted.trainer._training.engine.programs
+    programs = fitted.trainer._run.planned.engine.programs
     assert (programs["superstep"].num_compiled, programs["evaluate"].num_compiled) == (1, 1)
 
 

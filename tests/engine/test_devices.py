@@ -31,18 +31,18 @@ def fit(num_heads, devices, chunk=1):
 @pytest.mark.parametrize(("num_heads", "chunk"), [(5, 1), pytest.param(9, 4, marks=pytest.mark.slow)])
 def test_bits_do_not_depend_on_the_number_of_devices(num_heads, chunk):
     one, two = (fit(num_heads, devices, chunk) for devices in (1, 2))
-    assert two.trainer._training.engine.layout.num_lanes == 2
+    assert two.trainer._run.planned.engine.layout.num_lanes == 2
     assert differing(one.arrays, two.arrays) == []
 
 
 @pytest.mark.cpu
 def test_nothing_compiles_twice_on_two_cores():
-    programs = fit(5, 2).trainer._training.engine.programs
+    programs = fit(5, 2).trainer._run.planned.engine.programs
     assert (programs["superstep"].num_compiled, programs["init"].num_compiled) == (1, 1)
 
 
 def test_no_collective_is_in_the_compiled_program():
-    programs = fit(5, "auto").trainer._training.engine.programs
+    programs = fit(5, "auto").trainer._run.planned.engine.programs
     text = "".join(program.result().as_text() for program in programs["superstep"]._programs.values())
     assert "fusion" in text
     words = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")

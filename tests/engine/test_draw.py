@@ -248,8 +248,8 @@ def drawn_by_program(name):
 @pytest.mark.parametrize("name", FITS)
 def test_a_fit_whose_host_draws_the_batches_has_the_same_bits(name):
     program, host = drawn_by_program(name), fit(DrawnOnHost, name)
-    assert isinstance(program.trainer._training.feed.draw, OwnRotation | SharedRotation)
-    assert isinstance(host.trainer._training.feed.draw, HostBatches)
+    assert isinstance(program.trainer._run.planned.feed.draw, OwnRotation | SharedRotation)
+    assert isinstance(host.trainer._run.planned.feed.draw, HostBatches)
     assert differing(host.arrays, program.arrays) == []
 
 

@@ -1,6 +1,7 @@
 """Memory: known before a run, chunks that shrink, heads that take turns, and runs that go on after memory ended."""
 
 import logging
+import weakref
 from pathlib import Path
 
 import jax
@@ -11,6 +12,7 @@ from heads_under_test import NUM_ROWS, PlainClassifier, data_of, differing, run
 import hydrax as hx
 from hydrax.engine import memory
 from hydrax.engine.engine import Engine
+from hydrax.train.fit import FitSpec
 from hydrax.engine.spill import Spill
 from hydrax.errors import MemoryLimitError
 
@@ -58,7 +60,7 @@ def waves():
 
 def test_heads_whose_state_exceeds_the_memory_run_in_waves(waves):
     assert waves.result.plan.waves > 1
-    assert waves.trainer._training.engine.layout.in_waves
+    assert waves.trainer._run.planned.engine.layout.in_waves
 
 
 def test_a_run_in_waves_is_the_run_in_one_bit_for_bit(plain, waves):
@@ -111,7 +113,7 @@ def test_a_chunk_that_would_not_fit_is_halved_before_the_run(caplog, monkeypatch
     with caplog.at_level(logging.WARNING):
         found = fit(chunk="auto", sampling="shared", devices=1, device_memory=5 * 10**6)
     assert found.result.plan.chunk == HEADS // 2
-    assert "A step takes 6,000,000 bytes; there are 5,000,000 bytes." in caplog.text
+    assert "A step takes 6,000,000 bytes; 5,000,000 bytes are available." in caplog.text
 
 
 def out_of_memory(*_):
@@ -140,7 +142,7 @@ def test_memory_that_ends_on_the_way_is_survived_from_the_start_with_half_the_ch
     with caplog.at_level(logging.WARNING):
         found = fit(**how)
     assert broken.broken and found.result.plan.chunk == HEADS // 2
-    assert "Out of memory after step 5; the run goes on from the start" in caplog.text
+    assert "Out of memory after step 5; the fit restarts from the start" in caplog.text
     state = [name for name in expected.arrays if not name.startswith("step.")]
     assert differing({n: found.arrays[n] for n in state}, {n: expected.arrays[n] for n in state}) == []
 
@@ -155,9 +157,24 @@ def test_memory_that_ends_on_the_way_is_survived_from_the_newest_checkpoint(monk
     saver = ModelCheckpoint(dirpath=tmp_path, every_n_steps=5)
     with caplog.at_level(logging.WARNING):
         found = fit([saver], chunk="auto", sampling="shared", devices=1)
-    assert "Out of memory after step 10; the run goes on from " in caplog.text and "last" in caplog.text
+    assert "Out of memory after step 10; the fit restarts from " in caplog.text and "last" in caplog.text
     assert (found.result.step, found.result.plan.chunk) == (12, HEADS // 2)
     assert given_back == [{"drawn": 3}]
+
+
+def test_after_memory_ends_the_old_engine_and_feed_are_gone_before_the_smaller_plan_is_sized(monkeypatch):
+    Breaks(monkeypatch, at=5)
+    made, left, place = [], [], FitSpec.place
+
+    def watched(spec, plan):
+        left.append([type(one()).__name__ for one in made if one() is not None])
+        planned = place(spec, plan)
+        made.extend(map(weakref.ref, (planned.engine, planned.feed)))
+        return planned
+
+    monkeypatch.setattr(FitSpec, "place", watched)
+    fit(chunk="auto", sampling="shared", devices=1)
+    assert left == [[], []]
 
 
 def test_a_chunk_of_the_users_own_is_kept_and_the_heads_take_turns_instead(monkeypatch):

@@ -6,7 +6,7 @@ from sklearn.model_selection import KFold
 
 import hydrax as hx
 from hydrax.engine.plan import make_plan
-from hydrax.train.fit import check_training
+from hydrax.train.fit import check_fit
 from hydrax.train.settings import Settings
 
 
@@ -105,7 +105,7 @@ def test_the_remark_stands_at_the_end_of_the_plans_line():
     ids=["k-fold", "leave one out", "small prefixes", "one head", "repeats cannot be shared"],
 )
 def test_a_fit_speaks_of_shared_rows_for_the_slices_that_gain(slices, spoken):
-    checked = check_training(Settings(max_steps=1), PlainClassifier(), data_of(slices, val=None), {})
+    checked = check_fit(Settings(max_steps=1), PlainClassifier(), data_of(slices, val=None), {})
     checked.close()
     assert (checked.plan().remark is not None) == spoken
 

@@ -47,7 +47,7 @@ def many():
 
 def test_chunks_that_run_became_fewer(many):
     # Heads 3 and 5 are left.
-    assert sum(block.num_chunks for block in many.trainer._training.engine.layout.blocks) == 2
+    assert sum(block.num_chunks for block in many.trainer._run.planned.engine.layout.blocks) == 2
 
 
 @pytest.mark.parametrize("head", [0, 1, 3, 6])
@@ -65,7 +65,7 @@ def test_a_head_that_stopped_keeps_its_last_logged_value(many):
 @pytest.mark.parametrize("how", [{"devices": 1}, {"chunk": 3, "devices": 1}], ids=str)
 def test_a_run_without_a_validation_to_wait_for_rests_its_heads_too(how):
     found = fit(limit_val_batches=0, **how)
-    layout = found.trainer._training.engine.layout
+    layout = found.trainer._run.planned.engine.layout
     assert sum(block.num_chunks for block in layout.blocks) * layout.chunk < HEADS
     assert found.result.live.tolist() == [head not in AT for head in range(HEADS)]
 

@@ -15,7 +15,7 @@ def fit(steps, **how):
 
 
 def programs(fitted):
-    return fitted.trainer._training.engine.programs["superstep"].num_compiled
+    return fitted.trainer._run.planned.engine.programs["superstep"].num_compiled
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(6, 2), (7, 2), (2, 1)])

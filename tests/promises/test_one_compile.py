@@ -40,7 +40,7 @@ def fit(*callbacks, lengths=LENGTHS, rates=RATES, ckpt_path=None, **how):
 
 def compiled(trainer):
     """How often each program of a run has been compiled."""
-    return {name: program.num_compiled for name, program in trainer._training.engine.programs.items()}
+    return {name: program.num_compiled for name, program in trainer._run.planned.engine.programs.items()}
 
 
 @pytest.fixture(scope="module")

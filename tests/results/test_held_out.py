@@ -272,7 +272,7 @@ def test_what_holds_nothing_out_is_refused(slices, parts):
 
 
 def test_without_heads_it_says_how_to_get_some():
-    with pytest.raises(hx.ArgumentError, match="There are no heads to evaluate"):
+    with pytest.raises(hx.ArgumentError, match="No heads to evaluate"):
         hx.Trainer().predict_held_out()
 
 

@@ -1154,7 +1154,7 @@ HELD_OUT = [
         "no training rows",
         hx.DataError,
         lambda: walk("predict_held_out", datamodule=data(train=None)),
-        "There is nothing to walk",
+        "No dataset to evaluate",
         "Got None",
     ),
 ]

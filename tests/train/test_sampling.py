@@ -5,7 +5,7 @@ import pytest
 from heads_under_test import NUM_ROWS, data_of, rows_of
 
 import hydrax as hx
-from hydrax.data.dataset import open_dataset
+from hydrax.data.stage import stage_training
 from hydrax.datamodules import ArrayDataModule
 from hydrax.engine.draw import HostBatches, OwnRotation, SharedRotation
 from hydrax.train import sampling as sampling_module
@@ -27,9 +27,9 @@ def walk(slices=SUBSETS, kind=data_of, residence="device", small_slices="mask", 
     """The walk over forty rows."""
     how = {"residence": residence, "small_slices": small_slices, "batch_size": batch_size}
     module = kind(slices, **how) if kind is data_of else kind(rows_of(), slices=slices, **how)
-    with_data = open_dataset(module, "train", wide=False)
-    opened = open_sampling(Settings(max_steps=5, **settings), module, with_data, slices)
-    with_data.close()
+    rows = stage_training(module, wide=False)
+    opened = open_sampling(Settings(max_steps=5, **settings), rows)
+    rows.data.close()
     return opened
 
 
@@ -85,8 +85,7 @@ def test_whose_a_row_is_takes_a_bit_of_each_head(num_rows):
     mask = np.random.default_rng(0).random((3, num_rows)) < 0.5
     rows = {"x": np.zeros((num_rows, 2), np.float32)}
     module = ArrayDataModule(rows, slices=hx.Slices.from_mask(mask), batch_size=8)
-    dataset = open_dataset(module, "train", wide=False)
-    members = open_sampling(Settings(max_steps=1, **SHARED), module, dataset, module.slices()).members
+    members = open_sampling(Settings(max_steps=1, **SHARED), stage_training(module, wide=False)).members
     assert (members.dtype, members.shape) == (np.uint8, (3, 5 + (num_rows > 40)))
     row = np.arange(num_rows)
     np.testing.assert_array_equal(members[:, row // 8] >> (row % 8) & 1, mask)

@@ -336,7 +336,7 @@ def test_the_rows_outside_a_slice_can_be_its_validation_set():
 def test_a_model_with_batch_statistics_is_refused_as_they_would_tell_of_rows_outside_the_slice(model):
     linen = {"params": {"kernel": jnp.zeros((6, 3))}, "batch_stats": {"mean": jnp.zeros(6)}}
     modules = {"nnx": Classifier("norm_dropout"), "Linen variables": OfVariables(linen)}
-    with pytest.raises(hx.ModuleError, match="Batch statistics would tell a head of rows that are not its own"):
+    with pytest.raises(hx.ModuleError, match="Batch statistics would leak rows of other heads"):
         run(modules[model], data_of(SLICES), max_steps=1, sampling="shared")
 
 

@@ -108,7 +108,7 @@ def test_threads_and_open_files_stay_as_many(soaked):
 
 
 def test_each_program_was_compiled_once(soaked):
-    programs = soaked[1]._training.engine.programs
+    programs = soaked[1]._run.planned.engine.programs
     # Epoch means and validation means are different trees for `compute`.
     assert {name: p.num_compiled for name, p in programs.items() if p.num_compiled != 1} == {
         "compute": 2,

@@ -12,7 +12,7 @@ from hydrax.engine.memory import Memory
 from hydrax.engine.plan import NO_CHOICE, Choice
 from hydrax.step.lowering.lowering import Lowering
 from hydrax.train import tune
-from hydrax.train.fit import Checked, check_training
+from hydrax.train.fit import FitSpec, PlannedFit, check_fit
 from hydrax.train.settings import Settings
 
 # By its rules a GPU starts with all heads in one chunk, and has nothing to time that these tests know of.
@@ -24,7 +24,7 @@ SLICES = hx.Slices.random_subset(np.full(HEADS, 20), NUM_ROWS, seed=1)
 
 def checked(**how):
     settings = Settings(**{"max_steps": 10_000, "devices": 1, **how})
-    return check_training(settings, PlainClassifier("mlp", 1e-2), data_of(SLICES, val=None), {})
+    return check_fit(settings, PlainClassifier("mlp", 1e-2), data_of(SLICES, val=None), {})
 
 
 class Idle:
@@ -35,12 +35,12 @@ class Idle:
 
 
 def built(checked, plan):
-    """What `_built` gives, but nothing is made."""
-    return tune.Settled(plan, Idle(), Idle(), Memory(1, 1, 2, 3))
+    """What `FitSpec.place` gives, but nothing is made."""
+    return PlannedFit(checked, plan, Idle(), Idle(), Memory(1, 1, 2, 3))
 
 
 def settle(checked, choice, folder, resumed=False, is_cut=lambda: False):
-    return tune.choose_plan(checked, tune.lay_out(checked, choice, folder, resumed=resumed), folder, is_cut)
+    return tune.choose_plan(tune.first_plan(checked, choice, folder, resumed=resumed), folder, is_cut)
 
 
 class Timed:
@@ -50,18 +50,18 @@ class Timed:
     start_secs = 2.0
     again = {}  # what the second time gives, by chunk
 
-    def __init__(self, checked, plan, settled=None):
-        self.settled = settled or built(checked, plan)
+    def __init__(self, checked, plan, planned=None):
+        self.planned = planned or built(checked, plan)
         self.step_secs = self.secs[plan.chunk] + (0.2 if plan.lowering == Lowering() else 0)
         Timed.now += self.start_secs
         Timed.tried.append(plan.chunk)
 
     def measure(self):
-        self.step_secs = min(self.step_secs, self.again.get(self.settled.plan.chunk, self.step_secs))
+        self.step_secs = min(self.step_secs, self.again.get(self.planned.plan.chunk, self.step_secs))
 
     @property
     def candidate(self):
-        return tune.Candidate(self.settled.plan, self.step_secs, self.start_secs)
+        return tune.Candidate(self.planned.plan, self.step_secs, self.start_secs)
 
 
 @pytest.fixture
@@ -69,10 +69,10 @@ def timed(monkeypatch):
     Timed.now, Timed.tried, Timed.start_secs = 0.0, [], 0.5
     Timed.secs, Timed.again = {1: 1.0, 2: 0.9, 4: 0.5, 8: 0.7}, {}
     monkeypatch.setattr(tune, "_Trial", Timed)
-    monkeypatch.setattr(tune, "_built", built)
-    monkeypatch.setattr(tune, "_fitting", lambda checked, settled: settled)
+    monkeypatch.setattr(FitSpec, "place", built)
+    monkeypatch.setattr(tune, "_fit_into_memory", lambda planned: planned)
     monkeypatch.setattr(tune.time, "perf_counter", lambda: Timed.now)
-    monkeypatch.setattr(Checked, "rough_secs", 1e6)
+    monkeypatch.setattr(FitSpec, "rough_secs", 1e6)
     return Timed
 
 
@@ -117,18 +117,18 @@ def test_timing_ends_with_its_budget_of_ten_seconds(timed):
 
 
 def test_what_the_first_plan_took_to_compile_is_reckoned_for_the_next(timed, monkeypatch):
-    def slow(checked, settled):
+    def slow(planned):
         Timed.now += 9.9
-        return settled
+        return planned
 
-    monkeypatch.setattr(tune, "_fitting", slow)
+    monkeypatch.setattr(tune, "_fit_into_memory", slow)
     timed.start_secs = 0.0
     settle(checked(max_steps=10**6), NO_CHOICE, None)  # a budget of 10 s, and 9.9 + 0.4 + 2 s for another plan
     assert timed.tried == [1]
 
 
 def test_a_short_run_is_not_timed_at_all(timed, monkeypatch):
-    monkeypatch.setattr(Checked, "rough_secs", 5.0)
+    monkeypatch.setattr(FitSpec, "rough_secs", 5.0)
     assert settle(checked(), NO_CHOICE, None).plan.how == "rules"
     assert timed.tried == []
 
@@ -202,7 +202,7 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_time(timed, tmp_path)
 
 
 def test_plans_are_timed_on_the_users_own_step_and_the_fit_goes_by_the_best(monkeypatch):
-    monkeypatch.setattr(Checked, "rough_secs", 1e6)
+    monkeypatch.setattr(FitSpec, "rough_secs", 1e6)
     monkeypatch.setattr(tune, "_MAX_SECS", 1e6)  # a machine with other work compiles slowly
     monkeypatch.setattr(tune, "_MAX_SHARE", 1e6)
     monkeypatch.setattr(tune, "plan_folder", lambda: None)

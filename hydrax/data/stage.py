@@ -1,0 +1,180 @@
+"""What a stage asks of the user's data module: asked here, once, checked, and handed on as values.
+
+Nothing behind this file calls `train_dataset`, `slices`, `val_dataset` and their like again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hydrax.data.datamodule import DataModule, check_settings, check_slices
+from hydrax.data.dataset import Dataset, open_dataset
+from hydrax.errors import DataError, SliceError
+from hydrax.slices import Slices, rotation
+
+if TYPE_CHECKING:
+    import grain
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSet:
+    """The training rows of a fit.
+
+    Attributes:
+      source: the data module's class, for messages.
+      data: the checked dataset.
+      slices: the heads' slices.
+      batch_size: slots B of a head's batch.
+      small_slices: what becomes of slices of fewer than B rows, "mask" or "wrap".
+      index_dataset: the data module's method that makes index batches.
+      has_own_index: whether the user overrides it; else the rotation is Hydrax's, and the program can draw it.
+    """
+
+    source: str
+    data: Dataset
+    slices: Slices
+    batch_size: int
+    small_slices: rotation.SmallSlices
+    index_dataset: Callable[..., grain.MapDataset]
+    has_own_index: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSet:
+    """The rows of a validation, test or predict stage, or the training rows held out from each head.
+
+    Attributes:
+      stage: "val", "test", "predict", or "held_out".
+      data: the checked dataset.
+      index: its index batches, in order.
+      batch_size: rows of a batch.
+      per_head: whether each head has rows of its own.
+    """
+
+    stage: str
+    data: Dataset
+    index: grain.MapDataset
+    batch_size: int
+    per_head: bool
+
+
+def stage_training(datamodule: DataModule, *, wide: bool) -> TrainingSet:
+    """Asks a data module for what a fit trains on, and checks it.
+
+    Args:
+      datamodule: the user's.
+      wide: whether to keep 64-bit columns (precision "64-true").
+
+    Raises:
+      DataError: there is no training dataset, or it cannot be trained on.
+      SliceError: the slices do not fit the dataset.
+    """
+    check_settings(datamodule)
+    data = open_dataset(datamodule, "train", wide)
+    if data is None:
+        raise DataError(
+            f"A dataset is missing: {type(datamodule).__name__}.train_dataset. Got None, expected a pytree of arrays "
+            "or a source. Fix: return the rows that heads learn from."
+        )
+    with contextlib.ExitStack() as opened:
+        opened.callback(data.close)
+        slices = check_slices(datamodule.slices, data.num_rows)
+        opened.pop_all()
+    return TrainingSet(
+        source=type(datamodule).__name__,
+        data=data,
+        slices=slices,
+        batch_size=datamodule.batch_size,
+        small_slices=datamodule.small_slices,
+        index_dataset=datamodule.index_dataset,
+        has_own_index=type(datamodule).index_dataset is not DataModule.index_dataset,
+    )
+
+
+def stage_evaluation(
+    datamodule: DataModule,
+    stage: str,
+    num_heads: int,
+    *,
+    wide: bool,
+    ids: np.ndarray | None = None,
+    fitted: np.ndarray | None = None,
+) -> EvaluationSet | None:
+    """Asks a data module for the rows of an evaluation, and checks them.
+
+    Args:
+      datamodule: the user's.
+      stage: "val", "test", "predict" or "held_out".
+      num_heads: H.
+      wide: whether to keep 64-bit columns (precision "64-true").
+      ids: int32[H], which of the data module's heads these are; None if they are all of them, in order.
+      fitted: int32[], ids of the heads that were fitted together, if known.
+
+    Returns:
+      The rows, or None where the data module has none for this stage.
+
+    Raises:
+      DataError: the dataset cannot be used, or no row is held out.
+      SliceError: the slices fit neither the dataset nor the heads.
+    """
+    check_settings(datamodule)
+    data = open_dataset(datamodule, "train" if stage == "held_out" else stage, wide)
+    if data is None:
+        return None
+    with contextlib.ExitStack() as opened:
+        opened.callback(data.close)
+        at = None
+        if stage == "held_out" or (stage == "val" and datamodule.val_slices() is not None):
+            own = datamodule.slices if stage == "held_out" else datamodule.val_slices
+            at = _check_own_slices(datamodule, own, data.num_rows, num_heads, ids, fitted)
+        if stage == "held_out" and at is None:
+            raise SliceError(
+                f"A head has no slice: {type(datamodule).__name__}.slices. Got heads of ids {ids}, expected ids among "
+                f"{known_ids(datamodule)}. Fix: pass the data module that the heads were trained with."
+            )
+        picked = {} if at is None else {"heads": at}
+        index = datamodule.eval_index_dataset(stage, data.num_rows, **picked)
+        rows = np.asarray(index[0]["rows"])
+        opened.pop_all()
+    return EvaluationSet(stage, data, index, rows.shape[-1], per_head=rows.ndim == 2)
+
+
+def _check_own_slices(
+    datamodule: DataModule,
+    own: Callable[[], Any],
+    num_rows: int,
+    num_heads: int,
+    ids: np.ndarray | None,
+    fitted: np.ndarray | None,
+) -> np.ndarray | None:
+    """Checks slices that give each head rows of its own; returns where the heads stand in them, or None: in order."""
+    at = None if ids is None else positions(ids, known_ids(datamodule))
+    # Heads picked out of many come with the slices of all of them, or with their own.
+    made = own()
+    whole = made.num_heads if at is not None and isinstance(made, Slices) else num_heads
+    check_slices(own, num_rows, whole if fitted is None or whole == len(fitted) else num_heads)
+    # Validation slices of these heads alone stand in the heads' own order.
+    return None if at is not None and whole != len(datamodule.slices()) else at
+
+
+def known_ids(datamodule: DataModule) -> np.ndarray | None:
+    """int32[H], the ids of the heads that a data module has slices for; None where it has none."""
+    try:
+        slices = datamodule.slices()
+    except DataError:
+        return None
+    return slices.ids if isinstance(slices, Slices) else None
+
+
+def positions(ids: np.ndarray, known: np.ndarray | None) -> np.ndarray | None:
+    """int64[H], where ids stand among the known ones; None where they do not all stand there."""
+    if known is None:
+        return None
+    order = np.argsort(known)
+    at: np.ndarray = order[np.searchsorted(known, ids, sorter=order).clip(max=known.size - 1)]
+    return at if np.array_equal(known[at], ids) else None
