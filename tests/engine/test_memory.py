@@ -12,9 +12,9 @@ from heads_under_test import NUM_ROWS, PlainClassifier, data_of, differing, run
 import hydrax as hx
 from hydrax.engine import memory
 from hydrax.engine.engine import Engine
-from hydrax.train.fit import FitSpec
 from hydrax.engine.spill import Spill
 from hydrax.errors import MemoryLimitError
+from hydrax.train.fit import FitSpec
 
 HEADS, BALLAST = 6, 5_000
 SLICES = hx.Slices.random_subset(np.linspace(5, NUM_ROWS, HEADS).astype(int), NUM_ROWS, seed=1)
