@@ -1,4 +1,4 @@
-"""What a callback hears, and the little it may say back."""
+"""The host tier of callbacks: the hooks, the events they receive, and the `Control` they may return."""
 
 from __future__ import annotations
 
@@ -223,12 +223,13 @@ class TrainerView(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """What a hook gets: one moment of a run. Arrays are NumPy and read-only.
+    """What a hook receives: one moment of a run. Arrays are NumPy and read-only.
 
     Attributes:
       trainer: the run's Trainer; `TrainerView` lists what a callback may use of it.
       stage: "fit", "validate", "test" or "predict".
-      step: optimiser updates done so far; in `on_train_steps_end` those of its own last row, whatever runs by then.
+      step: optimiser updates done so far; in `on_train_steps_end` those of its own last row, even if the next superstep
+        runs already.
       epoch: epochs finished so far; inside an epoch, its number.
       metrics: float32[K, H] by name in `on_train_steps_end`, one row for each step of the superstep;
         float32[H] by name in `on_train_batch_end`, `on_validation_end`, `on_test_end` and `on_train_epoch_end`; empty
@@ -250,14 +251,20 @@ class Event:
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """What a hook of training or validation may answer; other hooks' answers change nothing.
+    """What a hook of training or validation may return; the other hooks' return values are ignored.
+
+    A `Control` is carried out in this order: `snapshot`, `restore`, `stop`.
 
     Attributes:
-      stop: bool[H], True freezes the head bit for bit from here on; a fit whose heads are all stopped ends.
-      snapshot: bool[H], True keeps this head's present model as its snapshot (`trainer.snapshots_of(callback)`), until
-        this callback asks for the next one; or bool[slots, H], for several snapshots of a head, a row for each slot.
-      restore: bool[H], True gives a head the model of its snapshot (in slot 0) back; before it stops, after it is kept.
-      reason: why heads stop: one text, or H of them; it stands in the ledger, and in what a fit says at its end.
+      stop: bool[H], True freezes the head bit for bit from here on; the fit ends once all heads are stopped.
+      snapshot: bool[H], True keeps the head's present model as its snapshot (`trainer.snapshots_of(callback)`) until
+        this callback asks for the next one; or bool[slots, H], one row for each of several snapshots of a head.
+      restore: bool[H], True gives the head the model of its snapshot in slot 0 back.
+      reason: why heads stop: one text, or H of them, for the ledger and the closing message of the fit.
+
+    >>> stop_odd_heads = Control(stop=np.array([False, True, False, True]), reason="odd")
+    >>> stop_odd_heads.stop.sum()
+    np.int64(2)
     """
 
     stop: np.ndarray | None = None
@@ -267,87 +274,94 @@ class Control:
 
 
 class Callback(StepCallback):
-    """Base of all callbacks. Override the hooks you need; every hook of the first tier gets one `Event`.
+    """Base of all callbacks. Override the hooks you need; each hook of the first tier receives one `Event`.
 
-    Tier one runs on the host between supersteps and may return a `Control`. Tier two (`init`, `on_step`, `metrics`)
-    runs inside the compiled program, for one head, and must be pure; its state is trained, frozen and checkpointed with
-    the head.
+    The first tier runs on the host between supersteps and may return a `Control`. The second tier (`init`, `on_step`,
+    `metrics`) runs inside the compiled program, for one head, and must be pure; its state is trained, frozen and
+    checkpointed with the head.
     """
 
     def setup(self, event: Event) -> Control | None:
-        """The first of each stage: the place to check arguments."""
+        """Called first in each stage: the place to check arguments."""
 
     def on_fit_start(self, event: Event) -> Control | None:
-        """Before a fit's first step, once all is compiled; a resumed fit's state is there."""
+        """Called before a fit's first step, once everything is compiled and a resumed fit has its state back."""
 
     def on_train_start(self, event: Event) -> Control | None:
-        """As `on_fit_start`, and behind it."""
+        """Called right after `on_fit_start`."""
 
     def on_train_epoch_start(self, event: Event) -> Control | None:
-        """Before an epoch's first step, and before that of a resumed fit."""
+        """Called before the first step of an epoch, and before the first step of a resumed fit."""
 
     def on_train_steps_end(self, event: Event) -> Control | None:
-        """Hears the K steps of one superstep at once, one superstep late unless `next_due` named its last step."""
+        """Called with the K steps of a superstep at once, one superstep late unless `next_due` named its last step."""
 
     def on_train_batch_end(self, event: Event) -> Control | None:
-        """Hears every single step. Overriding it makes each step return to the host (K = 1), which is slow."""
+        """Called after every single step. Overriding it makes each step return to the host (K = 1), which is slow."""
 
     def on_validation_start(self, event: Event) -> Control | None:
-        """Before a validation, in a fit or by `Trainer.validate`."""
+        """Called before a validation, in a fit or by `Trainer.validate`."""
 
     def on_validation_end(self, event: Event) -> Control | None:
-        """After a validation; the event's metrics are its means, float32[H] by name."""
+        """Called after a validation; the event's metrics are its means, float32[H] by name."""
 
     def on_train_epoch_end(self, event: Event) -> Control | None:
-        """After an epoch's last step and its validation; the event's metrics are means over the epoch."""
+        """Called after an epoch's last step and its validation; the event's metrics are means over the epoch."""
 
     def on_train_end(self, event: Event) -> Control | None:
-        """After a fit's last step, validation and epoch."""
+        """Called after a fit's last step, validation and epoch."""
 
     def on_fit_end(self, event: Event) -> Control | None:
-        """As `on_train_end`, and behind it."""
+        """Called right after `on_train_end`."""
 
     def on_test_start(self, event: Event) -> Control | None:
-        """Before `Trainer.test` walks the test set."""
+        """Called before `Trainer.test` runs the test set."""
 
     def on_test_end(self, event: Event) -> Control | None:
-        """After it; the event's metrics are its means, float32[H] by name."""
+        """Called after the test set; the event's metrics are its means, float32[H] by name."""
 
     def on_predict_start(self, event: Event) -> Control | None:
-        """Before `Trainer.predict` or `Trainer.predict_held_out` walks its set."""
+        """Called before `Trainer.predict` or `Trainer.predict_held_out` runs its set."""
 
     def on_predict_end(self, event: Event) -> Control | None:
-        """After it."""
+        """Called after the predictions are made."""
 
     def on_exception(self, event: Event) -> Control | None:
-        """Once an error ends a stage, `event.error`; `teardown` follows."""
+        """Called when an error, `event.error`, ends a stage; `teardown` follows."""
 
     def on_save_checkpoint(self, event: Event) -> Control | None:
-        """Before a checkpoint is written, and before `state_dict` is asked for."""
+        """Called before a checkpoint is written, and before `state_dict`."""
 
     def on_load_checkpoint(self, event: Event) -> Control | None:
-        """After a resumed fit has its state back, and after `load_state_dict`."""
+        """Called once a resumed fit has its state back, after `load_state_dict`."""
 
     def teardown(self, event: Event) -> Control | None:
-        """The last of each stage, also of one that an error ended."""
+        """Called last in each stage, also in one that an error ended."""
 
     def next_due(self, step: int) -> int | None:
-        """The next step count after `step` at which this callback must see the heads exactly as they then are, or None.
+        """Returns the next step count after `step` at which this callback must see the heads as they then are, or None.
 
-        The superstep ends there, and `on_train_steps_end` is heard before the next one starts.
+        The superstep ends there, and `on_train_steps_end` is called before the next one starts.
+
+        Args:
+          step: optimiser updates done so far.
         """
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """What must survive a resume: names to NumPy arrays, numbers, bools, strings or None."""
+        """Returns what must survive a resume: NumPy arrays, numbers, bools, strings or None, by name."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` gave."""
+        """Restores what `state_dict` returned.
+
+        Args:
+          state: the values by name, as a checkpoint kept them.
+        """
 
     @property
     def is_checkpoint(self) -> bool:
-        """True for callbacks that save: they hear every event after the others."""
+        """True for callbacks that save: they are called after the others for every event."""
         return False
 
 

@@ -1,4 +1,4 @@
-"""Calls the hooks of all callbacks in order, and gathers what they answer."""
+"""Calls the hooks of all callbacks in order, and collects the `Control` that each returns."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _log = logging.getLogger("hydrax")
 
 
 BEFORE_TRAINING = ("setup", "load_state_dict", "on_load_checkpoint", "on_fit_start", "on_train_start")
-"""Where callbacks check their arguments."""
+"""The hooks in which callbacks check their arguments."""
 
 
 class Failure(NamedTuple):
-    """A callback that raised, and what."""
+    """A callback that raised, and its error."""
 
     callback: Callback
     error: Exception
 
 
 class Dispatcher:
-    """The callbacks of one run: as given, those that save last.
+    """The callbacks of one run, in the order given, except that those that save come last.
 
     Args:
-      callbacks: as the user gave them, the defaults among them.
+      callbacks: the user's callbacks and the defaults.
       make_event: builds an event from the fields that differ.
     """
 
@@ -40,10 +40,11 @@ class Dispatcher:
         self._make_event = make_event
 
     def __call__(self, hook: str, **fields: Any) -> list[tuple[Callback, Control]]:
-        """Calls one hook of every callback that overrides it; returns who answered what.
+        """Calls one hook of every callback that overrides it; returns each callback with its `Control`.
 
         Raises:
-          CallbackError: a hook raised; it names class, hook and step, the cause is attached. All have heard by then.
+          CallbackError: a hook raised; the message names class, hook and step, and the cause is attached. All callbacks
+            have been called by then.
         """
         answers, failures = self.hear(hook, **fields)
         raise_first(failures)
@@ -52,12 +53,12 @@ class Dispatcher:
     def hear(
         self, hook: str, only: Collection[Callback] | None = None, **fields: Any
     ) -> tuple[list[tuple[Callback, Control]], list[Failure]]:
-        """As a call, but gives back what was raised: one callback's error keeps no moment from the others.
+        """Like a call, but returns the errors too: an error in one callback must not keep the event from the others.
 
         Args:
           hook: its name.
-          only: the callbacks that are to hear it; None: all.
-          fields: of the event.
+          only: the callbacks to call; None calls all.
+          fields: fields of the event.
         """
         event: Event | None = None
         answers, failures = [], []
@@ -75,14 +76,14 @@ class Dispatcher:
         return answers, failures
 
     def to_all(self, hook: str, **fields: Any) -> Exception | None:
-        """Calls a hook of every callback, whatever one of them raises; logs errors and returns the first."""
+        """Calls a hook of every callback even if one of them raises; logs the errors and returns the first."""
         failures = self.hear(hook, **fields)[1]
         for failure in failures:
             _log.error("%s", failure.error)
         return failures[0].error if failures else None
 
     def rounds(self) -> tuple[Dispatcher, Dispatcher]:
-        """Those that do not save, and those that do: between the two, what the first answered can be carried out."""
+        """Splits off the callbacks that save, so that the loop can carry out the others' `Control` before they run."""
         others, savers = ([c for c in self.callbacks if c.is_checkpoint is saves] for saves in (False, True))
         return Dispatcher(others, self._make_event), Dispatcher(savers, self._make_event)
 
@@ -91,7 +92,7 @@ class Dispatcher:
         return any(overrides(callback, hook) for callback in self.callbacks)
 
     def next_due(self, step: int) -> int | None:
-        """The nearest step at which a callback must see the heads as they then are."""
+        """The nearest step at which a callback must see the heads as they then are, or None."""
         dues = []
         for callback in self.callbacks:
             with naming(callback, "next_due", step):
@@ -101,9 +102,9 @@ class Dispatcher:
 
 @contextlib.contextmanager
 def naming(callback: Callback, method: str, step: int) -> Iterator[None]:
-    """Around a call of a callback's method: what it raises becomes a CallbackError that names class, method and step.
+    """Turns what a callback's method raises into a CallbackError that names class, method and step.
 
-    Before training an error of Hydrax stays what it is: a callback refuses its arguments.
+    Before training, Hydrax's own errors pass unchanged: a callback refuses its arguments with them.
     """
     try:
         yield
@@ -119,7 +120,7 @@ def naming(callback: Callback, method: str, step: int) -> Iterator[None]:
 
 
 def raise_first(failures: Sequence[Failure]) -> None:
-    """Raises the first error, if there is any; the others are logged."""
+    """Raises the first error, if there is one, and logs the others."""
     for failure in failures[1:]:
         _log.error("%s", failure.error)
     if failures:
@@ -127,7 +128,7 @@ def raise_first(failures: Sequence[Failure]) -> None:
 
 
 def keys(callbacks: Sequence[Callback]) -> dict[str, Callback]:
-    """Callbacks by class name; the second of a class gets `#2`, and so on."""
+    """Callbacks by class name; the second of a class gets the suffix `#2`, and so on."""
     found: dict[str, Callback] = {}
     for callback in callbacks:
         name = type(callback).__name__
@@ -137,7 +138,7 @@ def keys(callbacks: Sequence[Callback]) -> dict[str, Callback]:
 
 
 def snapshot_name(key: str, slot: int) -> str:
-    """What a callback's snapshot in a slot is called; `key` is the callback's."""
+    """The name of a callback's snapshot in a slot; `key` is the callback's."""
     return key if slot == 0 else f"{key}@{slot}"
 
 
@@ -147,7 +148,11 @@ def owner_of(snapshot: str) -> str:
 
 
 def check_callbacks(callbacks: Any) -> list[Callback]:
-    """One callback or several as a list; anything else is an error."""
+    """Returns one callback or several as a list.
+
+    Raises:
+      ArgumentError: something is no callback, or has a hook that does not exist.
+    """
     given = [] if callbacks is None else [callbacks] if isinstance(callbacks, Callback) else callbacks
     if not isinstance(given, list | tuple) or not all(isinstance(callback, Callback) for callback in given):
         odd = given if not isinstance(given, list | tuple) else next(c for c in given if not isinstance(c, Callback))
@@ -167,7 +172,7 @@ def check_callbacks(callbacks: Any) -> list[Callback]:
 
 
 def _checked(control: Any, where: str, num_heads: int) -> Control:
-    """What a hook answered, with its masks as arrays."""
+    """What a hook returned, with its masks as arrays."""
     if not isinstance(control, Control):
         raise _wrong_form(where, type(control).__name__, "stop", num_heads)
     masks = {}
@@ -186,6 +191,6 @@ def _checked(control: Any, where: str, num_heads: int) -> Control:
 def _wrong_form(where: str, got: str, name: str, num_heads: int) -> CallbackError:
     form = f"a text or {num_heads} of them" if name == "reason" else f"bool[{num_heads}]"
     return CallbackError(
-        f"A callback answers in the wrong form: {where}. Got {got}, expected None or Control({name}={form}). Fix: "
+        f"A callback hook returned an invalid value: {where}. Got {got}, expected None or Control({name}={form}). Fix: "
         "return one for each head."
     )

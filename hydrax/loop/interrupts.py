@@ -1,4 +1,4 @@
-"""Signals that end a fit in good order: at the next superstep, with all saved."""
+"""Signals that end a fit in good order: at the next superstep, with everything saved."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 
 
 class Interrupted(Exception):
-    """A signal has asked for the end."""
+    """A signal asked for the end of the fit."""
 
 
 class Interrupts:
-    """Notes Ctrl-C and SIGTERM while it is entered, for loops to ask; a Ctrl-C after that raises at once.
+    """Records Ctrl-C and SIGTERM while it is entered, so that loops can check for them; a second Ctrl-C raises at once.
 
-    Handlers that a user has set stay theirs, and outside the main thread Python lets nobody set any.
+    Handlers that the user has installed are left alone. Outside the main thread Python allows no handlers.
 
     Attributes:
-      signal: the number of the signal that came last, or None.
+      signal: the number of the last signal received, or None.
       asked: whether a callback asked for the end.
     """
 
@@ -48,13 +48,13 @@ class Interrupts:
         return self.asked or self.signal is not None
 
     def check(self) -> None:
-        """Raises Interrupted where a signal asked for the end."""
+        """Raises Interrupted if a signal or a callback asked for the end."""
         if self.came:
             raise Interrupted
 
     @contextlib.contextmanager
     def cutting(self) -> Iterator[None]:
-        """For what may wait for long and loses nothing when it is cut off: a signal raises Interrupted there."""
+        """Lets a signal raise Interrupted inside a wait that may be long and loses nothing when it is cut short."""
         self._may_cut = True
         try:
             self.check()
@@ -64,7 +64,7 @@ class Interrupts:
 
     @property
     def exit_status(self) -> int | None:
-        """What the process must exit with; None where it goes on."""
+        """The exit status that the signal asks for; None if the process continues."""
         return 128 + signal.SIGTERM if self.signal == signal.SIGTERM else None
 
     def _note(self, number: int, _: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""The one training loop."""
+"""The training loop: dispatches supersteps, reads their metrics one superstep late, and calls the callbacks."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ from hydrax.loop.schedule import Schedule
 from hydrax.loop.timing import SUPERSTEP, StepClock, Timed, not_timed
 from hydrax.step import Logged
 
-_HEARD_AGAIN = ("on_validation_end", "on_train_epoch_end")  # by a callback that raised there, in a resumed fit
-_REST_SHARE = 0.25  # Of the heads that run: so many must have come to rest before they are moved out of the way.
+_HEARD_AGAIN = ("on_validation_end", "on_train_epoch_end")  # called again in a resumed fit for callbacks that raised
+# Moving heads recompiles nothing but copies all of them, so it waits until this share of the running heads is at rest.
+_REST_SHARE = 0.25
 
 
 class _Pending(NamedTuple):
-    """A dispatched superstep whose metrics were not read yet.
+    """A dispatched superstep whose metrics have not been read yet.
 
     Attributes:
       steps: what was dispatched.
-      values: what it gives for each step.
-      places: int64[H], where the heads stood.
-      live: bool[H], those that were not stopped by then.
+      values: what the program returns for each step.
+      places: int64[H], where the heads stood at dispatch.
+      live: bool[H], the heads that were not stopped at dispatch.
     """
 
     steps: Steps
@@ -83,20 +84,20 @@ class Trainable(Protocol):
 
 
 class FitLoop:
-    """Trains all heads from `step` to the schedule's end.
+    """Trains all heads from the step of its state to the end of the schedule.
 
     Order of operations, from one superstep to the next:
-      1. `on_train_epoch_start`, where an epoch begins or the fit does;
-      2. the index batches of K steps are drawn, K ending at the next thing due, and the superstep is dispatched;
-      3. while it runs, the metrics of the superstep before are read: `on_train_steps_end`;
-      4. where the host must see the heads as they are (validation, epoch end, a callback's `next_due`, the end of the
-         fit) this superstep's metrics are read too;
-      5. validation, where due: `on_validation_start`, `on_validation_end`;
-      6. `on_train_epoch_end`, where an epoch or the fit ends.
-    Before 2, heads that came to rest are moved out of the way, once they are a quarter of those that run.
-    What a hook answers (`Control`) is carried out before the callbacks that save hear of the same moment. A fit that
-    ends between validations validates once more, so that its last metrics are those of its last heads. A fit that
-    resumes begins with what of 5 and 6 had not been heard yet when its checkpoint was written; a fit that a signal
+      1. `on_train_epoch_start`, if an epoch or the fit begins;
+      2. the index batches of K steps are drawn, where K ends at the next thing due, and the superstep is dispatched;
+      3. while it runs, the metrics of the previous superstep are read: `on_train_steps_end`;
+      4. if the host must see the heads as they are (validation, an epoch's end, a callback's `next_due`, the end of the
+         fit), the metrics of this superstep are read too;
+      5. validation, if due: `on_validation_start`, `on_validation_end`;
+      6. `on_train_epoch_end`, if an epoch or the fit ends.
+    Before 2, heads at rest are moved behind the others once they are a quarter of those that run.
+    The loop carries out what a hook returns (`Control`) before the callbacks that save are called for the same event. A
+    fit that ends between validations validates once more, so that its last metrics belong to its last heads. A resumed
+    fit begins with whatever of 5 and 6 had not happened yet when its checkpoint was written; a fit that a signal
     interrupts leaves them out.
 
     Attributes:
@@ -148,7 +149,7 @@ class FitLoop:
         return self._clock.step_secs
 
     def training(self, step: int) -> np.ndarray:
-        """bool[H], the heads that still learn once `step` steps are done: neither stopped nor through their passes."""
+        """bool[H], the heads that still learn after `step` steps: neither stopped nor done with their passes."""
         return _sealed(self.state.live & (self._own_batches > self._schedule.batches(step)))
 
     def run(self) -> None:
@@ -156,7 +157,8 @@ class FitLoop:
         try:
             self._run()
         except CallbackError:
-            # What was dispatched by then is trained, so that a checkpoint holds it: nobody may miss its metrics.
+            # The supersteps in flight are trained, and a checkpoint will hold them: every callback must still receive
+            # their metrics.
             while self._pending:
                 with contextlib.suppress(CallbackError):
                     self._read_pending()
@@ -194,7 +196,7 @@ class FitLoop:
         first = self.state.step
         self._rest()
         try:
-            with self._interrupts.cutting(), self._timed("wait for rows"):  # a row may be long in coming, or never come
+            with self._interrupts.cutting(), self._timed("wait for rows"):  # reading may block
                 rows = self._fit.feed.superstep(self._schedule.batches(first), self._schedule.counts(first, num_steps))
         except Interrupted:
             return
@@ -210,33 +212,33 @@ class FitLoop:
         self._read_pending(but=1)
 
     def _rest(self) -> None:
-        """Moves heads that came to rest behind those that run, once they are enough; no bit of any head changes."""
+        """Moves heads at rest behind those that run, once there are enough of them; no bit of any head changes."""
         runs = self._running & ~(self._settled & ~self.training(self.state.step))
         if runs.sum() > (1 - _REST_SHARE) * self._running.sum():
             return
         old = self._engine.layout
         layout = old.with_running(runs)
         if layout.longest < old.longest:
-            self._read_pending()  # while heads stand where they stood then
+            self._read_pending()  # before the heads move: these values are in the order of the old layout
             self._running = runs
             self.state.heads, *kept = self._engine.rearrange(layout, self.state.heads, *self.state.snapshots.values())
             self.state.snapshots = dict(zip(self.state.snapshots, kept, strict=True))
             self._fit.set_layout(layout)
 
     def _expect(self) -> None:
-        """Lets the feed get the next superstep ready while this one runs."""
+        """Lets the feed prepare the rows of the next superstep while this one runs."""
         schedule = self._schedule
         if not self._ended:
             count = schedule.superstep(self.state.step, self._steps_per_call, self._emit.next_due(self.state.step))
             self._fit.feed.prefetch(schedule.batches(self.state.step), schedule.counts(self.state.step, count))
 
     def _read_pending(self, but: int = 0) -> None:
-        """Reads the metrics of supersteps not read yet, `but` for the last, and tells the callbacks."""
+        """Reads the metrics of pending supersteps, except the last `but`, and calls the callbacks."""
         while len(self._pending) > but:
             self._read_superstep(self._pending.popleft())
 
     def _read_superstep(self, pending: _Pending) -> None:
-        # What was lost in the superstep before did not run in this one, unlike what a callback has stopped since.
+        # A head lost in the previous superstep did not run in this one; a head that a callback stopped since did.
         pending = pending._replace(live=pending.live & ~self.lost)
         steps, values = pending[:2]
         first, count = steps.first, steps.num_steps
@@ -260,20 +262,20 @@ class FitLoop:
             try:
                 self.tell("on_train_batch_end", metrics={name: row[-1] for name, row in rows.items()}, **at)
             except CallbackError as error:
-                failure = error  # not before the same moment's other hook was heard
+                failure = error  # raised once the other hook of the same event has been called
             self._clock.warn_of_cost(end)
         self.tell("on_train_steps_end", metrics=rows, steps=_sealed(np.arange(first + 1, end + 1)), **at)
         if failure is not None:
             raise failure
 
     def _read(self, pending: _Pending, path: Sequence[str]) -> np.ndarray:
-        """What the loop reads of the device, [K, H]; it is one superstep old unless the host must wait."""
+        """Reads values [K, H] from the device; they are one superstep old unless the host must wait."""
         blocks = tuple(functools.reduce(operator.getitem, path, block) for block in pending.values)
         with self._timed("wait for metrics"):
             return _sealed(read_steps(blocks, pending.steps.num_steps, pending.places))
 
     def _quarantine(self, pending: _Pending) -> None:
-        """Brings heads that became NaN or infinite to the last step before that."""
+        """Rolls heads that became NaN or infinite back to the last step before that."""
         lost = self._read(pending, ("lost",))[-1]
         if not lost.any():
             return
@@ -288,17 +290,17 @@ class FitLoop:
         return np.isin(np.arange(len(self.state.live)), list(self.state.faults))
 
     def _without_lost(self, values: np.ndarray, steps: Any = np.inf) -> np.ndarray:
-        """Values `[..., H]` after `steps` updates, NaN for heads in quarantine by then: they leave all means."""
+        """Values `[..., H]` after `steps` updates, NaN for heads in quarantine by then, which leave all means."""
         ends = np.array(
             [self.state.faults[head].step if head in self.state.faults else -1 for head in range(len(self.state.live))]
         )
         return _sealed(np.where(self.lost & (steps >= ends), np.nan, values))
 
     def _finish_step(self) -> None:
-        """Validation and the epoch's end, where they are due and were not heard at this step already."""
+        """Runs validation and the epoch's end, if they are due and have not happened at this step already."""
         self._clock.pause()
         if self._interrupts.came:
-            return  # a resumed fit begins with what is left out here
+            return  # a resumed fit begins with what is skipped here
         schedule = self._schedule
         if (self._ended or schedule.is_validation(self.state.step)) and "on_validation_end" not in self.state.heard:
             self._run_validation()
@@ -315,7 +317,7 @@ class FitLoop:
                 found = self._validate(self.state)
         except Interrupted:
             return
-        if not self._running.all():  # heads at rest are as they were at the validation before
+        if not self._running.all():  # heads at rest have not changed since the previous validation
             found = {name: _sealed(np.where(self._running, v, self.state.metrics[name])) for name, v in found.items()}
         if self.state.faults:
             found = {name: self._without_lost(value) for name, value in found.items()}
@@ -327,7 +329,7 @@ class FitLoop:
         epoch = tuple(block.epoch for block in self.state.heads)
         means = self._engine.compute(epoch) if epoch[0] else {}
         found = {self._epoch_name(name): value for name, value in means.items()}
-        # A head that met no row in this epoch keeps what it had.
+        # A head that met no row in this epoch keeps its previous value.
         met = self._engine.has_met_rows(epoch)
         found = {
             name: _sealed(np.where(met, value, self.state.metrics.get(name, value))) for name, value in found.items()
@@ -339,10 +341,15 @@ class FitLoop:
         self.tell("on_train_epoch_end", metrics=found, epoch=self._schedule.epoch(self.state.step - 1))
 
     def tell(self, hook: str, only: Collection[Callback] | None = None, **fields: Any) -> None:
-        """Calls a hook of all callbacks, or of some, and carries out what they answer.
+        """Calls a hook of all callbacks, or of some, and carries out what they return.
+
+        Args:
+          hook: its name.
+          only: the callbacks to call; None calls all.
+          fields: fields of the event.
 
         Raises:
-          CallbackError: of the first that raised, once all have heard.
+          CallbackError: the first error of a callback, raised once all have been called.
         """
         self.state.heard.append(hook)
         failures: list[Failure] = []
@@ -363,7 +370,7 @@ class FitLoop:
         raise_first(failures)
 
     def _tell_again(self) -> None:
-        """Tells callbacks what they raised at before the checkpoint was written; the others have heard it."""
+        """Repeats hooks for the callbacks that raised in them before the checkpoint was written."""
         missed, self.state.missed = self.state.missed, {}
         for hook, what in missed.items():
             only = [self._keys[key] for key in what["callbacks"] if key in self._keys]
@@ -381,7 +388,7 @@ class FitLoop:
                     self.state.snapshots[name] = self._engine.keep(mask, now, old)
         may_stop = self.state.step >= self._schedule.min_steps
         if control.restore is not None:
-            # A head that goes on in spite of its callback goes on from where it is.
+            # Before `min_steps` a head continues in spite of its callback, and continues with its present model.
             restore = control.restore if may_stop or control.stop is None else control.restore & ~control.stop
             if restore.any():
                 self._restore(key, restore)
@@ -397,10 +404,10 @@ class FitLoop:
     def _restore(self, key: str, heads: np.ndarray) -> None:
         if key not in self.state.snapshots:
             raise CallbackError(
-                f"There is nothing to restore: {key}. Got Control(restore=...) before any snapshot, expected one "
-                "after. Fix: answer Control(snapshot=...) first."
+                f"No snapshot to restore: {key}. Got Control(restore=...) before any snapshot, expected one after. "
+                "Fix: return Control(snapshot=...) first."
             )
-        # Callbacks that hear of this moment later ask for snapshots of what was scored, not of what was restored.
+        # Callbacks that are called later for this event take snapshots of what was scored, not of what was restored.
         self._scored = self._scored or jax.tree.map(jnp.copy, heads_of(self.state.heads))
         models = self._engine.keep(heads, self.state.snapshots[key], heads_of(self.state.heads))
         parts = zip(self.state.heads, models, strict=True)
@@ -414,13 +421,13 @@ class FitLoop:
 
 
 def _carried(rows: np.ndarray, stepped: np.ndarray, before: np.ndarray | None) -> np.ndarray:
-    """Step values `[K, H]`, where a head that did not step (bool[K, H]) keeps the value it had before; NaN if none."""
+    """Step values `[K, H]` in which a head that did not step (bool[K, H]) keeps its previous value, or NaN."""
     last = np.maximum.accumulate(np.where(stepped, np.arange(len(rows))[:, None], -1))
     found = np.take_along_axis(rows, np.maximum(last, 0), axis=0)
     return np.where(last >= 0, found, np.nan if before is None else before)
 
 
 def _sealed(array: np.ndarray) -> np.ndarray:
-    """Read-only: callbacks hear the loop's own arrays."""
+    """Makes an array read-only: callbacks receive the loop's own arrays."""
     array.setflags(write=False)
     return array

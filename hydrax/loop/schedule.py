@@ -1,4 +1,4 @@
-"""When things are due: pure integers, counted in optimiser steps from the start of training."""
+"""When logs, validations and epochs are due, in integers counted from the start of training."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class Schedule:
       batches_per_epoch: index batches in which the longest slice makes one pass, after `limit_train_batches`.
       accumulate: batches of one optimiser step; the last step of an epoch takes what is left.
       max_steps: where the fit ends.
-      min_steps: before so many no callback ends it, and none stops a head.
+      min_steps: no callback can end the fit or stop a head before this step.
       val_every_batches: batches between validations, or None for none.
       val_every_epochs: validate in every n-th epoch only; None counts `val_every_batches` across epochs.
       log_every: steps between logs.
-      stop_at_epochs: whether anybody needs the host at an epoch's end; else supersteps run across it.
-      stop_at_logs: whether anybody hears training metrics; else supersteps run across logs.
+      stop_at_epochs: whether a superstep must end where an epoch does, because the host is needed there.
+      stop_at_logs: whether a superstep must end at each log, because a callback receives training metrics.
     """
 
     batches_per_epoch: int
@@ -49,7 +49,7 @@ class Schedule:
         return epochs * self.batches_per_epoch + min(rest * self.accumulate, self.batches_per_epoch)
 
     def steps_of(self, batches: int) -> int:
-        """The steps it takes to consume so many batches."""
+        """The steps it takes to consume this many batches."""
         epochs, rest = divmod(batches, self.batches_per_epoch)
         return epochs * self.steps_per_epoch + -(-rest // self.accumulate)
 
@@ -71,12 +71,12 @@ class Schedule:
         return (self.batches(step) - start) // every > (self.batches(step - 1) - start) // every
 
     def is_boundary(self, step: int) -> bool:
-        """Whether a superstep must end once `step` steps are done, and the host look at the heads as they then are."""
+        """Whether a superstep must end after `step` steps, because the host needs the heads as they then are."""
         at_epoch = self.stop_at_epochs and self.is_epoch_end(step)
         return step >= self.max_steps or at_epoch or self.is_validation(step)
 
     def superstep(self, step: int, limit: int, due: int | None) -> int:
-        """Steps of the superstep that starts at `step`: up to the next boundary, log or `due`, at most `limit`."""
+        """Length of the superstep that starts at `step`: to the next boundary, log or `due`, at most `limit` steps."""
         end = step + 1
         while end - step < limit and not (self.is_boundary(end) or self._is_log(end) or end == due):
             end += 1
@@ -84,7 +84,7 @@ class Schedule:
 
     @property
     def longest_superstep(self) -> int | None:
-        """No superstep has more steps than this; None where nothing but the fit's end ends one."""
+        """An upper bound for the steps of a superstep; None if only the end of the fit ends one."""
         ends = [self.steps_per_epoch] * self.stop_at_epochs + [self.log_every] * self.stop_at_logs
         return min(ends, default=None)
 

@@ -22,15 +22,15 @@ _log = logging.getLogger("hydrax")
 
 
 def not_timed(name: str) -> AbstractContextManager[object]:
-    """What measures nothing."""
+    """Measures nothing: the default in place of `Profiler.measure`."""
     return contextlib.nullcontext()
 
 
 class Profiler:
-    """Measures the parts of a fit by name; parts must not lie within each other.
+    """Measures the parts of a fit by name; parts must not be nested.
 
     Args:
-      trace_to: folder for a trace of one superstep, its metrics' reading included; None: the table alone.
+      trace_to: folder for a trace of one superstep and the reading of its metrics; None makes no trace.
     """
 
     def __init__(self, trace_to: Path | None = None) -> None:
@@ -42,7 +42,7 @@ class Profiler:
 
     @contextlib.contextmanager
     def measure(self, name: str) -> Iterator[None]:
-        """Adds the time inside to that of a part."""
+        """Adds the time spent inside to the part of this name."""
         if name == SUPERSTEP:
             self._trace()
         start = time.perf_counter()
@@ -58,12 +58,12 @@ class Profiler:
             self._tracing = False
             jax.profiler.stop_trace()
             _log.info(
-                "A trace of one superstep lies in %s; TensorBoard's profile plug-in and Perfetto open it.",
+                "A trace of one superstep is in %s; open it with TensorBoard's profile plug-in or Perfetto.",
                 self._trace_to,
             )
 
     def table(self) -> str:
-        """Seconds, share, calls and ms a call of each part; "other" is what is left of the time since the start."""
+        """Formats seconds, share, calls and ms per call of each part; "other" is the rest since the start."""
         total = time.perf_counter() - self._started
         parts = dict(sorted(self._secs.items(), key=lambda part: -part[1]))
         parts["other"] = max(0.0, total - sum(parts.values()))
@@ -83,10 +83,10 @@ class Profiler:
 
 
 class StepClock:
-    """Times the steps of a fit as they are read, by a clock that nobody sets.
+    """Times the steps of a fit as their metrics are read, by a monotonic clock.
 
     Args:
-      step: updates done before the first; the one after it compiles and does not count.
+      step: updates done before the first step; the first one compiles and does not count.
     """
 
     def __init__(self, step: int) -> None:
@@ -96,28 +96,28 @@ class StepClock:
 
     @property
     def step_secs(self) -> float | None:
-        """Seconds of a step of all heads, where several supersteps came one after the other."""
+        """Seconds of a step of all heads; None until two supersteps have followed each other without a pause."""
         return self._secs / self._steps if self._steps else None
 
     def read(self, steps: int) -> None:
-        """Notes that a superstep was read."""
+        """Records that the metrics of a superstep have been read."""
         now = time.perf_counter()
         if self._read_at is not None:
             self._steps, self._secs = self._steps + steps, self._secs + now - self._read_at
         self._read_at = now
 
     def pause(self) -> None:
-        """Something else comes before the next superstep."""
+        """Leaves the time until the next superstep out, because something else runs in between."""
         self._read_at = None
 
     def warn_of_cost(self, end: int) -> None:
-        """Says once what returning to the host after every step costs; `end` updates are done."""
+        """Warns once what returning to the host after every step costs; `end` updates are done."""
         if end == self._first:
             self._started = time.perf_counter()
         if end == self._first + _TIMED_STEPS:
             milliseconds = (time.perf_counter() - self._started) / _TIMED_STEPS * 1e3
             warnings.warn(
                 f"A callback overrides on_train_batch_end, so every step returns to the host: {milliseconds:.1f} ms a "
-                "step here. Fix: override on_train_steps_end, which hears many steps at once.",
+                "step here. Fix: override on_train_steps_end, which receives many steps at once.",
                 stacklevel=2,
             )

@@ -53,7 +53,7 @@ def test_simple_says_at_the_end_where_the_time_went(tmp_path, caplog):
 def test_jax_writes_a_trace_of_a_superstep(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "hydrax"):
         fit(tmp_path, "jax")
-    assert "A trace of one superstep lies in" in caplog.text
+    assert "A trace of one superstep is in" in caplog.text
     (path,) = tmp_path.rglob("*.trace.json.gz")
     assert "profile" in path.parts
     assert json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
