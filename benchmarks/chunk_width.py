@@ -1,7 +1,7 @@
-"""How the chunk width C changes the time of a training step on this machine.
+"""Measures how the chunk width C changes the time of a training step on this machine.
 
-Every width trains the same heads with `Trainer(barebones=True)`; the widths take turns, all in one process, and the
-median over the turns counts. Compilation and the first superstep are left out. Results: benchmarks/README.md.
+All widths train the same heads with `Trainer(barebones=True)` and take turns in one process; the median over turns
+counts. Compilation and the first superstep are not timed. Results: benchmarks/README.md.
 
     python benchmarks/chunk_width.py
 """
@@ -29,7 +29,7 @@ NUM_ROWS = 1600  # 50 batches of 32, so that an epoch is one superstep of 50 ste
 
 
 class Perceptron(nnx.Module):
-    """Layers of the given widths with relu between them; two widths make it linear."""
+    """Layers of the given widths with relu between them; with two widths it is linear."""
 
     def __init__(self, widths: tuple[int, ...], rngs: nnx.Rngs) -> None:
         pairs = zip(widths[:-1], widths[1:], strict=True)
@@ -56,7 +56,7 @@ class Classifier(hx.HydraModule):
 
 
 class Clock(hx.Callback):
-    """Notes when the metrics of each superstep reach the host."""
+    """Records when the metrics of each superstep reach the host."""
 
     def __init__(self) -> None:
         self.heard: list[tuple[int, float]] = []
@@ -88,7 +88,7 @@ WORKLOADS: dict[str, Callable[[], tuple[hx.HydraModule, hx.DataModule]]] = {
 
 
 def measure(workload: str, chunk: int, steps: int, steps_per_call: int | str) -> float:
-    """Seconds of one step of all heads."""
+    """Returns the seconds of one step of all heads."""
     module, data = WORKLOADS[workload]()
     clock = Clock()
     trainer = hx.Trainer(max_steps=steps, chunk=chunk, steps_per_call=steps_per_call, callbacks=clock, barebones=True)
@@ -97,7 +97,7 @@ def measure(workload: str, chunk: int, steps: int, steps_per_call: int | str) ->
 
 
 def machine() -> str:
-    """Versions, cores and load, as one line."""
+    """Returns versions, cores and load in one line."""
     versions = f"Python {platform.python_version()}, jax {jax.__version__}, jaxlib {jaxlib.__version__}"
     where = f"{jax.default_backend()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     return f"{versions}, flax {flax.__version__}, {where}"
@@ -105,10 +105,10 @@ def machine() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=5, help="fits of each width")
-    parser.add_argument("--steps", type=int, default=200, help="steps of each fit, the first superstep not timed")
-    parser.add_argument("--steps-per-call", type=int, default=50, help="steps of one superstep")
-    parser.add_argument("--chunks", type=int, nargs="+", default=CHUNKS, help="widths")
+    parser.add_argument("--turns", type=int, default=5, help="number of fits per width")
+    parser.add_argument("--steps", type=int, default=200, help="steps per fit; the first superstep is not timed")
+    parser.add_argument("--steps-per-call", type=int, default=50, help="steps per superstep")
+    parser.add_argument("--chunks", type=int, nargs="+", default=CHUNKS, help="chunk widths to compare")
     args = parser.parse_args()
 
     print(machine())

@@ -1,17 +1,17 @@
-"""Hydrax against the same training written otherwise: by hand in JAX, in PyTorch, in scikit-learn.
+"""Compares Hydrax with the same training written in other ways: by hand in JAX, in PyTorch, in scikit-learn.
 
-Each case runs in a process of its own, in which all opponents live and train turn by turn (peers/turns.py), all on
-the same rows, from the same start values, with the same loss, batch size and optimiser. Compilation is left out and
-shown in a column of its own. What counts is the ratio of times within a turn, and its median over turns. Hydrax runs as
-its users run it, through `Trainer.fit`; peers/hydrax_fit.py says how it takes turns. An opponent that has variants
-(chunk widths, implementations of the optimiser) runs the one that was fastest in its warm-up, and the table names it.
+Each case is one process, in which all opponents live and train in turn (peers/turns.py): on the same rows, from the
+same initial values, with the same loss, batch size and optimiser. Compilation is reported in its own column and not
+counted. The result is the ratio of times within a turn, as a median over turns. Hydrax runs as its users run it,
+through `Trainer.fit`; peers/hydrax_fit.py explains how it takes turns. An opponent with variants (chunk widths,
+implementations of the optimiser) runs the one that was fastest in its warm-up, and the table names it.
 
-Cases: a, 784 prefixes of a linear model; b, of an MLP; c, CNNs; d, transformers; e, a 5-fold; f, 16,384 heads against
-1,024; g, growth with heads and with rows, one process for each point. Results: benchmarks/README.md.
+Cases: a, 784 prefixes of a linear model; b, of an MLP; c, CNNs; d, transformers; e, a 5-fold; f, 16,384 heads compared
+with 1,024; g, growth with heads and with rows, one process for each point. Results: benchmarks/README.md.
 
     pip install -e '.[bench]' && pip install torch==2.13.0
     python benchmarks/engine.py --output results
-    python benchmarks/engine.py --quick    # tiny, for CI: it runs, and all who start alike learn alike
+    python benchmarks/engine.py --quick    # tiny, for CI: checks that it runs and that equal starts give equal losses
     python benchmarks/engine.py --check    # the same for all cases and opponents
 """
 
@@ -28,14 +28,14 @@ from peers import machine, report
 
 CASES = ("a", "b", "c", "d", "e", "f", "g")
 QUICK = {"a": ("vmap", "chunks", "torch one by one"), "f": (), "g": ()}  # cases and opponents
-LEAST_SECS = 0.3  # of a turn
-BUSY_SHARE = 0.25  # of the cores: with a higher load the report says so
+LEAST_SECS = 0.3  # per turn
+BUSY_SHARE = 0.25  # of the cores; with a higher load the report warns
 HEADS, USUAL_LENGTH, FEW_ROWS = (16, 64, 256, 1_024, 4_096, 16_384, 65_536), 1_600, 1_600
 LENGTHS, USUAL_HEADS, MANY_ROWS = (10, 100, 1_000, 10_000, 100_000, 1_000_000), 256, 1_000_000
 
 
 def run_alone(module: str, device: str, keeps_compiled: bool = False, **how: Any) -> Any:
-    """What a module of peers prints as its last line, run in a process of its own with the devices it needs."""
+    """Runs a module of peers in its own process, with the devices it needs. Returns its last printed line."""
     flags = os.environ.get("XLA_FLAGS", "")
     if device == "cpu" and "device_count" not in flags:
         flags += f" --xla_force_host_platform_device_count={os.cpu_count()}"
@@ -46,11 +46,11 @@ def run_alone(module: str, device: str, keeps_compiled: bool = False, **how: Any
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])),
     }
-    if not keeps_compiled:  # else the time of a first call would depend on what ran before
+    if not keeps_compiled:  # otherwise the time of a first call would depend on earlier runs
         env["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     if device == "cpu":
         env["CUDA_VISIBLE_DEVICES"] = ""
-    # -P: what lies in the folder it is started from is not imported.
+    # -P: modules in the current folder are not imported.
     command = [sys.executable, "-P", "-m", f"peers.{module}", json.dumps(how)]
     ran = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
     if ran.returncode:
@@ -59,7 +59,7 @@ def run_alone(module: str, device: str, keeps_compiled: bool = False, **how: Any
 
 
 def run_growth(args: argparse.Namespace) -> dict[str, Any]:
-    """Points by number of heads, and by length of the slices."""
+    """Returns points by number of heads, and by length of the slices."""
     by_heads = [(heads, USUAL_LENGTH, FEW_ROWS) for heads in HEADS]
     by_length = [(USUAL_HEADS, length, MANY_ROWS) for length in LENGTHS]
     if args.tiny:
@@ -77,13 +77,13 @@ def run_growth(args: argparse.Namespace) -> dict[str, Any]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", choices=CASES, help="all by default")
-    parser.add_argument("--opponents", nargs="+", help="some of the opponents, such as vmap; all by default")
-    parser.add_argument("--turns", type=int, help="turns of each opponent, 5 by default")
+    parser.add_argument("--cases", nargs="+", choices=CASES, help="cases to run; all by default")
+    parser.add_argument("--opponents", nargs="+", help="opponents to run, such as vmap; all by default")
+    parser.add_argument("--turns", type=int, help="turns per opponent; 5 by default")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--output", type=Path, help="folder that gets engine.md, engine.json and engine.png")
-    parser.add_argument("--quick", action="store_true", help="tiny heads and few steps, of some cases and opponents")
-    parser.add_argument("--check", action="store_true", help="tiny too, but of all cases and opponents")
+    parser.add_argument("--output", type=Path, help="folder for engine.md, engine.json and engine.png")
+    parser.add_argument("--quick", action="store_true", help="tiny heads and few steps, for some cases and opponents")
+    parser.add_argument("--check", action="store_true", help="tiny too, but for all cases and opponents")
     args = parser.parse_args()
     args.tiny = args.quick or args.check
     args.cases = args.cases or (tuple(QUICK) if args.quick else CASES)

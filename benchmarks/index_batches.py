@@ -1,12 +1,12 @@
-"""What the rotation costs: a training step of 784 linear heads whose index batches come about in different ways.
+"""Measures the cost of the rotation: a training step of 784 linear heads with index batches from different sources.
 
-First the draw alone, as its own program, chunk by chunk for a superstep of 50 steps. Then whole steps:
+First the draw alone runs as its own program, chunk by chunk for a superstep of 50 steps. Then whole steps run with
 
-- program: the program draws them, as it does wherever it can;
+- program: the program draws the batches, as it does whenever it can;
 - host: the host draws them with NumPy while the device computes, as for data that is fetched;
-- none: one batch drawn beforehand and used for every step, so that the rotation costs nothing.
+- none: one batch, drawn in advance, serves every step, so that the rotation costs nothing.
 
-The ways take turns in one process; the median over the turns counts. Results: benchmarks/README.md.
+The variants take turns in one process; the median over turns counts. Results: benchmarks/README.md.
 
     python benchmarks/index_batches.py
 """
@@ -30,7 +30,7 @@ BATCH_SIZE, NUM_ROWS, STEPS_PER_CALL = 32, 784, 50
 
 
 class DrawnOnHost(ArrayDataModule):
-    """Index batches of its own, the same ones: the program does not know them, so the host draws them."""
+    """Overrides `index_dataset` with the same batches. The program does not know them, so the host draws them."""
 
     def index_dataset(self, seed: int = 0) -> grain.MapDataset:
         return super().index_dataset(seed)
@@ -50,7 +50,7 @@ def make_slices(kind: str, num_heads: int) -> hx.Slices:
 
 
 def measure(way: str, slices: hx.Slices, steps: int) -> float:
-    """Seconds of one step of all heads."""
+    """Returns the seconds of one step of all heads."""
     rng = np.random.default_rng(0)
     train = {"x": rng.random((NUM_ROWS, 784), np.float32), "y": rng.integers(0, 2, NUM_ROWS)}
     clock = Clock()
@@ -60,7 +60,7 @@ def measure(way: str, slices: hx.Slices, steps: int) -> float:
 
 
 def draw_alone(slices: hx.Slices, turns: int) -> list[float]:
-    """Seconds that the program takes to draw one step's index batches of all heads, one head after the other."""
+    """Returns the seconds that the program takes to draw the index batches of one step, one head after another."""
     law = slices.law()
     fixed = {"columns": law.columns, "tables": law.tables}
     how = {"max_steps": STEPS_PER_CALL, "accumulate": 1, "seed": 0, "small_slices": "mask", "passes": None}
@@ -90,8 +90,8 @@ def draw_alone(slices: hx.Slices, turns: int) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=5, help="fits of each way")
-    parser.add_argument("--steps", type=int, default=250, help="steps of each fit, the first superstep not timed")
+    parser.add_argument("--turns", type=int, default=5, help="number of fits per variant")
+    parser.add_argument("--steps", type=int, default=250, help="steps per fit; the first superstep is not timed")
     parser.add_argument("--heads", type=int, default=784)
     args = parser.parse_args()
 

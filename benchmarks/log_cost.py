@@ -1,4 +1,4 @@
-"""What a log costs the fit that it is taken of: 20 metrics of 1,000 heads, on the caller's side.
+"""Measures what one log of 20 metrics of 1,000 heads costs the fit that writes it.
 
 python benchmarks/log_cost.py
 """
@@ -23,7 +23,7 @@ PARTS = {"training": "on_train_steps_end", "validation": "on_validation_end"}
 
 
 class Logs(hx.HydraModule):
-    """A model of one number, which logs many."""
+    """A model of one number that logs many metrics."""
 
     def __init__(self, num_metrics):
         self.save_hyperparameters()
@@ -46,7 +46,7 @@ class Logs(hx.HydraModule):
 
 
 class Timed(TensorBoardLogger):
-    """Notes how long its hooks take."""
+    """Records how long the hooks of the logger take."""
 
     def __init__(self):
         super().__init__(figures=False)

@@ -1,15 +1,15 @@
-"""What the host costs: default callbacks against none, and the loop against the compiled program alone.
+"""Measures what the host costs: default callbacks against none, and the loop against the compiled program alone.
 
-MLPs 64-64-10, B = 32, AdamW, supersteps of 50 steps; so many heads that a superstep takes some 50 ms. Three take turns
-in one process:
-- default: `Trainer` as it comes, with TensorBoard events, progress bar and checkpoints;
+MLPs 64-64-10, B = 32, AdamW, supersteps of 50 steps, with as many heads as make a superstep take about 50 ms. Three
+variants take turns in one process:
+- default: a default `Trainer`, with TensorBoard events, progress bar and checkpoints;
 - barebones: `Trainer(barebones=True)`;
-- program: the compiled superstep of the barebones fit, called in a plain loop on heads of its own; nobody reads its
-  metrics, and the index batches are those of the first superstep each time.
+- program: the compiled superstep of the barebones fit, called in a plain loop on its own heads; nobody reads its
+  metrics, and it always gets the index batches of the first superstep.
 
-What counts is all turns together, since checkpoints are rare: the default saves at the first epoch's end that is 30 s
-after the last save, by the clock on the wall, which runs on in the others' turns too. So saves are some three times as
-frequent here as in a run of its own. Results: benchmarks/README.md.
+All turns together count, because checkpoints are rare: the default variant saves at the first end of an epoch that is
+30 s after the last save, by the wall clock, which also runs during the turns of the others. Saves are therefore about
+three times as frequent here as in a run alone. Results: benchmarks/README.md.
 
     python benchmarks/quiet_host.py
 """
@@ -35,7 +35,7 @@ WANTED = {"default to barebones": 1.05, "barebones to program": 1.02}
 
 
 class Program:
-    """The compiled superstep in a plain loop. The one place that reaches into the Trainer's own objects."""
+    """The compiled superstep in a plain loop. Only this code uses private objects of the Trainer."""
 
     steps_per_unit, call_steps, note = 1, STEPS_PER_CALL, ""
 
@@ -76,7 +76,7 @@ def make_case(num_heads: int) -> Case:
 
 
 def find_heads() -> int:
-    """So many heads that a superstep takes 50 ms, from a short fit of 32."""
+    """Returns the number of heads at which a superstep takes 50 ms, estimated from a short fit of 32 heads."""
     player = Player("hydrax", lambda: HydraxFit(make_case(32)), 4 * STEPS_PER_CALL)
     player.opponent.close()
     return max(1, round(32 * SUPERSTEP_SECS / STEPS_PER_CALL / player.step_secs))
@@ -93,7 +93,7 @@ def measure(num_heads: int, turns: int, turn_secs: float, folder: str) -> dict[s
     players["program"] = Player("program", lambda: Program(bare), warm_steps)
     for player in players.values():
         player.plan(turn_secs, 4)
-    # Equal turns: all take the steps of the fastest, which are the most.
+    # Equal turns: all make as many steps as the fastest.
     most = max(player.turn_steps for player in players.values())
     for player in players.values():
         player.turn_steps = most
@@ -105,9 +105,9 @@ def measure(num_heads: int, turns: int, turn_secs: float, folder: str) -> dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=5, help="turns of each")
-    parser.add_argument("--turn-secs", type=float, default=10.0, help="of a turn, at least")
-    parser.add_argument("--heads", type=int, help="instead of as many as make a superstep of 50 ms")
+    parser.add_argument("--turns", type=int, default=5, help="turns per variant")
+    parser.add_argument("--turn-secs", type=float, default=10.0, help="least seconds per turn")
+    parser.add_argument("--heads", type=int, help="number of heads; by default as many as make a superstep of 50 ms")
     args = parser.parse_args()
 
     print(machine.describe())

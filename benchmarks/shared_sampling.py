@@ -1,7 +1,7 @@
-"""What shared sampling gains: a step of heads that meet the same rows, against heads that each meet their own.
+"""Measures what shared sampling gains: a step of heads that all get the same rows, against heads that get their own.
 
-Shared sampling runs with several chunk widths, own sampling with the two that were best for it; all take turns in one
-process, and the median over the turns counts. Results: benchmarks/README.md.
+Shared sampling runs with several chunk widths, own sampling with the two that were best for it. All take turns in one
+process, and the median over turns counts. Results: benchmarks/README.md.
 
     python benchmarks/shared_sampling.py
 """
@@ -30,7 +30,7 @@ WORKLOADS: dict[str, tuple[tuple[int, ...], Callable[[], hx.Slices]]] = {
 
 
 def measure(workload: str, sampling: str, chunk: int, steps: int) -> float:
-    """Seconds of one step of all heads."""
+    """Returns the seconds of one step of all heads."""
     x, y = load_digits(return_X_y=True)
     train = {"x": (x[:NUM_ROWS] / 16).astype(np.float32), "y": y[:NUM_ROWS]}
     widths, slices = WORKLOADS[workload]
@@ -42,9 +42,9 @@ def measure(workload: str, sampling: str, chunk: int, steps: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=5, help="fits of each way")
-    parser.add_argument("--steps", type=int, default=200, help="steps of each fit, the first superstep not timed")
-    parser.add_argument("--workloads", type=int, default=len(WORKLOADS), help="how many of the workloads")
+    parser.add_argument("--turns", type=int, default=5, help="number of fits per variant")
+    parser.add_argument("--steps", type=int, default=200, help="steps per fit; the first superstep is not timed")
+    parser.add_argument("--workloads", type=int, default=len(WORKLOADS), help="number of workloads to run")
     args = parser.parse_args()
 
     print(machine())

@@ -1,11 +1,11 @@
-"""Start-up: from the start of a process to the end of its first training step, imports included.
+"""Measures start-up: from the start of a process to the end of its first training step, imports included.
 
-784 prefixes of a linear model 784-2. Every run is a fresh process; what varies:
-- compile cache: "cold", the user's cache folder is new and empty; "warm", a run before it filled the folder (untimed);
-- devices: the Trainer's default, 1, or all cores.
+The fit has 784 prefixes of a linear model 784-2. Every run is a fresh process; the variants differ in
+- the compile cache: "cold", the user's cache folder is new and empty; "warm", an earlier, untimed run has filled it;
+- the devices: the Trainer's default, 1, or all cores.
 
-The ways take turns; the median over turns counts. The parent notes when it starts the process, the process when the
-first step's metrics have reached it. Results: benchmarks/README.md.
+The variants take turns; the median over turns counts. The parent records when it starts the process, the process when
+it has the metrics of the first step. Results: benchmarks/README.md.
 
     python benchmarks/start.py
 """
@@ -25,11 +25,11 @@ from peers import machine
 from peers.report import number, table
 
 WANTED = {"cold": 6.0, "warm": 3.0}
-WANTED_RATIO = 1.2  # all devices to one
+WANTED_RATIO = 1.2  # time with all devices, relative to one
 
 
 def fit_one_step(num_heads: int, devices: int | None) -> None:
-    """The timed process: imports, and one step. Prints when the step was done, or that there is no such argument."""
+    """The timed process: imports and one step. Prints when the step was done, or null if the argument is unknown."""
     from peers.cases import make_cases
     from peers.hydrax_fit import Module, make_slices
 
@@ -57,7 +57,7 @@ def fit_one_step(num_heads: int, devices: int | None) -> None:
 
 
 def start_secs(num_heads: int, devices: int | None, cache: str) -> float | None:
-    """Seconds of one fresh process, None where the Trainer has no `devices`."""
+    """Returns the seconds of one fresh process, or None if the Trainer has no `devices`."""
     env = os.environ | {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": cache}
     env.pop("JAX_COMPILATION_CACHE_DIR", None)
     how = ["--heads", str(num_heads), *([] if devices is None else ["--devices", str(devices)])]
@@ -70,7 +70,7 @@ def start_secs(num_heads: int, devices: int | None, cache: str) -> float | None:
 
 
 def in_cache(state: str, num_heads: int, devices: int | None) -> float | None:
-    """One run with an empty cache folder, or with one that a run before filled."""
+    """Runs once with an empty cache folder, or with one that an earlier run has filled."""
     with tempfile.TemporaryDirectory() as folder:
         if state == "warm":
             start_secs(num_heads, devices, folder)
@@ -79,10 +79,10 @@ def in_cache(state: str, num_heads: int, devices: int | None) -> float | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=3, help="runs of each way")
+    parser.add_argument("--turns", type=int, default=3, help="number of runs per variant")
     parser.add_argument("--heads", type=int, default=784)
-    parser.add_argument("--states", nargs="+", choices=WANTED, default=list(WANTED), help="of the compile cache")
-    parser.add_argument("--default", action="store_true", help="with the Trainer's default devices alone")
+    parser.add_argument("--states", nargs="+", choices=WANTED, default=list(WANTED), help="states of the compile cache")
+    parser.add_argument("--default", action="store_true", help="run only the Trainer's default devices")
     parser.add_argument("--devices", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()

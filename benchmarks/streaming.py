@@ -1,14 +1,14 @@
-"""What it costs to train from a file instead of from the device, and how much memory it takes.
+"""Measures the time and memory of training from a file instead of from the device.
 
-Writes a memory map of random rows on the spot (4.3 GB by default, deleted at the end), and trains the same heads on it:
+The script writes a memory map of random rows (4.3 GB by default, deleted at the end) and trains the same heads on it:
 - device: the whole dataset is copied to the device first;
-- host: residence="host", the rows of each superstep are read from the map, which the page cache holds;
-- host, cold: the same, after the page cache was told to forget the file.
+- host: residence="host", the rows of each superstep are read from the map, which is in the page cache;
+- host, cold: the same, after the file was dropped from the page cache.
 
-The ways take turns, each fit in a process of its own. The median over the turns counts; a speed is that to "device" of
-the same turn. Compilation and the first superstep are left out of the time, not of the memory. Memory is sampled from
-/proc/self/status while the fit runs, less what the process held before it, when its libraries were loaded: its own, and
-the pages of mapped files, which the kernel may take back. Results: benchmarks/README.md.
+The variants take turns, each fit in its own process, and the median over turns counts. A speed is relative to "device"
+in the same turn. Compilation and the first superstep count for memory, not for time. Memory is sampled from
+/proc/self/status while the fit runs, minus what the process held after its imports: its own memory, and pages of mapped
+files, which the kernel may reclaim. Results: benchmarks/README.md.
 
     python benchmarks/streaming.py
 """
@@ -36,12 +36,12 @@ from hydrax.datamodules import ArrayDataModule
 
 WIDTHS = (1024, 256, 10)
 WAYS = ("device", "host", "host, cold")
-MEMORY = ("RssAnon", "RssFile")  # the process's own, and pages of mapped files
+MEMORY = ("RssAnon", "RssFile")  # the process's own memory, and pages of mapped files
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one step of all heads seconds, and those of all cores; the most bytes beyond the libraries', by name."""
+    """Seconds and core-seconds of one step of all heads, and peak bytes beyond those of the libraries, by name."""
 
     step_secs: float
     core_secs: float
@@ -49,7 +49,7 @@ class Measured:
 
 
 class CoreClock(Clock):
-    """Notes too how much the cores worked by then: other work on the machine changes that less than the time."""
+    """Also records the CPU time used so far, which other work on the machine affects less than the time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Memory:
 
 @contextmanager
 def rows_on_disk(folder: str | None, num_rows: int) -> Iterator[Path]:
-    """A file of float32 rows, written out, so that the page cache can forget it; deleted in the end."""
+    """Writes a file of float32 rows and flushes it, so that the page cache can drop it. Deletes it at the end."""
     rng = np.random.default_rng(0)
     with tempfile.NamedTemporaryFile(dir=folder, suffix=".float32") as file:
         for first in range(0, num_rows, 2**14):
@@ -102,13 +102,13 @@ def rows_on_disk(folder: str | None, num_rows: int) -> Iterator[Path]:
 
 
 def forget(file: Path) -> None:
-    """Takes a file that nobody maps out of the page cache; what lies below this machine may still hold it."""
+    """Drops a file that nobody maps from the page cache. The layer below a virtual machine may still hold it."""
     with file.open("rb") as opened:
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def measure(way: str, file: Path, num_rows: int, heads: int, hidden: int, batch_size: int, steps: int) -> Measured:
-    """One fit; each head learns from a random half of the rows."""
+    """Runs one fit, in which each head learns from a random half of the rows."""
     if way == "host, cold":
         forget(file)
     train = {
@@ -130,18 +130,18 @@ def measure(way: str, file: Path, num_rows: int, heads: int, hidden: int, batch_
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=2**20, help=f"of {4 * WIDTHS[0]} bytes each")
-    parser.add_argument("--turns", type=int, default=5, help="fits of each way")
-    parser.add_argument("--steps", type=int, default=250, help="steps of each fit, the first superstep not timed")
+    parser.add_argument("--rows", type=int, default=2**20, help=f"number of rows, {4 * WIDTHS[0]} bytes each")
+    parser.add_argument("--turns", type=int, default=5, help="number of fits per variant")
+    parser.add_argument("--steps", type=int, default=250, help="steps per fit; the first superstep is not timed")
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--hidden", type=int, default=WIDTHS[1], help="width of the hidden layer")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--folder", help="where the file goes; the system's folder for temporary files by default")
+    parser.add_argument("--folder", help="folder of the file; by default the system's temporary folder")
     args = parser.parse_args()
 
     print(machine())
     found: dict[str, list[Measured]] = {way: [] for way in WAYS}
-    # A process of its own for each fit: what one leaves behind in memory does not count for the next.
+    # Each fit has its own process, so that memory left by one does not count for the next.
     alone = ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1)
     with rows_on_disk(args.folder, args.rows) as file, alone:
         for _ in range(args.turns):

@@ -1,8 +1,9 @@
-"""Small convolutional networks on images of CIFAR-10's shape, 32 x 32 x 3, which the example makes.
+"""Small convolutional networks on synthetic images of CIFAR-10's shape, 32 x 32 x 3.
 
-A class is a direction of stripes and a colour of them. Where the stripes lie is by chance, under noise, so no single
-pixel says anything. Heads learn from 50, 100, ... images; the last line is the best that anyone can do who knows how
-the images are made. `python examples/cnn.py`. `hydrax.datamodules.CIFAR10DataModule` reads CIFAR-10's files.
+A class is a direction and a colour of stripes. Their position is random and noise covers them, so no single pixel is
+informative. The heads learn from 50, 100, ... images. The last line is the accuracy of the best possible classifier,
+which knows how the images are made. `hydrax.datamodules.CIFAR10DataModule` reads the real CIFAR-10.
+`python examples/cnn.py`.
 """
 
 import argparse
@@ -22,7 +23,7 @@ ANGLES = np.pi * np.arange(5)[:, None, None] / 5
 ACROSS = np.cos(ANGLES) * np.arange(32)[:, None] + np.sin(ANGLES) * np.arange(32)  # radians, [5, 32, 32]
 
 
-# 1. The images, as bytes: a quarter of the memory of floats. The model scales them.
+# 1. The images, as bytes, which take a quarter of the memory of floats. The model scales them.
 def make_images(num_images: int, seed: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
     label, phase = random.integers(0, 10, num_images), random.uniform(0, 2 * np.pi, num_images)
@@ -32,7 +33,7 @@ def make_images(num_images: int, seed: int) -> dict[str, np.ndarray]:
     return {"image": image.clip(0, 255).astype(np.uint8), "label": label}
 
 
-# 2. One head: a convolution, and the mean over places, since stripes may lie anywhere. 7 pixels hold one stripe.
+# 2. One head: a convolution, then the mean over positions, as stripes may be anywhere. A stripe fits into 7 pixels.
 class CNN(nnx.Module):
     def __init__(self, width: int, rngs: nnx.Rngs) -> None:
         self.filters = nnx.Conv(3, width, (7, 7), strides=3, rngs=rngs)
@@ -62,8 +63,8 @@ class Classifier(hx.HydraModule):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=800, help="images that the last head learns from")
-    parser.add_argument("--steps", type=int, default=250, help="optimiser updates of every head")
+    parser.add_argument("--images", type=int, default=800, help="number of images that the last head learns from")
+    parser.add_argument("--steps", type=int, default=250, help="optimiser updates per head")
     args = parser.parse_args()
     train, test = make_images(args.images, seed=0), make_images(500, seed=1)
 
@@ -80,7 +81,7 @@ def main() -> None:
     print(f"{'the best possible':<20}{(most_likely(test['image']) == test['label']).mean():>10.3f}")
 
 
-# 3. Under noise, the likeliest of waves of unknown phase is the one with the largest Fourier coefficient.
+# 3. Under noise, the most likely wave of unknown phase is the one with the largest Fourier coefficient.
 def most_likely(image: np.ndarray) -> np.ndarray:
     waves = np.einsum("nxyc,axy->nca", image[..., :2] - 128.0, np.exp(1j * ACROSS))
     return abs(waves).reshape(len(image), 10).argmax(axis=1)

@@ -1,8 +1,8 @@
-"""A deep ensemble: heads that differ in their seed only, and how much their mean prediction is worth.
+"""A deep ensemble: heads that differ only in their seed, and how much better their mean prediction is.
 
-Each head learns scikit-learn's digits from all training rows, from a start and in an order of its own. The table holds
-one head, the mean of the heads' scores, and the ensemble against each other, by accuracy, log-loss and expected
-calibration error. With few rows and long training a head is too sure of itself. `python examples/deep_ensemble.py`.
+Each head learns scikit-learn's digits from all training rows, with its own initial values and its own order of rows.
+The table compares one head, the mean score of all heads, and the ensemble by accuracy, log-loss and expected
+calibration error. With few rows and long training a single head is overconfident. `python examples/deep_ensemble.py`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from hydrax.datamodules import ArrayDataModule
 Batch = dict[str, jax.Array]
 
 
-# 1. One member. It predicts probabilities, so that the mean over heads is a prediction, too.
+# 1. One member. It predicts probabilities, so that the mean over heads is a prediction too.
 class Member(hx.HydraModule):
     def configure_model(self, key: jax.Array) -> nnx.Sequential:
         rngs = nnx.Rngs(key)
@@ -50,27 +50,27 @@ def calibration_error(probabilities: np.ndarray, digits: np.ndarray, num_bins: i
 def scores(probabilities: np.ndarray, digits: np.ndarray) -> tuple[float, float, float]:
     accuracy = float((probabilities.argmax(axis=1) == digits).mean())
     probabilities = probabilities.astype(np.float64)
-    surely = probabilities / probabilities.sum(axis=1, keepdims=True)  # float32 adds up to 1 up to rounding only
+    surely = probabilities / probabilities.sum(axis=1, keepdims=True)  # float32 rows sum to 1 only up to rounding
     return accuracy, float(log_loss(digits, surely, labels=range(10))), calibration_error(probabilities, digits)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--heads", type=int, default=32, help="members of the ensemble")
-    parser.add_argument("--steps", type=int, default=400, help="optimiser updates of every head")
-    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for all that is written")
+    parser.add_argument("--steps", type=int, default=400, help="optimiser updates per head")
+    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="output folder")
     args = parser.parse_args()
     images, digits = load_digits(return_X_y=True)
     parts = train_test_split(np.arange(len(digits)), train_size=300, stratify=digits, random_state=0)
     train, test = ({"image": images[rows] / 16, "digit": digits[rows]} for rows in parts)
 
-    # 3. Every head sees every row; its id gives it its own key.
+    # 3. Every head sees every row; the id of a head determines its key.
     slices = hx.Slices.full(args.heads, num_rows=len(train["digit"]))
     data = ArrayDataModule(train, predict=test, slices=slices, batch_size=32, eval_batch_size=500)
     trainer = hx.Trainer(max_steps=args.steps, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     trainer.fit(Member(), data)
 
-    # 4. `reduce="mean"` takes the mean on the device, so no [H, rows, 10] comes to the host.
+    # 4. `reduce="mean"` averages on the device, so the array [H, rows, 10] never comes to the host.
     ensemble = trainer.predict(reduce="mean")
     single = trainer.predict()
     singly = np.array([scores(probabilities, test["digit"]) for probabilities in single])  # [H, 3]

@@ -1,7 +1,7 @@
-"""An Equinox model as head, unmodified: what `configure_model` returns, and what `result.heads[k]` gives back.
+"""An unmodified Equinox model as a head: `configure_model` returns it, and `result.heads[k]` gives it back.
 
-Seven heads learn to tell the tumours of scikit-learn's breast cancer data apart, from 8, 16, ... of the rows. The last
-one is then taken out, written, read and evaluated by Equinox alone. `python examples/equinox_model.py`.
+Seven heads learn to classify tumours in scikit-learn's breast cancer data from 8, 16, ... rows. The last head is then
+saved, loaded and evaluated by Equinox alone. `python examples/equinox_model.py`.
 """
 
 import argparse
@@ -21,15 +21,15 @@ from hydrax.datamodules import ArrayDataModule
 Batch = dict[str, jax.Array]
 
 
-# 1. The model knows one row, as Equinox models do. Nothing of Hydrax is in it.
+# 1. The model takes one row, like any Equinox model. It contains nothing of Hydrax.
 def make_model(key: jax.Array) -> eqx.nn.Sequential:
     first, last = jax.random.split(key)
     layers = [eqx.nn.Linear(30, 16, key=first), eqx.nn.Lambda(jax.nn.relu), eqx.nn.Dropout(0.2)]
     return eqx.nn.Sequential([*layers, eqx.nn.Linear(16, 2, key=last)])
 
 
-# 2. Floating arrays of the model are trained, and other arrays carried along. All else, such as functions and the rate
-# of dropout, is the same for all heads: no `eqx.partition` is needed.
+# 2. Hydrax trains the floating-point arrays of the model and carries other arrays along. Everything else, such as
+# functions and the dropout rate, is the same for all heads, so no `eqx.partition` is needed.
 class EquinoxHead(hx.HydraModule):
     def configure_model(self, key: jax.Array) -> eqx.nn.Sequential:
         return make_model(key)
@@ -38,11 +38,11 @@ class EquinoxHead(hx.HydraModule):
         return optax.adam(3e-3)
 
     def training_step(self, model: eqx.nn.Sequential, batch: Batch, ctx: hx.Context) -> jax.Array:
-        keys = jax.random.split(ctx.key, len(batch["x"]))  # dropout wants a key for each row
+        keys = jax.random.split(ctx.key, len(batch["x"]))  # dropout needs a key for each row
         logits = jax.vmap(model)(batch["x"], key=keys)
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch["malignant"])
 
-    # Hydrax knows the switch of Flax modules only, so evaluation says itself that nothing is to be dropped.
+    # Hydrax switches only Flax modules to evaluation mode, so these steps switch dropout off themselves.
     def test_step(self, model: eqx.nn.Sequential, batch: Batch, ctx: hx.Context) -> None:
         logits = jax.vmap(eqx.nn.inference_mode(model))(batch["x"])
         self.log("test_accuracy", logits.argmax(-1) == batch["malignant"])
@@ -50,8 +50,8 @@ class EquinoxHead(hx.HydraModule):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300, help="optimiser updates of every head")
-    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for all that is written")
+    parser.add_argument("--steps", type=int, default=300, help="optimiser updates per head")
+    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="output folder")
     args = parser.parse_args()
     x, benign = load_breast_cancer(return_X_y=True)
     x = StandardScaler().fit_transform(x).astype(np.float32)
@@ -66,7 +66,7 @@ def main() -> None:
     for length, accuracy in zip(slices.lengths, trainer.test(verbose=False)["test_accuracy"], strict=True):
         print(f"{length:<22}{accuracy:>10.3f}")
 
-    # 3. From here on all is Equinox: write the head, read it back into a fresh model, and evaluate that.
+    # 3. From here on only Equinox is used: save the head, load it into a new model, and evaluate that.
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "equinox_model.eqx"
     eqx.tree_serialise_leaves(file, result.heads[-1])

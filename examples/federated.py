@@ -1,8 +1,8 @@
-"""One model for each client, on rows that clients share out unevenly: local against global accuracy.
+"""One model for each client, on rows that are split unevenly among clients: local against global accuracy.
 
-scikit-learn's digits are dealt to ten clients in three ways: evenly mixed, one class to a client, and by a Dirichlet
-distribution under which clients differ in classes and in rows. That makes 30 models in one fit. Each learns alone:
-nothing is averaged or exchanged, so this is the floor that federated learning starts from.
+scikit-learn's digits are split among ten clients in three ways: evenly mixed, one class per client, and by a Dirichlet
+distribution, under which clients differ in classes and number of rows. That makes 30 models in one fit. Each learns
+alone, without averaging or exchange, so this is the baseline that federated learning has to beat.
 """
 
 import argparse
@@ -38,7 +38,7 @@ class Client(hx.HydraModule):
         self.log("global_accuracy", model(batch["image"]).argmax(-1) == batch["digit"])
 
 
-# 1. What a client will meet looks like what it has: the test rows, drawn by the client's own mix of classes.
+# 1. Local accuracy: the test rows are weighted by the mix of classes that the client has in its training rows.
 def local_slices(slices: hx.Slices, train_digits: np.ndarray, test_digits: np.ndarray) -> hx.Slices:
     mixes = np.array([np.bincount(train_digits[slices.rows(h)], minlength=10) for h in range(len(slices))])
     weights = mixes[:, test_digits] / np.bincount(test_digits)[test_digits]  # [H, test rows]
@@ -47,15 +47,15 @@ def local_slices(slices: hx.Slices, train_digits: np.ndarray, test_digits: np.nd
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--alpha", type=float, default=0.3, help="concentration of the uneven deal")
-    parser.add_argument("--passes", type=int, default=20, help="passes of every client over its own rows")
-    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for all that is written")
+    parser.add_argument("--alpha", type=float, default=0.3, help="concentration of the Dirichlet distribution")
+    parser.add_argument("--passes", type=int, default=20, help="passes of each client over its own rows")
+    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="output folder")
     args = parser.parse_args()
     images, digits = load_digits(return_X_y=True)
     parts = train_test_split(np.arange(len(digits)), test_size=500, stratify=digits, random_state=0)
     train, test = ({"image": images[rows] / 16, "digit": digits[rows]} for rows in parts)
 
-    # 2. Three ways to deal the rows. Where the client of each row is known, it is `partition_by(client)`, too.
+    # 2. Three ways to split the rows. If your data has a client for each row, use `partition_by(client)`.
     deals = {
         "evenly mixed": hx.Slices.dirichlet(train["digit"], alpha=1000, num_heads=10),
         "one class a client": hx.Slices.partition_by(train["digit"]),
@@ -65,7 +65,7 @@ def main() -> None:
     val_slices = local_slices(slices, train["digit"], test["digit"])
     data = ArrayDataModule(train, val=test, val_slices=val_slices, test=test, slices=slices, batch_size=16)
 
-    # 3. Equal training means equal passes: a client of few rows is done early, and frozen from then on.
+    # 3. Here equal training means equal passes: a client with few rows finishes early and is then frozen.
     trainer = hx.Trainer(
         max_epochs=args.passes,
         budget="passes",
@@ -76,7 +76,7 @@ def main() -> None:
     )
     result = trainer.fit(Client(), data)
 
-    # 4. A line for each client: a pandas DataFrame, or a dict of arrays where pandas is not installed.
+    # 4. One line per client: a pandas DataFrame, or a dict of arrays if pandas is not installed.
     table = result.table()
     table["global_accuracy"] = trainer.test(verbose=False)["global_accuracy"]
     columns = [np.asarray(table[name]) for name in ("length", "local_accuracy", "global_accuracy")]
@@ -88,7 +88,7 @@ def main() -> None:
     for recipe, *numbers in zip(table["recipe"][20:], *(column[20:] for column in columns), strict=True):
         print("{:<22}{:>6}{:>16.3f}{:>17.3f}".format(recipe, *numbers))
     ledger = result.save_ledger(args.out / "federated.csv", scores=table["global_accuracy"])
-    print(f"Written: {ledger}, a line for each client, with its global accuracy as score")
+    print(f"Written: {ledger}, one line per client, with its global accuracy as score")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A first fit: 40 small networks, the first of which learns from 10 rows and the last from 400, in one go.
+"""A first fit: 40 small networks in one fit, the first trained on 10 rows and the last on 400.
 
 `python examples/first_fit.py`. examples/learning_curve.py is the longer form, with a validation set, seeds and a plot.
 """
@@ -32,7 +32,7 @@ def main() -> None:
     trainer = hx.Trainer(max_steps=300, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     heads = trainer.fit(Classifier(), data).heads
 
-    logits = heads.predict(images[400:] / 16)  # NumPy, float32[40, 1397, 10]: all heads at once
+    logits = heads.predict(images[400:] / 16)  # NumPy, float32[40, 1397, 10]: all heads in one call
     accuracy = (logits.argmax(axis=-1) == digits[400:]).mean(axis=1)
     for head in (0, 1, 3, 9, 19, 39):
         print(f"{slices.lengths[head]:>4} rows  {accuracy[head]:.3f}")

@@ -1,8 +1,8 @@
-"""A grid of learning-rate schedules: three peaks by three lengths of warm-up, with three seeds each, in one fit.
+"""A grid of learning-rate schedules: three peaks times three warm-up lengths with three seeds each, in one fit.
 
-A schedule is a function of the step, and it may be made of a head's own hyper-parameters: each head warms up to its own
-peak, for a time of its own, and then falls to zero along a cosine. The table has a line for each schedule, and below it
-stands the best head. examples/learning_rate_sweep.py is the shorter form. `python examples/hyperparameter_grid.py`.
+A schedule is a function of the step, and may use a head's own hyper-parameters: each head warms up to its own peak for
+its own number of steps and then decays to zero along a cosine. The table has one line per schedule; the best head
+follows. examples/learning_rate_sweep.py is the shorter form. `python examples/hyperparameter_grid.py`.
 """
 
 import argparse
@@ -23,9 +23,9 @@ Batch = dict[str, jax.Array]
 Number = float | jax.Array
 
 
-# 1. The schedule. In a head its numbers are traced, so it asks no `if` of them, as optax's own schedules do.
+# 1. The schedule. Inside a head its numbers are traced, so it must not use a Python `if` on them, as optax's own do.
 def rate(step: Number, peak: Number, warmup: Number, num_steps: int) -> jax.Array:
-    """From 0 to `peak` in `warmup` steps, and back to 0 at step `num_steps`."""
+    """Rises from 0 to `peak` in `warmup` steps and falls back to 0 at step `num_steps`."""
     rise = step / jnp.maximum(warmup, 1)
     fall = (1 + jnp.cos(jnp.pi * (step - warmup) / (num_steps - warmup))) / 2
     return peak * jnp.where(step < warmup, rise, fall)
@@ -52,15 +52,15 @@ class Classifier(hx.HydraModule):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="heads of each schedule")
-    parser.add_argument("--steps", type=int, default=200, help="optimiser updates of every head")
-    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for all that is written")
+    parser.add_argument("--seeds", type=int, default=3, help="number of heads per schedule")
+    parser.add_argument("--steps", type=int, default=200, help="optimiser updates per head")
+    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="output folder")
     args = parser.parse_args()
     images, digits = load_digits(return_X_y=True)
     parts = train_test_split(np.arange(len(digits)), test_size=500, stratify=digits, random_state=0)
     train, val = ({"image": images[rows] / 16, "digit": digits[rows]} for rows in parts)
 
-    # 2. The grid: the last axis is fastest. Its axes become hyper-parameters of the heads.
+    # 2. The grid; the last axis varies fastest. Its axes become hyper-parameters of the heads.
     axes = {"peak": [0.03, 0.3, 1.0], "warmup": [0, args.steps // 10, args.steps // 2]}
     slices = hx.Slices.product(hx.Slices.full(1, num_rows=len(train["digit"])), **axes, seed=args.seeds)
     module = Classifier(**{name: hx.PerHead(slices.axes[name]) for name in axes}, num_steps=args.steps)
@@ -75,11 +75,11 @@ def main() -> None:
     )
     result = trainer.fit(module, data)
 
-    # 3. One row a head: slice, seed, axes, and all that was logged. A data frame of pandas' where that is installed.
+    # 3. One row per head: slice, seed, axes and logged metrics. A pandas DataFrame if pandas is installed.
     table = result.table()
     print(f"\n{'peak':<8}{'warm-up':>10}{'val accuracy':>16}{'spread':>10}{'quarantined':>14}")
     for first in range(0, len(slices), args.seeds):
-        heads = slice(first, first + args.seeds)  # those that differ in the seed only
+        heads = slice(first, first + args.seeds)  # the heads that differ only in the seed
         accuracy, lost = np.asarray(table["val_accuracy"])[heads], np.asarray(table["status"])[heads] == "quarantined"
         peak, warmup = (slices.axes[name][first] for name in axes)
         print(f"{peak:<8g}{warmup:>10}{accuracy.mean():>16.4f}{accuracy.std():>10.4f}{lost.sum():>14}")

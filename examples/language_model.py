@@ -1,9 +1,9 @@
-"""Tiny transformers on bytes of text, each learning from another part of it: what does one teach about the others?
+"""Tiny transformers on bytes of text, each trained on another part of it: what does one part teach about the others?
 
-The text is cut into blocks of 32 bytes, and the blocks into parts: one for each file, by default the longest three of
-this project's documents. There is a head for each part, and one for all of them. The table has the loss of every head
-on the held-out end of every part, in bits a byte; an untrained model has 8. With `--steps=800` heads of one
-part know it by heart and lose to the head of all parts. `python examples/language_model.py [FILE ...]`.
+The text is cut into blocks of 32 bytes, and each file is a part; by default these are the three longest documents of
+this project. There is one head per part, and one for all parts. The table has the loss of every head on the held-out
+end of every part, in bits per byte; an untrained model needs 8. With `--steps=800` a head of one part memorises it and
+does worse than the head of all parts. `python examples/language_model.py [FILE ...]`.
 """
 
 import argparse
@@ -53,32 +53,32 @@ class LanguageModel(hx.HydraModule):
     def training_step(self, model: Transformer, batch: Batch, ctx: hx.Context) -> jax.Array:
         tokens = batch["tokens"].astype(jnp.int32)
         losses = optax.softmax_cross_entropy_with_integer_labels(model(tokens[:, :-1]), tokens[:, 1:])
-        return losses.mean(axis=1) / jnp.log(2)  # bits a byte, [B]
+        return losses.mean(axis=1) / jnp.log(2)  # bits per byte, [B]
 
-    predict_step = training_step  # of each block
+    predict_step = training_step  # the loss of each block
 
 
-# 2. Files as blocks of bytes. The end of each is held out, and that is what the heads predict after the fit.
+# 2. Files as blocks of bytes. The end of each file is held out, and the heads predict it after the fit.
 class Texts(TextDataModule):
     def predict_dataset(self) -> Batch:
         return self.val_dataset()
 
 
 def make_slices(documents: np.ndarray) -> hx.Slices:
-    """A head for each file, and a last one for all of them."""
+    """Makes one slice per file, and a last one for all files."""
     return hx.Slices.concatenate([hx.Slices.partition_by(documents), hx.Slices.full(1, num_rows=len(documents))])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", type=Path, nargs="*", default=DOCS, help="texts, each a part")
-    parser.add_argument("--steps", type=int, default=100, help="optimiser updates of every head")
+    parser.add_argument("files", type=Path, nargs="*", default=DOCS, help="text files, one part each")
+    parser.add_argument("--steps", type=int, default=100, help="optimiser updates per head")
     args = parser.parse_args()
     data = Texts(args.files, block_length=LENGTH, slices=lambda _: make_slices(data.documents), batch_size=16)
     trainer = hx.Trainer(max_steps=args.steps, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     trainer.fit(LanguageModel(), data)
 
-    # 3. The loss of every head on every held-out block, [H, blocks], and its mean over the blocks of each part.
+    # 3. The loss of every head on every held-out block, [H, blocks], averaged over the blocks of each part.
     losses = trainer.predict()
     names = [path.stem for path in args.files]
     print(f"\n{'learnt from':<24}" + "".join(f"{name:>24}" for name in names))

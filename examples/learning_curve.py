@@ -1,7 +1,7 @@
-"""The learning curve of a small network on scikit-learn's digits: how good does it get from 1, 2, 3, 4 ... rows?
+"""The learning curve of a small network on scikit-learn's digits: how good is it after 1, 2, 3, 4, ... rows?
 
-21 slice lengths with 13 seeds each make 273 models, here called heads. They train side by side from one copy of the
-data, and each sees only the rows of its own slice. `make demo` runs it.
+21 slice lengths with 13 seeds each make 273 models, called heads. They train side by side from one copy of the data,
+and each sees only the rows of its own slice. `make demo` runs this example.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from hydrax.datamodules import ArrayDataModule
 Batch = dict[str, jax.Array]
 
 
-# 1. One head: its model, and what it does with one batch. Losses and metrics are [B], of which Hydrax takes the mean.
+# 1. One head: its model and its steps. Losses and metrics have shape [B], and Hydrax averages them.
 class DigitClassifier(hx.HydraModule):
     def __init__(self, width: int = 64, lr: float = 3e-3) -> None:
         self.save_hyperparameters()
@@ -61,17 +61,17 @@ def draw(curve: np.ndarray, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, default=22, help="slice lengths, before rounding makes some equal")
-    parser.add_argument("--seeds", type=int, default=13, help="heads of each length")
-    parser.add_argument("--steps", type=int, default=600, help="optimiser updates of every head")
-    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for all that is written")
+    parser.add_argument("--lengths", type=int, default=22, help="number of slice lengths; rounding may make some equal")
+    parser.add_argument("--seeds", type=int, default=13, help="number of heads per length")
+    parser.add_argument("--steps", type=int, default=600, help="optimiser updates per head")
+    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="output folder")
     args = parser.parse_args()
     images, digits = load_digits(return_X_y=True)
     others, test = train_test_split(np.arange(len(digits)), test_size=360, stratify=digits, random_state=0)
     train, val = train_test_split(others, test_size=180, stratify=digits[others], random_state=0)
     parts = [{"image": images[rows] / 16, "digit": digits[rows]} for rows in (train, val, test)]
 
-    # 2. The rows of each head: the first n of the order that its seed shuffles.
+    # 2. The rows of each head: the first n in the order that its seed gives.
     lengths = np.unique(np.geomspace(1, len(train), args.lengths).round().astype(int))
     seeds = np.tile(np.arange(args.seeds), len(lengths))
     slices = hx.Slices.prefix(np.repeat(lengths, args.seeds), num_rows=len(train), seed=seeds)
@@ -79,7 +79,7 @@ def main() -> None:
     trainer = hx.Trainer(max_steps=args.steps, default_root_dir=args.out, enable_checkpointing=False)
     result = trainer.fit(DigitClassifier(), data)
 
-    # 3. One number for each head, float[H], becomes one line for each slice length.
+    # 3. One number per head, float[H], becomes one line per slice length.
     scores = trainer.test(verbose=False)
     accuracy, loss = (scores[name].reshape(len(lengths), args.seeds) for name in ("test_accuracy", "test_loss"))
     numbers = (accuracy.mean(axis=1), accuracy.std(axis=1), loss.mean(axis=1), loss.std(axis=1))
@@ -91,8 +91,8 @@ def main() -> None:
     np.savetxt(args.out / "learning_curve.csv", curve, "%.6g", delimiter=",", header=header, comments="")
     draw(curve, args.out / "learning_curve.png")
     result.save_ledger(args.out / "heads.csv", scores=scores["test_accuracy"])
-    print(f"\nWritten: {args.out}/learning_curve.csv and learning_curve.png, and heads.csv, a line for each head")
-    print(f"To see more: {os.path.relpath(sys.executable)} -m tensorboard.main --logdir {result.log_dir}")
+    print(f"\nWritten: {args.out}/learning_curve.csv and learning_curve.png, and heads.csv, one line per head")
+    print(f"To see more, run: {os.path.relpath(sys.executable)} -m tensorboard.main --logdir {result.log_dir}")
 
 
 if __name__ == "__main__":

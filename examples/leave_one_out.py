@@ -1,8 +1,9 @@
-"""Leave-one-out: 442 ridge regressions, each on all rows of scikit-learn's diabetes but one, in one fit.
+"""Leave-one-out: 442 ridge regressions in one fit, each on all rows of scikit-learn's diabetes data except one.
 
-The predictions of the left-out rows are held against the closed form, so this also shows how exact a fit can be. It
-runs once with each sampling. A batch holds all rows here, so both learn the same: with own sampling a step gathers 441
-rows for each of 442 heads, with shared sampling 442 rows for all. Much of the time is compiling: try `--steps=2000`.
+The predictions of the left-out rows are compared with the closed form, so this also shows how exact a fit can be. It
+runs once with each kind of sampling. Here a batch contains all rows, so both learn the same: with own sampling a step
+gathers 441 rows for each of the 442 heads, with shared sampling 442 rows for all heads together. Much of the time is
+compilation: try `--steps=2000`.
 """
 
 import argparse
@@ -24,7 +25,7 @@ ALPHA = 10.0  # Ridge minimises (sum of the squared errors) + ALPHA * |w|^2
 Batch = dict[str, jax.Array]
 
 
-# 1. One head, from zero. The loss is Ridge's divided by 2 n; every head has n = N - 1 rows.
+# 1. One head, starting at zero. The loss is that of Ridge divided by 2 n; every head has n = N - 1 rows.
 class RidgeHead(hx.HydraModule):
     def __init__(self, num_rows: int, lr: float = 0.2) -> None:
         self.save_hyperparameters()
@@ -43,27 +44,27 @@ class RidgeHead(hx.HydraModule):
         return model(batch["x"])[:, 0]
 
 
-# 2. The closed form, by one fit to all rows: a left-out row's error is residual / (1 - leverage) (Allen's PRESS).
+# 2. The closed form from one fit to all rows: the error of a left-out row is residual / (1 - leverage) (Allen's PRESS).
 def closed_form(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     x = np.column_stack([np.ones(len(x)), x])
-    penalty = ALPHA * np.diag([0.0] + [1.0] * (x.shape[1] - 1))  # the intercept is free
+    penalty = ALPHA * np.diag([0.0] + [1.0] * (x.shape[1] - 1))  # the intercept has no penalty
     hat = x @ np.linalg.solve(x.T @ x + penalty, x.T)
     return y - (y - hat @ y) / (1 - np.diag(hat))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400, help="optimiser updates of every head")
-    parser.add_argument("--rows", type=int, default=442, help="use the first so many rows, with as many heads")
-    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for all that is written")
+    parser.add_argument("--steps", type=int, default=400, help="optimiser updates per head")
+    parser.add_argument("--rows", type=int, default=442, help="number of rows to use, and so of heads")
+    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="output folder")
     args = parser.parse_args()
     x, y = load_diabetes(return_X_y=True)
     x = StandardScaler().fit_transform(x[: args.rows])
     scale = y[: args.rows].std()
-    y = y[: args.rows] / scale  # of unit spread, so that one learning rate suits any target
+    y = y[: args.rows] / scale  # scaled to unit variance, so that one learning rate suits any target
     exact = closed_form(x, y) * scale
 
-    # 3. Head h sees every row but row h. Twelve bytes a head say so.
+    # 3. Head h sees every row except row h. A slice takes thirteen bytes.
     slices = hx.Slices.leave_one_out(len(x))
     data = ArrayDataModule({"x": x, "y": y}, slices=slices, batch_size=len(x))
 
@@ -74,7 +75,7 @@ def main() -> None:
             max_steps=args.steps, sampling=sampling, logger=False, enable_checkpointing=False, enable_progress_bar=False
         )
         trainer.fit(RidgeHead(len(x)), data)
-        # 4. Every row is held out from one head, so the mean over heads is that head's prediction.
+        # 4. Every row is held out from exactly one head, so the mean over heads is the prediction of that head.
         found = trainer.predict_held_out().per_row() * scale
         secs, rmse = time.perf_counter() - start, np.sqrt(((found - y * scale) ** 2).mean())
         print(f"{sampling:<12}{secs:>9.1f}{rmse:>9.3f}{abs(found - exact).max():>42.1e}")
@@ -83,7 +84,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     columns = np.column_stack([y * scale, found, exact])
     np.savetxt(args.out / "leave_one_out.csv", columns, "%.6f", ",", header="target,left_out,closed_form", comments="")
-    print(f"Written: {args.out}/leave_one_out.csv, the prediction of every row by the head that has not seen it")
+    print(f"Written: {args.out}/leave_one_out.csv, the prediction of each row by the head that has not seen it")
 
 
 if __name__ == "__main__":

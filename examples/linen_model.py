@@ -1,8 +1,8 @@
-"""A Flax Linen model as head: `configure_model` returns its variables, and the steps apply the model to them.
+"""A Flax Linen model as a head: `configure_model` returns its variables, and the steps apply the model to them.
 
-The model has batch norm, so besides its parameters a head has statistics that move as it trains. A step that moves them
-returns them beside the loss. Five heads learn scikit-learn's wine, each from all folds but its own, and one call scores
-the rows that a head did not see. `python examples/linen_model.py`.
+The model has batch norm, so a head has running statistics besides its parameters. A step that updates them returns them
+with the loss. Five heads learn scikit-learn's wine data, each from all folds except its own, and one call scores the
+rows that a head did not see. `python examples/linen_model.py`.
 """
 
 import argparse
@@ -29,7 +29,7 @@ class Net(nn.Module):
         return nn.Dense(3)(nn.relu(nn.Dense(16)(x)))
 
 
-# 1. "params" is trained; every other collection is the head's state, which only a returned "model" changes.
+# 1. "params" is trained. Every other collection is state of the head; only a returned "model" changes it.
 class LinenHead(hx.HydraModule):
     def configure_model(self, key: jax.Array) -> Variables:
         return Net().init(key, np.zeros((1, 13), np.float32), train=False)
@@ -48,19 +48,19 @@ class LinenHead(hx.HydraModule):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200, help="optimiser updates of every head")
+    parser.add_argument("--steps", type=int, default=200, help="optimiser updates per head")
     args = parser.parse_args()
     x, classes = load_wine(return_X_y=True)
     chosen = np.random.default_rng(0).permutation(len(x))[:175]  # five folds of 35
-    x, classes = np.log1p(x[chosen]), classes[chosen]  # the columns go from 0.1 to 1680
+    x, classes = np.log1p(x[chosen]), classes[chosen]  # the columns range from 0.1 to 1680
 
-    # 2. A batch is a whole slice, so batch norm sees no padding, and each head's statistics are those of its rows.
+    # 2. A batch is a whole slice, so batch norm sees no padding, and the statistics of a head are those of its rows.
     slices = hx.Slices.from_splits(KFold(5).split(x), num_rows=len(x))
     data = ArrayDataModule({"x": x, "class": classes}, slices=slices, batch_size=slices.lengths.max())
     trainer = hx.Trainer(max_steps=args.steps, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     result = trainer.fit(LinenHead(), data)
 
-    # 3. `heads[k]` is what `configure_model` built: variables, ready for `Net().apply`.
+    # 3. `heads[k]` has the form that `configure_model` returns: variables for `Net().apply`.
     held_out = trainer.predict_held_out()
     right = held_out.predictions.argmax(axis=-1) == classes[held_out.rows]
     accuracy = np.bincount(held_out.heads, right) / np.bincount(held_out.heads)

@@ -1,7 +1,7 @@
-"""The one-call form: arrays in, models out, with no module, data module or trainer to write.
+"""The one-call form: arrays in, models out, without a module, data module or trainer.
 
-Model k learns to tell two of scikit-learn's digits apart from the first k rows. It is an ordinary Flax module, which
-knows only one row. The table has a line for some of the models. `python examples/one_call.py`.
+Model k learns to tell two of scikit-learn's digits apart from the first k rows. It is an ordinary Flax module that
+takes one row. The table has a line for some of the models. `python examples/one_call.py`.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from hydrax import get_trained_models, unbatch_model
 
 
-# 1. Any callable from a key to a model of one row: here a class.
+# 1. Any callable that makes a model from a key: here a class. The model takes one row.
 class Net(nnx.Module):
     def __init__(self, key: jax.Array) -> None:
         rngs = nnx.Rngs(key)
@@ -27,15 +27,15 @@ class Net(nnx.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=int, default=64, help="model k learns from k rows")
-    parser.add_argument("--steps", type=int, default=100, help="optimiser updates of every model")
-    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for all that is written")
+    parser.add_argument("--models", type=int, default=64, help="number of models; model k learns from k rows")
+    parser.add_argument("--steps", type=int, default=100, help="optimiser updates per model")
+    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="output folder")
     args = parser.parse_args()
     images, digits = load_digits(return_X_y=True)
     pair = np.isin(digits, (3, 8))
     x, y = (images[pair] / 16).astype(np.float32), (digits[pair] == 8).astype(int)
 
-    # 2. Rows 0 to 199 are there to learn from, and the others to test on.
+    # 2. Rows 0 to 199 are for training, the others for testing.
     models = get_trained_models(
         x, y, num_models=args.models, model_type=Net, start_slice="0_200", steps=args.steps, learning_rate=1e-2
     )
@@ -47,7 +47,7 @@ def main() -> None:
     for k in [2**i for i in range(args.models.bit_length())]:
         print(f"{k:<20}{accuracy[k - 1]:>10.3f}")
 
-    # 4. ... or one of them, whole: an nnx.Module like any other.
+    # 4. ... or one of them, an ordinary nnx.Module.
     last = unbatch_model(models, args.models - 1)
     alone = (np.asarray(last(x[200:])).argmax(axis=-1) == y[200:]).mean()
     print(f"{'the last, alone':<20}{alone:>10.3f}")

@@ -1,7 +1,7 @@
-"""A search of hyper-parameters by Optuna: each round asks it for a batch of trials and trains them as heads of one fit.
+"""Hyper-parameter search with Optuna: each round asks for a batch of trials and trains them as the heads of one fit.
 
 A trial is a learning rate, a momentum and a weight decay of a small network on scikit-learn's digits; its score is the
-validation loss. A trial that diverges is quarantined, which harms no other head, and Optuna hears that it failed.
+validation loss. A trial that diverges is quarantined, which harms no other head, and is reported to Optuna as failed.
 `python examples/optuna_search.py`.
 """
 
@@ -30,7 +30,7 @@ SPACE = {
 }
 
 
-# 1. One head. In here each hyper-parameter is one number, this head's own.
+# 1. One head. Inside it, each hyper-parameter is a single number, the value of this head.
 class Classifier(hx.HydraModule):
     def __init__(self, lr: hx.PerHead, momentum: hx.PerHead, weight_decay: hx.PerHead) -> None:
         self.save_hyperparameters()
@@ -50,17 +50,17 @@ class Classifier(hx.HydraModule):
 
 
 def make_trainer(steps: int) -> hx.Trainer:
-    """It validates once, after the last step, and says nothing."""
+    """Makes a Trainer that validates once, after the last step, and prints nothing."""
     quiet = dict.fromkeys(["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False)
     return hx.Trainer(max_steps=steps, check_val_every_n_epoch=None, val_check_interval=steps, **quiet)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=4, help="batches of trials, one fit each")
-    parser.add_argument("--trials", type=int, default=16, help="trials of a round, and so heads of a fit")
-    parser.add_argument("--steps", type=int, default=200, help="optimiser updates of every head")
-    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for all that is written")
+    parser.add_argument("--rounds", type=int, default=4, help="number of batches of trials, one fit each")
+    parser.add_argument("--trials", type=int, default=16, help="number of trials per round, and so of heads per fit")
+    parser.add_argument("--steps", type=int, default=200, help="optimiser updates per head")
+    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="output folder")
     args = parser.parse_args()
     images, digits = load_digits(return_X_y=True)
     parts = train_test_split(np.arange(len(digits)), test_size=500, stratify=digits, random_state=0)
@@ -68,9 +68,9 @@ def main() -> None:
     slices = hx.Slices.full(args.trials, num_rows=len(train["digit"]))
     data = ArrayDataModule(train, val=val, slices=slices, batch_size=32, eval_batch_size=500)
 
-    # 2. Ask, fit, tell. Rounds differ in the values of their `PerHead`s only, which are inputs of the programs. So the
-    # first round compiles, and the others trace again and read its programs from the cache of compiled programs: on two
-    # cores the first round took 14 s, and each later one 2 to 3 s.
+    # 2. Ask, fit, tell. Rounds differ only in the values of their `PerHead`s, which are inputs of the programs. So the
+    # first round compiles, and later rounds read its programs from the cache: on two cores the first round took 14 s,
+    # and each later one 2 to 3 s.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=args.trials))
     for number in range(args.rounds):
@@ -92,7 +92,7 @@ def main() -> None:
         lines.writerows([t.number, t.state.name, *(t.params[name] for name in SPACE), t.value] for t in study.trials)
     best = study.best_trial
     print(f"best:  trial {best.number}  " + "  ".join(f"{name}={value:.3g}" for name, value in best.params.items()))
-    print(f"Written: {args.out}/optuna_search.csv, a line for each trial")
+    print(f"Written: {args.out}/optuna_search.csv, one line per trial")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Two callbacks of your own, one of each tier (docs/writing-a-callback.md explains both).
+"""Two custom callbacks, one of each tier. `python examples/own_callback.py`, explained in docs/writing-a-callback.md.
 
-`Enough` runs on the host after each validation, and stops the heads that are good enough. `PathLength` runs inside the
-compiled program at every step, and adds up how far a head's parameters travel. The heads learn a linear function from
-1, 2, 4, ... rows. A head that stopped stays where it is: its path grows no more. `python examples/own_callback.py`.
+`Enough` runs on the host after each validation and stops the heads that are good enough. `PathLength` runs inside the
+compiled program at every step and adds up how far the parameters of a head travel. The heads learn a linear function
+from 1, 2, 4, ... rows. A stopped head keeps its parameters, so its path grows no further.
 """
 
 import argparse
@@ -20,9 +20,9 @@ from hydrax.datamodules import ArrayDataModule
 Batch = dict[str, jax.Array]
 
 
-# 1. First tier: `on_...(event)`, ordinary Python between supersteps. Arrays in an event are NumPy, one entry a head.
+# 1. First tier: `on_...(event)`, ordinary Python between supersteps. Arrays in an event are NumPy, one entry per head.
 class Enough(hx.Callback):
-    """Stops a head whose validation loss is below `bound`, and takes down at which step."""
+    """Stops a head whose validation loss is below `bound`, and records the step."""
 
     def __init__(self, bound: float) -> None:
         self.bound = bound
@@ -35,7 +35,7 @@ class Enough(hx.Callback):
         self.stopped_at |= {int(head): event.step for head in np.flatnonzero(good)}
         return hx.Control(stop=good, reason="good enough")
 
-    # What a resumed fit must know.
+    # State that a resumed fit needs.
     def state_dict(self) -> dict[str, np.ndarray]:
         return {"heads": np.array(list(self.stopped_at)), "steps": np.array(list(self.stopped_at.values()))}
 
@@ -45,7 +45,7 @@ class Enough(hx.Callback):
 
 # 2. Second tier: `init`, `on_step` and `metrics`, pure functions of ONE head, which JAX compiles into the step.
 class PathLength(hx.Callback):
-    """The sum of the 2-norms of a head's updates."""
+    """Adds up the 2-norms of the updates of a head."""
 
     def init(self, head):
         return {"length": jnp.zeros(())}
@@ -74,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bound", type=float, default=0.01, help="validation loss that is good enough")
     parser.add_argument("--epochs", type=int, default=40, help="passes of the head with the most rows")
-    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for all that is written")
+    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="output folder")
     args = parser.parse_args()
     x = np.random.default_rng(0).normal(size=(96, 4)).astype(np.float32)
     rows = {"x": x, "y": x @ np.array([1, -2, 3, 0.5], np.float32)}
@@ -82,7 +82,7 @@ def main() -> None:
     slices = hx.Slices.prefix([1, 2, 4, 8, 16, 32, 64], num_rows=64)
     data = ArrayDataModule(train, val=val, slices=slices, batch_size=64)
 
-    # 3. Callbacks hear every event in the order in which they are listed.
+    # 3. Callbacks are called in the order in which they are listed.
     enough, path = Enough(args.bound), PathLength()
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     result = hx.Trainer(max_epochs=args.epochs, callbacks=[enough, path], **quiet).fit(Regression(), data)

@@ -1,7 +1,7 @@
-"""MLP regression on many slices: how the error on scikit-learn's diabetes falls with the rows to learn from.
+"""MLP regression on many slices: how the error on scikit-learn's diabetes data falls with the number of training rows.
 
-Six lengths with twenty random subsets each make 120 heads. They are scored on the same test rows, and beside them
-stands what ridge regression makes of each head's rows: 442 people are few for an MLP. `python examples/regression.py`.
+Six lengths with twenty random subsets each make 120 heads, scored on the same test rows. The table compares them with
+ridge regression on the same rows: 442 people are few for an MLP. `python examples/regression.py`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from hydrax.datamodules import ArrayDataModule
 Batch = dict[str, jax.Array]
 
 
-# 1. One head: an MLP of one output. The loss is the squared error of each row, [B].
+# 1. One head: an MLP with one output. The loss is the squared error of each row, [B].
 class Regressor(hx.HydraModule):
     def __init__(self, width: int = 16, lr: float = 3e-3, weight_decay: float = 0.1) -> None:
         self.save_hyperparameters()
@@ -47,17 +47,17 @@ class Regressor(hx.HydraModule):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--subsets", type=int, default=20, help="heads of each length")
-    parser.add_argument("--steps", type=int, default=300, help="optimiser updates of every head")
-    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for all that is written")
+    parser.add_argument("--subsets", type=int, default=20, help="number of heads per length")
+    parser.add_argument("--steps", type=int, default=300, help="optimiser updates per head")
+    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="output folder")
     args = parser.parse_args()
     x, y = load_diabetes(return_X_y=True)
-    x = x * len(x) ** 0.5  # its columns have a 2-norm of 1; now they have a standard deviation of 1
+    x = x * len(x) ** 0.5  # the columns have a 2-norm of 1; this gives them a standard deviation of 1
     parts = train_test_split(np.arange(len(y)), test_size=122, random_state=0)
     centre, scale = y[parts[0]].mean(), y[parts[0]].std()
     train, test = ({"x": x[rows], "y": (y[rows] - centre) / scale} for rows in parts)
 
-    # 2. Subsets of one seed are nested: the longer holds the shorter.
+    # 2. Subsets with the same seed are nested: a longer one contains the shorter ones.
     lengths = np.array([10, 20, 40, 80, 160, 320])
     seeds = np.tile(np.arange(args.subsets), len(lengths))
     slices = hx.Slices.random_subset(np.repeat(lengths, args.subsets), num_rows=len(train["y"]), seed=seeds)
@@ -65,7 +65,7 @@ def main() -> None:
     trainer = hx.Trainer(max_steps=args.steps, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     trainer.fit(Regressor(), data)
 
-    # 3. Means over the test rows, float32[H]; R^2 is 1 less the squared error over the variance of the targets.
+    # 3. Means over the test rows, float32[H]. R^2 is 1 minus the squared error over the variance of the targets.
     errors = trainer.test(verbose=False)
     ours = 1 - errors["squared_error"] / test["y"].var()
     theirs = np.array([ridge_score(train, test, slices.rows(head)) for head in range(len(slices))])

@@ -1,8 +1,9 @@
-"""A fit that is cut off half-way and resumed ends with the same bits as one that was not.
+"""A fit that is interrupted half-way and resumed ends with the same bits as an uninterrupted one.
 
-The first Trainer trains without a break. The second trains the same heads and a callback ends it half-way, as a crash
-or Ctrl-C would. A third, which knows only the folder, goes on from there with `ckpt_path="last"`. At the end all
-parameters are compared bit by bit; those of pixels that are always blank never move. `python examples/resume.py`.
+The first Trainer trains without a break. The second trains the same heads, and a callback ends it half-way, as a crash
+or Ctrl-C would. A third, which knows only the folder, resumes with `ckpt_path="last"`. At the end all parameters are
+compared bit by bit. (The weights of pixels that are always blank never change, so even the second fit shares some.)
+`python examples/resume.py`.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from hydrax.datamodules import ArrayDataModule
 Batch = dict[str, jax.Array]
 
 
-# 1. One head, with dropout: its random numbers, too, are the same after a resume.
+# 1. One head, with dropout: its random numbers are the same after a resume too.
 class Classifier(hx.HydraModule):
     def configure_model(self, key: jax.Array) -> nnx.Sequential:
         rngs = nnx.Rngs(key)
@@ -36,7 +37,7 @@ class Classifier(hx.HydraModule):
         return optax.softmax_cross_entropy_with_integer_labels(model(batch["image"]), batch["digit"])
 
 
-# 2. What cuts the fit off. `next_due` makes the superstep end at just this step.
+# 2. The interruption. `next_due` makes a superstep end at exactly this step.
 class CutAt(hx.Callback):
     def __init__(self, step: int) -> None:
         self.step = step
@@ -50,15 +51,15 @@ class CutAt(hx.Callback):
 
 
 def parameters(result: hx.FitResult) -> np.ndarray:
-    """All parameters of all heads, float32[H, parameters]."""
+    """Returns all parameters of all heads, float32[H, parameters]."""
     leaves = jax.tree.leaves(result.heads.trainable)
     return np.concatenate([np.asarray(leaf).reshape(len(leaf), -1) for leaf in leaves], axis=1)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200, help="optimiser updates of every head")
-    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for all that is written")
+    parser.add_argument("--steps", type=int, default=200, help="optimiser updates per head")
+    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="output folder")
     args = parser.parse_args()
     images, digits = load_digits(return_X_y=True)
 
@@ -74,7 +75,7 @@ def main() -> None:
         )
         return trainer.fit(Classifier(), data, ckpt_path=ckpt_path)
 
-    # 3. Three fits: the unbroken run has a folder of its own, the other two share one.
+    # 3. Three fits: the unbroken run has its own folder, the other two share one.
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.out) as folder:
         whole = fit(Path(folder) / "whole")

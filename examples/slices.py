@@ -1,8 +1,8 @@
-"""Pictures of slices: which rows each head may learn from, and which of them it meets in the first ten steps.
+"""Pictures of slices: which rows each head may learn from, and which of them it sees in the first ten steps.
 
-`slices.png` has a panel for each way to make slices of scikit-learn's wine: a line is a head, a column one of the 178
-rows, which stand in the order of their classes. `rotation.png` has the rows that a long and a short slice meet in
-batches of 8 slots: with either way to fill the slots of the short one, and where all heads meet the same rows.
+`slices.png` has one panel per kind of slices of scikit-learn's wine data: each line is a head, each column one of the
+178 rows, which are sorted by class. `rotation.png` shows the rows that a long and a short slice get in batches of 8
+slots: with both ways to fill the slots of the short slice, and with shared sampling.
 """
 
 import argparse
@@ -23,7 +23,7 @@ LONG_AND_SHORT = hx.Slices.window(starts=[2, 8], lengths=[20, 5], num_rows=24)
 PASSES = ListedColormap(["darkgrey", "white", *colormaps["Set3"].colors])
 
 
-# 1. What each head may learn from: the ways to make slices.
+# 1. What each head may learn from: all kinds of slices.
 def every_kind(labels: np.ndarray) -> dict[str, hx.Slices]:
     n, seeds = len(labels), np.arange(10)
     return {
@@ -48,18 +48,18 @@ def draw_slices(axes: Axes, slices: hx.Slices) -> None:
     axes.set(xlabel="row", ylabel="head", yticks=range(0, len(slices), 1 + len(slices) // 6))
 
 
-# 2. What heads meet: the batches that the Trainer would give them, by number.
+# 2. What the heads see: the batches that the Trainer would give them.
 def meetings(small_slices: str, sampling: str, steps: int) -> np.ndarray:
-    """int[H, steps, N], how often each head meets each row in each step."""
+    """Counts how often each head sees each row in each step, int[H, steps, N]."""
     heads, n = range(len(LONG_AND_SHORT)), LONG_AND_SHORT.num_rows
     data = ArrayDataModule(np.zeros(n), slices=LONG_AND_SHORT, batch_size=8, small_slices=small_slices)
     batches = [data.index_dataset(seed=0, sampling=sampling)[t] for t in range(steps)]
-    rows = [np.where(batch["mask"], batch["rows"], n) for batch in batches]  # padding counts as a row behind the last
+    rows = [np.where(batch["mask"], batch["rows"], n) for batch in batches]  # padding counts as a row after the last
     return np.array([[np.bincount(met[head], minlength=n + 1)[:n] for met in rows] for head in heads])
 
 
 def draw_meetings(axes: Axes, head: int, met: np.ndarray) -> None:
-    times = np.cumsum(met, axis=0)  # for which time a row is met: the pass, as a pass has each row once
+    times = np.cumsum(met, axis=0)  # the n-th time that a row is seen is pass n, because a pass has each row once
     colour = np.where(met, 2 + (times - 1) % 12, LONG_AND_SHORT.mask()[head])
     axes.imshow(colour.T, cmap=PASSES, vmin=0, vmax=13, aspect="auto")
     for step, row in np.argwhere(met):
@@ -70,8 +70,8 @@ def draw_meetings(axes: Axes, head: int, met: np.ndarray) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=10, help="steps to draw")
-    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="folder for all that is written")
+    parser.add_argument("--steps", type=int, default=10, help="number of steps to draw")
+    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="output folder")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
@@ -80,7 +80,7 @@ def main() -> None:
     for axes, (name, slices) in zip(figure.subplots(4, 3).flat, every_kind(load_wine().target).items(), strict=True):
         print(f"{name:<34}{len(slices):>6}{f'{slices.lengths.min()}..{slices.lengths.max()}':>12}")
         draw_slices(axes.set_title(name).axes, slices)
-    figure.suptitle("Slices of wine's 178 rows: white rows are not in a slice, darker ones are there more than once")
+    figure.suptitle("Slices of the 178 rows of wine: white rows are not in a slice, dark rows are in it several times")
     figure.savefig(args.out / "slices.png", dpi=110)
 
     figure = Figure(figsize=(13, 10), layout="constrained")
@@ -89,7 +89,7 @@ def main() -> None:
         for head, met in enumerate(meetings(small_slices, sampling, args.steps)):
             draw_meetings(panels[head], head, met)
             panels[head].set_title(f'"{small_slices}", {sampling} sampling: {met.sum() / args.steps:g} slots live')
-    figure.suptitle("Rows met in batches of 8 slots: the number says in which pass; grey rows are not in the slice")
+    figure.suptitle("Rows in batches of 8 slots: the number is the pass; grey rows are not in the slice")
     figure.savefig(args.out / "rotation.png", dpi=110)
     print(f"Written: {args.out}/slices.png and rotation.png")
 

@@ -1,12 +1,12 @@
-"""The same training written by hand in JAX, as somebody would who needs no library for it.
+"""The same training written by hand in JAX, as a user without a library would write it.
 
-All forms share one head's step: the batch is gathered from the one dataset inside the program, the loss is the mean
-over its rows, Optax updates, and whole states are donated. A head walks its rows in base order, over and over, which
-costs next to nothing (Hydrax shuffles them anew in each pass, and pays for that). Forms:
+All forms share the step of one head: the program gathers the batch from the one dataset, the loss is the mean over its
+rows, Optax updates, and whole states are donated. A head goes through its rows in base order, over and over, which
+costs next to nothing (Hydrax shuffles them in each pass, and pays for that). Forms:
 
 - vmap: a scan over K steps of the vmapped step, one program on one device;
-- chunks: heads in blocks of C; a map over blocks outside a scan over K steps, so that a block's parameters stay in the
-  cache; one such program for each device, with its own blocks, dispatched without waiting;
+- chunks: heads in blocks of C; a map over blocks outside a scan over K steps, so that the parameters of a block stay in
+  the cache; one such program for each device, with its own blocks, dispatched without waiting;
 - one by one: the jitted step of one head, called in a Python loop over heads.
 """
 

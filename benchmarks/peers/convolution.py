@@ -1,8 +1,8 @@
-"""The CNN as somebody writes it by hand for a CPU: patches from shifted slices, and matrix products.
+"""The CNN as a user would write it by hand for a CPU: patches from shifted slices, and matrix products.
 
-A vmapped convolution whose kernels differ from head to head is a grouped one, which XLA computes slowly. Here a 3 x 3
-convolution is nine shifted copies of the image side by side, times the kernel as a matrix; the gradient of its input is
-the same thing with the kernel flipped, instead of nine scattered sums. Pooling is a maximum of pairs, instead of
+A vmapped convolution whose kernels differ between heads is a grouped convolution, which XLA computes slowly. Here a 3 x
+3 convolution is nine shifted copies of the image side by side, times the kernel as a matrix. The gradient of its input
+is the same operation with the kernel flipped, instead of nine scattered sums. Pooling is a maximum of pairs instead of
 `reduce_window`, whose gradient is slow too.
 """
 

@@ -1,10 +1,10 @@
-"""FLOPs and bytes of one step of one head, counted from shapes: what the job needs, whatever a program makes of it.
+"""Counts FLOPs and bytes of one step of one head from shapes: what the job needs, whatever a program does.
 
-FLOPs are those of the matrix products and convolutions, two for each multiply-add: the forward pass, the gradient of
-every weight, and the gradient of every input but the first layer's, which nobody asks for. Bytes are the least that
-has to move where nothing stays in a cache from step to step: parameters and both moments of Adam read and written once
-(24 bytes a parameter), each row of the batch read once, and each layer's output written and read again forwards, and
-its gradient backwards (16 bytes a number). float32 throughout.
+FLOPs are those of the matrix products and convolutions, two per multiply-add: the forward pass, the gradient of every
+weight, and the gradient of every input except that of the first layer, which nobody needs. Bytes are the least that
+must move if nothing stays in a cache between steps: parameters and both moments of Adam are read and written once (24
+bytes per parameter), each row of the batch is read once, each output of a layer is written and read again in the
+forward pass, and so is its gradient in the backward pass (16 bytes per number). float32 throughout.
 """
 
 from typing import NamedTuple

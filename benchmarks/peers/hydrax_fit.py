@@ -1,11 +1,11 @@
 """Hydrax as an opponent: one long fit that pauses at the end of each turn.
 
-Every fit compiles its programs, so a fit for each turn would be all compiling. Instead one fit with `barebones=True`
-runs in a thread of its own, and a callback holds it: `next_due` ends a superstep where the turn ends, and then nothing
-is in flight until `on_train_steps_end` returns. There the thread waits until it is its turn again. What is timed is the
-loop as a user runs it, supersteps, index batches and reading of metrics, from that return to the turn's last metrics.
-Each turn pays once for having had nothing under way, as each opponent's does. The last turn over, the callback stops
-all heads, which ends the fit.
+Every fit compiles its programs, so one fit per turn would measure compilation. Instead one fit with `barebones=True`
+runs in its own thread, and a callback holds it: `next_due` ends a superstep where the turn ends, and then nothing is in
+flight until `on_train_steps_end` returns. There the thread waits for its next turn. The time covers the loop as a user
+runs it, with supersteps, index batches and reading of metrics, from that return to the last metrics of the turn. Each
+turn starts with nothing in flight, as for every opponent. After the last turn the callback stops all heads, which ends
+the fit.
 """
 
 from __future__ import annotations

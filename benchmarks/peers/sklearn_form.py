@@ -1,8 +1,8 @@
-"""scikit-learn's MLPClassifier, one for each head, in joblib with a process for each core.
+"""scikit-learn's MLPClassifier, one for each head, in joblib with one process per core.
 
-The same sizes, batch size and optimiser (solver "adam"), no penalty, and as many epochs as a turn is long. It starts
-from values of its own and shuffles, so its losses are not compared. The processes are started before the first turn; a
-fit's own set-up counts, as its users pay it.
+Sizes, batch size and optimiser (solver "adam") are the same, there is no penalty, and a turn has as many epochs as fit.
+It uses its own initial values and shuffles, so its losses are not compared. The processes are started before the first
+turn; the set-up of a fit counts, because its users pay for it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Turns: all opponents of a case live in one process and train in turn, so that other work on the machine hits all.
+"""Turns: all opponents of a case live in one process and train in turn, so that other work on the machine affects all.
 
-An opponent is built (its heads stand at their start values), warmed up for a fixed number of steps, which compiles
-everything and after which the losses of all are compared, and then trains a turn of some whole calls, again and again.
-The order shifts by one from turn to turn, so nobody always follows the same neighbour.
+An opponent is built (its heads are at their initial values), warmed up for a fixed number of steps, which compiles
+everything and after which the losses of all are compared, and then trains turns of several whole calls. The order
+shifts by one from turn to turn, so that no opponent always follows the same one.
 """
 
 from __future__ import annotations
