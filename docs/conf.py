@@ -1,4 +1,4 @@
-"""How Sphinx makes the HTML of docs/: `make docs`. A public name that stands on no page ends the build."""
+"""Configures Sphinx for `make docs`. A public name that no page documents fails the build."""
 
 import importlib
 import inspect
@@ -18,10 +18,10 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["images"]
 html_theme = "furo"
 html_copy_source = False
-smartquotes = False  # "last" is something to type
+smartquotes = False  # "last" is code that readers type
 maximum_signature_line_length = 100
 
-# Docstrings: Google's sections; what stands in single backticks is a link where it names something documented.
+# Docstrings have Google's sections. Text in single backticks is a link if it names something documented.
 default_role = "py:obj"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "special-members": "__call__, __getitem__"}
@@ -33,8 +33,8 @@ napoleon_use_rtype = False
 # Markdown pages are read on GitHub too: #headings are anchors there.
 myst_heading_anchors = 3
 
-# Names of other libraries lead nowhere, as the build asks no network for theirs; nor do those of Hydrax's own files,
-# which signatures name, nor what is code in backticks.
+# These are not links: names of other libraries, because the build uses no network; names of Hydrax's own files, which
+# appear in signatures; and code in backticks.
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:obj", ".*"),
@@ -43,7 +43,7 @@ nitpick_ignore_regex = [
 ]
 
 PUBLIC = ("hydrax", "hydrax.callbacks", "hydrax.datamodules", "hydrax.nn", "hydrax.loss")
-# Handed out by what is public, or made to be derived from.
+# Returned by public functions, or meant as base classes.
 ALSO_PUBLIC = (
     "hydrax.results.fit_result.Best",
     "hydrax.engine.plan_report.PlanReport",
@@ -52,9 +52,9 @@ ALSO_PUBLIC = (
 
 
 def public_names() -> list[str]:
-    """What `PUBLIC` offers, which is what stands in `__all__` (else what a module defines), and the methods of classes.
+    """Returns the names in `__all__` of `PUBLIC` (or the names a module defines) and the methods of their classes.
 
-    A method that overrides one of a public class is documented there.
+    A method that overrides a method of a public class is documented there.
     """
     found: dict[str, Any] = {}
     for place in PUBLIC:
@@ -69,7 +69,7 @@ def public_names() -> list[str]:
 
 
 def methods(cls: type, public: set[type]) -> list[str]:
-    """The public methods and properties of a class that Hydrax wrote, and that no public class above it has."""
+    """Returns the public methods and properties that a class of Hydrax defines and no public base class has."""
     found = []
     for name in (name for name in dir(cls) if not name.startswith("_")):
         home = next((base for base in cls.__mro__ if name in vars(base)), object)
@@ -81,18 +81,18 @@ def methods(cls: type, public: set[type]) -> list[str]:
 
 
 def report_gaps(app: Any, env: Any) -> None:
-    """`make docs` makes errors of warnings."""
+    """Warns about each public name without an entry; `make docs` turns warnings into errors."""
     for name in public_names():
         if name not in env.domains.python_domain.objects:
             _log.warning(
-                "A public name stands on no page: docs/reference/. Got no %s, expected one entry. Fix: add a directive "
-                "such as `.. autoclass::` to the page it belongs to, or the method's docstring.",
+                "A public name is not documented: docs/reference/. Got no %s, expected one entry. Fix: add a directive "
+                "such as `.. autoclass::` to the page it belongs to, or write the docstring of the method.",
                 name,
             )
 
 
 def drop_links_out(app: Any, page: str, source: list[str]) -> None:
-    """Keeps the name and drops the link of what lies outside docs/; tests/project/test_readme.py follows all links."""
+    """Replaces links out of docs/ by their text. tests/project/test_readme.py checks all links."""
     source[0] = re.sub(r"\[([^\]]+)\]\(\.\./[^)]+\)", r"\1", source[0])
 
 

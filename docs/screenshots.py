@@ -1,9 +1,8 @@
-"""Takes the pictures of docs/tensorboard.md: trains 784 heads, and opens their run in TensorBoard in a browser.
+"""Takes the pictures of docs/tensorboard.md: trains 784 heads and opens their run in TensorBoard in a browser.
 
     .venv/bin/python docs/screenshots.py
 
-Needs Chromium (or Chrome) and its ChromeDriver. tests/callbacks/test_tensorboard_in_a_browser.py looks at the same
-pages.
+Needs Chromium (or Chrome) and ChromeDriver. tests/callbacks/test_tensorboard_in_a_browser.py checks the same pages.
 """
 
 import contextlib
@@ -29,12 +28,12 @@ from hydrax.datamodules import ArrayDataModule
 
 IMAGES = Path(__file__).parent / "images"
 HEADS = 784
-# Of headless use; and without its own traffic, which only ever fails where there is no network.
+# For headless use, and without the browser's own traffic, which fails if there is no network.
 SWITCHES = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --window-size=1400,1000"
 )
-# All text of a page, that of web components too.
+# All text of a page, including web components.
 READ_TEXTS = """
 const texts = [];
 const walk = (node) => {
@@ -45,7 +44,7 @@ const walk = (node) => {
 walk(document.body);
 return texts;
 """
-# Sizes of the pictures that a page has loaded, by tag, which their address holds in base64.
+# Sizes of the pictures that a page has loaded, by tag. Their address contains the tag in base64.
 READ_IMAGES = """
 const found = {};
 const walk = (node) => {
@@ -83,7 +82,7 @@ class Classifier(hx.HydraModule):
 
 
 def train(root: Path, max_steps: int = 60) -> hx.FitResult:
-    """784 heads, the k-th with the first k rows."""
+    """Trains 784 heads; head k learns from the first k rows."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(HEADS + 200, 6)).astype(np.float32)
     rows = {"x": x, "y": (x[:, 0] > 0).astype(np.int32) + (x[:, 1] + rng.normal(size=len(x)) > 0.3)}
@@ -107,9 +106,9 @@ def train(root: Path, max_steps: int = 60) -> hx.FitResult:
 
 @contextlib.contextmanager
 def tensorboard(log_dir: Path) -> Iterator[str]:
-    """A TensorBoard server over a folder; its address."""
+    """Runs a TensorBoard server for a folder. Yields its address."""
     options = ["--logdir", log_dir.name, "--port", "0", "--load_fast", "false"]
-    # From its parent: some pages show the path as it was given.
+    # Started in the parent folder, because some pages show the path as given.
     with subprocess.Popen(
         [sys.executable, "-m", "tensorboard.main", *options], stderr=subprocess.PIPE, text=True, cwd=log_dir.parent
     ) as server:
@@ -122,7 +121,7 @@ def tensorboard(log_dir: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def browser() -> Iterator[Any]:
-    """A headless Chromium."""
+    """Runs a headless Chromium."""
     options = webdriver.ChromeOptions()
     options.binary_location = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     with tempfile.TemporaryDirectory() as profile:
@@ -136,7 +135,7 @@ def browser() -> Iterator[Any]:
 
 
 def wait_for(read: Callable[[], Any], is_there: Callable[[Any], bool], secs: float = 60) -> Any:
-    """What `read` gives once it is what is waited for, or after so many seconds."""
+    """Returns what `read` returns as soon as `is_there` accepts it, or after `secs` seconds."""
     end = time.monotonic() + secs
     while not is_there(found := read()) and time.monotonic() < end:
         time.sleep(0.2)
@@ -160,7 +159,7 @@ def main() -> None:
                 wait_for(
                     lambda: page.execute_script(READ_TEXTS), lambda texts: any("val_loss" in text for text in texts)
                 )
-                time.sleep(3)  # for what is drawn after its text is there
+                time.sleep(3)  # for what is drawn after the text
                 page.save_screenshot(str(IMAGES / f"tensorboard-{name}.png"))
 
 

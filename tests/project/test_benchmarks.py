@@ -26,7 +26,7 @@ PEERS = [
     "JAX by hand: chunks, all devices",
     "PyTorch, one model after the other",
 ]
-# First cells of the rows of each table.
+# The first cell of each row of each table.
 TABLES = {
     "chunk_width": [["1", "4"]] * 2,
     "engine": [
@@ -47,7 +47,7 @@ TABLES = {
 
 
 def run(script, options, folder):
-    """What a script prints, started as a user does; it may read back programs that earlier tests compiled."""
+    """Runs a script as a user does and returns its output. It may read programs that earlier tests compiled."""
     kept = {
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -60,7 +60,7 @@ def run(script, options, folder):
 
 
 def tables(printed):
-    """The cells of each Markdown table below its head."""
+    """Returns the cells of each Markdown table, without its header."""
     found = re.findall(r"^\|.*\|\n\|[-|]+\|\n((?:\|.*\|\n)+)", printed, re.MULTILINE)
     return [[[cell.strip() for cell in row.strip("|").split("|")] for row in body.splitlines()] for body in found]
 
@@ -69,7 +69,7 @@ def test_every_script_has_a_small_form():
     assert {path.stem for path in FOLDER.glob("*.py")} == SMALL.keys()
 
 
-# Each small form compiles for ten seconds or more; the others are run with the longer forms.
+# Each small form compiles for at least ten seconds; the others run with the slow tests.
 ALWAYS = ("engine",)
 FORMS = [pytest.param(script, marks=() if script in ALWAYS else pytest.mark.slow) for script in SMALL]
 

@@ -12,12 +12,12 @@ from hydrax import callbacks, datamodules
 
 PUBLIC = {name: getattr(module, name) for module in (hx, callbacks, datamodules) for name in module.__all__}
 ERRORS = {name for name, kind in PUBLIC.items() if inspect.isclass(kind) and issubclass(kind, hx.HydraxError)}
-# The Trainer says what a callback's view of it holds.
+# The Trainer documents what a callback's view of it holds.
 CLASSES = {name: PUBLIC[name] for name in set(PUBLIC) - ERRORS - {"TrainerView"} if inspect.isclass(PUBLIC[name])}
 
 
 def functions():
-    """Public functions and methods by name, a method once, at the class that defines it first."""
+    """Returns public functions and methods by name, each method once, at the class that defines it first."""
     found = {name: thing for name, thing in PUBLIC.items() if inspect.isfunction(thing)}
     bases = {base for kind in CLASSES.values() for base in kind.__mro__ if base.__module__.startswith("hydrax")}
     for base in bases:
@@ -33,13 +33,13 @@ FUNCTIONS = functions()
 
 
 def parameters(function):
-    """All but self, and those that go by another name in each call."""
+    """Returns all parameters except self and variadic ones."""
     named = [one for one in inspect.signature(function).parameters.values() if not str(one).startswith("*")]
     return [one.name for one in named if one.name not in ("self", "cls")]
 
 
 def unexplained(names, docstring):
-    """Parameters that stand in no section of a docstring as `name: ...`."""
+    """Returns the parameters that no section of a docstring explains as `name: ...`."""
     lines = re.findall(r"^\s*([\w*, ]+): ", docstring or "", flags=re.MULTILINE)
     return set(names) - {name.strip(" *") for line in lines for name in line.split(",")}
 
@@ -59,7 +59,7 @@ def test_a_class_explains_what_it_is_made_from(name):
 
 
 def raised(function):
-    """Errors of Hydrax that a function itself raises."""
+    """Returns the errors of Hydrax that a function itself raises."""
     nodes = ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function))))
     calls = [node.exc for node in nodes if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)]
     return {ast.unparse(call.func) for call in calls} & ERRORS

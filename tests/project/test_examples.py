@@ -1,4 +1,4 @@
-"""examples/: they run as a user starts them, and what they write is what they say."""
+"""examples/: they run as a user starts them, and their output is correct."""
 
 import ast
 import contextlib
@@ -44,7 +44,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 @pytest.fixture(scope="module", autouse=True)
 def scikit_learn_has_one_thread() -> Iterator[None]:
-    """Where cores are shared its threads wait for each other, and take ten times as long."""
+    """On shared cores its threads wait for each other and take ten times as long."""
     with threadpool_limits(1):
         yield
 
@@ -62,7 +62,7 @@ def printed(script: str, *arguments: str) -> str:
 
 
 def shown(script: str, *arguments: str) -> dict[str, list[str]]:
-    """The tables that an example prints, by what stands at the left of a line; two spaces or more part its cells."""
+    """Returns the lines of printed tables by their first cell. At least two spaces separate the cells."""
     cells = [re.split(r"\s{2,}", line.strip()) for line in printed(script, *arguments).splitlines()]
     return {name: values for name, *values in cells if values}
 
@@ -74,7 +74,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def distributions() -> dict[str, list[str]]:
-    """What brings each importable name; a second to find out."""
+    """Returns the distribution of each importable name, which takes a second."""
     return dict(packages_distributions())
 
 
@@ -115,7 +115,7 @@ def test_the_first_fit_s_heads_get_better_with_rows_and_the_last_is_as_good_as_s
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory) -> tuple[Path, str]:
-    """Lengths 1, 35 and 1257, two seeds of each, 40 steps: the folder, and what is printed."""
+    """Lengths 1, 35 and 1257 with two seeds each, 40 steps: the output folder and the printed text."""
     out = tmp_path_factory.mktemp("demo") / "new" / "folder"
     return out, printed("learning_curve.py", "--lengths=3", "--seeds=2", "--steps=40", f"--out={out}")
 
@@ -274,14 +274,14 @@ def test_leave_one_out_predicts_what_scikit_learn_s_ridge_does_with_either_sampl
 
 @pytest.fixture(scope="module")
 def federated(tmp_path_factory) -> tuple[dict[str, list[str]], list[dict[str, str]]]:
-    """What is printed, and the clients' ledger: 10 evenly mixed, 10 of one class each, 10 uneven."""
+    """The printed tables and the ledger of the clients: 10 evenly mixed, 10 with one class each, 10 uneven."""
     out = tmp_path_factory.mktemp("federated")
     return shown("federated.py", "--passes=8", f"--out={out}"), table(out / "federated.csv")
 
 
 @pytest.fixture(scope="module")
 def federated_digits() -> list[np.ndarray]:
-    """The classes of the rows that are dealt, and of the 500 test rows."""
+    """The classes of the rows that are split among clients, and of the 500 test rows."""
     digits = load_digits().target
     return train_test_split(digits, test_size=500, stratify=digits, random_state=0)
 
@@ -360,7 +360,7 @@ def test_the_grid_has_a_line_for_each_schedule_and_names_the_best_head(tmp_path)
 
 @pytest.fixture(scope="module")
 def searches(tmp_path_factory) -> list[tuple[dict[str, list[str]], list[dict[str, str]], set[str]]]:
-    """Of a search of one round, then of one of two: what is printed, the trials, the programs compiled until then."""
+    """For searches of one and of two rounds: the printed lines, the trials, and the programs compiled so far."""
     out, compiled = tmp_path_factory.mktemp("optuna"), []
     listen = lambda name, **_: compiled.append(name) if name.endswith("/cache_misses") else None  # noqa: E731
     jax.monitoring.register_event_listener(listen)
@@ -399,7 +399,7 @@ def test_the_trials_that_diverged_failed_and_the_best_of_the_others_is_named(sea
 
 @pytest.fixture(scope="module")
 def ensemble(tmp_path_factory) -> tuple[dict[str, list[str]], dict[str, np.ndarray]]:
-    """What is printed of 8 heads, and the probabilities it is made of."""
+    """The printed lines for 8 heads, and the probabilities behind them."""
     out = tmp_path_factory.mktemp("ensemble")
     lines = shown("deep_ensemble.py", "--heads=8", "--steps=150", f"--out={out}")
     with np.load(out / "deep_ensemble.npz") as file:
@@ -430,7 +430,7 @@ def test_the_ensemble_s_log_loss_is_at_most_the_mean_head_s(ensemble):
 
 
 def descend(x: np.ndarray, y: np.ndarray, rate: float) -> Iterator[tuple[np.ndarray, float]]:
-    """Gradient descent of the mean squared error from zero: after each step the weights, and the path's length."""
+    """Gradient descent on the mean squared error from zero: weights and path length after each step."""
     x = np.column_stack([x, np.ones(len(x))])
     weights, length = np.zeros(x.shape[1]), 0.0
     while True:
@@ -555,7 +555,7 @@ def test_the_language_models_come_to_the_entropy_of_their_own_part_and_stay_far_
 
 
 def stripes_by_least_squares(image: np.ndarray) -> np.ndarray:
-    """The class whose stripes, of any phase, leave the least of an image: int[N] of uint8[N, 32, 32, 3]."""
+    """Returns the class whose stripes, at the best phase, explain most of an image: int[N] for uint8[N, 32, 32, 3]."""
     angles, place = np.pi * np.arange(5)[:, None, None] / 5, np.arange(32)
     along = (np.cos(angles) * place[:, None] + np.sin(angles) * place).reshape(5, 1024)
     basis = np.linalg.qr(np.stack([np.sin(along), np.cos(along)], axis=2)).Q  # [angles, pixels, 2]

@@ -1,4 +1,4 @@
-"""docs/from-lightning.md: its tables keep step with the code, and its ports learn."""
+"""docs/from-lightning.md: its tables match the code, and its ports learn."""
 
 import inspect
 import re
@@ -66,13 +66,13 @@ def section(title: str) -> str:
 
 
 def table(title: str) -> dict[str, tuple[str, str]]:
-    """What takes the place of each of Lightning's names, and how."""
+    """Returns the counterpart of each name of Lightning, and how it differs."""
     rows = re.findall(r"^\| (\S+) \| (\S+) \| (.+) \|$", section(title), flags=re.MULTILINE)
     return {name.replace("\\", ""): (here, how) for name, here, how in rows if name != "Lightning"}
 
 
 def missing(title: str, names: set[str]) -> set[str]:
-    """Names that a section holds nowhere."""
+    """Returns the names that a section does not contain."""
     return names - set(re.findall(r"\w+", section(title)))
 
 
@@ -127,7 +127,7 @@ def test_an_argument_that_is_not_needed_is_answered_by_name(name):
 
 @pytest.fixture(scope="module")
 def ports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a reader's session holds after the page's Hydrax blocks."""
+    """Returns the names that the Hydrax blocks of the page define."""
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
     session: dict[str, Any] = {"__name__": "__main__"}
     with pytest.MonkeyPatch.context() as patch:

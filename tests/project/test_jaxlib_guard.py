@@ -1,4 +1,4 @@
-"""hydrax.jaxlib_guard: right numbers on a CPU from the faulty jaxlib versions, and hands off anything else."""
+"""hydrax.jaxlib_guard: correct numbers on a CPU from the faulty jaxlib versions, and nothing else changed."""
 
 import logging
 import os
@@ -36,7 +36,7 @@ def run(script: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(autouse=True)
 def faulty_jaxlib_on_a_fresh_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The case the guard is for: each test changes the one thing it is about."""
+    """The case that the guard is for; each test changes one thing."""
     monkeypatch.setattr(jaxlib_guard, "jaxlib_version", (0, 10, 2))
     monkeypatch.setattr(jaxlib_guard, "_backend_started", lambda: False)
     monkeypatch.setenv("JAX_PLATFORMS", "")

@@ -1,4 +1,4 @@
-"""examples/notebook.ipynb: it runs from top to bottom, says what is so, and is kept without outputs."""
+"""examples/notebook.ipynb: it runs from top to bottom, prints correct results, and is stored without outputs."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_score
 from threadpoolctl import threadpool_limits
 
 ROOT = Path(__file__).parents[2]
-# What the cells have made, as the last thing that the notebook prints.
+# Prints what the cells have computed.
 TELL = """
 import json
 kept = [curve[10], curve[300], accuracy[best.place], (answers == val["digit"]).mean(), out_of_fold_accuracy]
@@ -30,8 +30,8 @@ def notebook() -> NotebookNode:
 
 @pytest.fixture(scope="module")
 def ran(notebook, tmp_path_factory) -> NotebookNode:
-    """The notebook as it stands after it ran, with one cell more."""
-    # Nothing of Jupyter's is left in the home of whoever runs the tests.
+    """The notebook after a run, with one more cell."""
+    # Jupyter must leave nothing in the home folder.
     with pytest.MonkeyPatch.context() as patch:
         for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR"):
             patch.setenv(name, str(tmp_path_factory.mktemp(name)))

@@ -1,4 +1,4 @@
-"""What a user installs: the wheel holds the three folders below `hydrax`, and what they import is declared."""
+"""What a user installs: the wheel contains every package, and all its imports are declared."""
 
 import ast
 import os
@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONSTRAINTS = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
-# Where each folder of the repository is installed.
+# The packages of the core; INSTALLED maps each folder of the repository to its place in the wheel.
 PACKAGES = (
     *(
         "slices",
@@ -41,17 +41,17 @@ INSTALLED = {
 }
 
 
-# What an import is declared as, where several distributions bring it.
+# The declared name of an import that several distributions provide.
 OTHER_NAMES = {"mlflow": "mlflow-skinny"}
 
 
 def normal(requirement: str) -> str:
-    """Name of a requirement as package indexes compare it: `tensorboardX>=2.6.5` -> `tensorboardx`."""
+    """Returns the name of a requirement as package indexes compare it: `tensorboardX>=2.6.5` -> `tensorboardx`."""
     return re.sub(r"[-_.]+", "-", re.split(r"[\s<>=!~;\[]", requirement)[0]).lower()
 
 
 def third_party_imports(folder: str) -> set[str]:
-    """Distributions that the files of a folder import, at the top or inside functions."""
+    """Returns the distributions that the files of a folder import, at the top or inside functions."""
     nodes = [node for path in (ROOT / folder).glob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
@@ -62,7 +62,7 @@ def third_party_imports(folder: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def wheel_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a tree without the symlinks: packaging must not depend on them."""
+    """The wheel, built from a tree without the symlinks, because packaging must not depend on them."""
     tree = tmp_path_factory.mktemp("tree")
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, tree)

@@ -9,7 +9,7 @@ import pytest
 
 from hydrax.engine import devices as devices_module
 
-pytestmark = pytest.mark.cpu  # the plan that is drawn is one of two cores
+pytestmark = pytest.mark.cpu  # the plan in the picture is for two cores
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {
@@ -20,13 +20,13 @@ PAGES = {
     "readme-learning-curve.png": DOCS.parent / "README.md",
 }
 NAMES = list(PAGES)
-# Of the four heads that walk: the rows of their slices, and how many passes they end in 8 steps of 6 slots.
+# For each of the four heads: the rows of its slice, and the passes that it completes in 8 steps of 6 slots.
 SLICES = [range(24), range(6, 18), range(3, 10), range(12, 16)]
 ENDED = [48 // 24, 48 // 12, 48 // 7, 8]
 
 
 def script(name: str) -> ModuleType:
-    """A script of docs/, which is no package."""
+    """Imports a script of docs/, which is not a package."""
     spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -52,7 +52,7 @@ def two_cores():
 
 @pytest.fixture(scope="module")
 def folders(pictures, tmp_path_factory):
-    """What the script writes, twice."""
+    """Two folders with the output of two runs of the script."""
     found = [tmp_path_factory.mktemp("pictures") for _ in range(2)]
     for folder in found:
         pictures.main(folder)
@@ -135,7 +135,7 @@ def test_each_row_is_left_out_of_one_fold_s_slice_and_is_in_its_complement(held)
 
 
 def rows_met(found, head: int, number: int) -> list[int]:
-    """What a head meets in a pass, sorted."""
+    """Returns the rows that a head sees in a pass, sorted."""
     return sorted(found.rows[:, head][found.mask[:, head] & (found.passes[:, head] == number)].tolist())
 
 

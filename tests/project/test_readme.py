@@ -57,7 +57,7 @@ def concepts(tmp_path_factory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def troubleshooting(tmp_path_factory) -> dict[str, Any]:
-    with jax.numpy_rank_promotion("allow"):  # a reader's JAX does what tests/conftest.py forbids
+    with jax.numpy_rank_promotion("allow"):  # tests/conftest.py forbids it, but a reader's JAX allows it
         return run("docs/troubleshooting.md", tmp_path_factory.mktemp("trouble"))
 
 
@@ -81,11 +81,11 @@ def update_guide(tmp_path_factory) -> dict[str, Any]:
     return run("docs/writing-an-update.md", tmp_path_factory.mktemp("update"))
 
 
-# Their blocks are run elsewhere; of docs/from-lightning.md the ports, as Lightning is not installed.
+# Other tests run the blocks of these pages. Of docs/from-lightning.md they run the ports; Lightning is not installed.
 RUN_ELSEWHERE = {"docs/command-line.md", "docs/from-lightning.md"}
 
 
-# ---- what the pages name ----------------------------------------------------------------------------------------
+# ---- what the pages mention -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -254,7 +254,7 @@ def test_a_loss_of_each_row_that_has_the_wrong_shape_is_refused(troubleshooting)
 
 
 def words(report: str) -> list[str]:
-    """What a report of a plan says, without its values."""
+    """Returns the words of the report of a plan, without its values."""
     names, *lines = report.splitlines()
     return re.findall(r"\w+(?==)", names) + [line.split(":")[0] for line in lines]
 

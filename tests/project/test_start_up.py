@@ -1,6 +1,6 @@
-"""What happens before the first step: few modules are imported and few programs compiled, so that it comes soon.
+"""Start-up: few modules are imported and few programs compiled before the first step, so that it comes soon.
 
-Counted, not timed: seconds are for benchmarks.
+The tests count; benchmarks measure the seconds.
 """
 
 import json
@@ -48,9 +48,9 @@ print(json.dumps({"imported": imported, "modules": watched["modules"], "first": 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a fresh process has imported after `import hydrax` and at its first step, and what it has compiled."""
+    """The imports of a fresh process after `import hydrax` and at its first step, and its compiled programs."""
     folder = tmp_path_factory.mktemp("start")
-    # tensorboardX imports PyTorch where there is one: here is one that is no use.
+    # tensorboardX imports PyTorch if there is one: this one is empty.
     (folder / "torch.py").write_text("")
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(folder / "run")],

@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md: what it quotes stands in the source, and no class of error is without section and test."""
+"""docs/troubleshooting.md: its quotes are in the source, and every error class has a section and a test."""
 
 import ast
 import re
@@ -11,7 +11,7 @@ from hydrax import errors
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
 CLASSES = [name for name, value in vars(errors).items() if isinstance(value, type)]
-LEAVES = [name for name in CLASSES if name != "HydraxError"]  # what is raised; that one is their parent
+LEAVES = [name for name in CLASSES if name != "HydraxError"]  # HydraxError is their parent and is not raised itself
 
 
 def trees(*folders: str) -> list[ast.AST]:
@@ -19,7 +19,7 @@ def trees(*folders: str) -> list[ast.AST]:
 
 
 def shown(node: ast.AST) -> str:
-    """A text of the source as the page quotes it: `...` for what is filled in."""
+    """Returns a text of the source as the page quotes it, with `...` for values."""
     parts = node.values if isinstance(node, ast.JoinedStr) else [node]
     text = "".join(str(part.value) if isinstance(part, ast.Constant) else "..." for part in parts)
     return re.sub(r"%[sdr]", "...", text)
@@ -34,7 +34,7 @@ def section(title: str) -> str:
 
 
 def openings(title: str) -> list[str]:
-    """The first column of a section's table."""
+    """Returns the first column of the table of a section."""
     return re.findall(r"^\| `(.+?)` \|", section(title), flags=re.MULTILINE)
 
 
