@@ -27,7 +27,7 @@ Loss = Callable[[Any, Mapping[str, jax.Array]], jax.Array]
 
 
 def make_loss(case: Case) -> Loss:
-    """Parameters and a batch to the loss of each row; the case's own model."""
+    """Returns the function from parameters and a batch to the loss of each row."""
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: case.make_model(nnx.Rngs(0))))
     return lambda params, batch: case.row_loss(nnx.merge(graphdef, params), batch)
 
@@ -37,7 +37,7 @@ def gather(data: Any, rows: jax.Array) -> Any:
 
 
 def make_own_step(case: Case, row_loss: Loss) -> Callable[..., Any]:
-    """One update of one head on its own rows."""
+    """Makes one update of one head on its own rows."""
     optimizer, size = case.make_optimizer(), case.batch_size
 
     def step(params: Any, opt_state: Any, head: Any, t: Any, data: Any) -> Any:
@@ -51,7 +51,7 @@ def make_own_step(case: Case, row_loss: Loss) -> Callable[..., Any]:
 
 
 def make_shared_step(case: Case, row_loss: Loss) -> Callable[..., Any]:
-    """One update of one head on rows that all heads meet, of which it learns from those outside its gap."""
+    """Makes one update of one head on rows that all heads get; the head learns from those outside its gap."""
     optimizer, size = case.make_optimizer(), case.batch_size
     order = jnp.asarray(np.random.default_rng(1).permutation(case.num_rows), jnp.int32)
 
@@ -71,7 +71,7 @@ def make_shared_step(case: Case, row_loss: Loss) -> Callable[..., Any]:
 
 
 class ByHand:
-    """What the forms have in common: the heads' arrays, and counting steps."""
+    """The common part of all forms: the arrays of the heads, and counting steps."""
 
     steps_per_unit = 1
 
@@ -100,7 +100,7 @@ class ByHand:
         vars(self).clear()
 
     def _call(self, step: int) -> list[jax.Array]:
-        """K steps of all heads from `step` on; their losses in parts, each [K, ...heads]."""
+        """Makes K steps of all heads, starting at `step`. Returns their losses in parts, each [K, ...heads]."""
         raise NotImplementedError
 
 
@@ -130,7 +130,7 @@ class Vmap(ByHand):
 
 
 class Chunks(ByHand):
-    """A program for each device: map over its chunks of C heads, in each a scan over steps of the vmapped step."""
+    """One program per device: a map over its chunks of C heads, each a scan over steps of the vmapped step."""
 
     def __init__(
         self,
@@ -158,11 +158,11 @@ class Chunks(ByHand):
 
         self._run = jax.jit(run, donate_argnums=0)
         self._parts = [self._put(part, chunk, device) for part, device in _deal(case.num_heads, chunk)]
-        # A CPU device runs its program in the thread that dispatches it, or one after the other: a thread for each.
+        # A CPU device runs its program in the dispatching thread, so each device needs its own thread.
         self._lanes = [ThreadPoolExecutor(1) for _ in self._parts]
 
     def _put(self, places: np.ndarray, chunk: int, device: Any) -> list[Any]:
-        """A device's heads, `[chunks, C, ...]`, and the dataset."""
+        """Returns the heads of a device, `[chunks, C, ...]`, and the dataset."""
         cut = lambda a: np.asarray(a)[places].reshape(-1, chunk, *np.shape(a)[1:])  # noqa: E731
         params, heads = jax.tree.map(cut, (self.start, self.heads))
         with jax.default_device(device):
@@ -180,14 +180,14 @@ class Chunks(ByHand):
 
 
 def _deal(num_heads: int, chunk: int) -> list[tuple[np.ndarray, Any]]:
-    """The heads of each device, in whole chunks, which are dealt out evenly; the last one is filled with copies."""
+    """Deals the heads to devices evenly, in whole chunks; fills the last chunk with copies."""
     chunks = np.minimum(np.arange(-(-num_heads // chunk) * chunk), num_heads - 1).reshape(-1, chunk)
     parts = np.array_split(chunks, len(jax.devices()))
     return [(part.ravel(), device) for part, device in zip(parts, jax.devices(), strict=True) if len(part)]
 
 
 class OneByOne(ByHand):
-    """The jitted step of one head in a Python loop over heads."""
+    """The jitted step of one head, in a Python loop over heads."""
 
     def __init__(self, case: Case, start: Any) -> None:
         super().__init__(case, start, 1)

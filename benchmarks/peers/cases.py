@@ -14,7 +14,7 @@ from flax import nnx
 from peers import count
 from peers.models import Cnn, Perceptron, Transformer
 
-WEIGHT_DECAY = 1e-4  # of AdamW, everywhere: the defaults of Optax and PyTorch differ
+WEIGHT_DECAY = 1e-4  # of AdamW in all libraries, because the defaults of Optax and PyTorch differ
 TOKENS, VOCABULARY = 64, 256
 
 
@@ -22,7 +22,7 @@ TOKENS, VOCABULARY = 64, 256
 class Rows:
     """Which rows each head learns from: `length` rows in base order, with a gap of `gap` rows left out at `gap_at`.
 
-    A prefix has no gap, a window has its gap in front, a fold's training rows have it where the fold lies.
+    A prefix has no gap, a window has it in front, and the training rows of a fold have it in place of the fold.
     All three are int[H].
     """
 
@@ -42,7 +42,7 @@ def windows(num_heads: int, length: int, num_rows: int) -> Rows:
 
 
 def folds(num_heads: int, num_rows: int) -> Rows:
-    """As `sklearn.model_selection.KFold` cuts them."""
+    """Splits rows as `sklearn.model_selection.KFold` does."""
     sizes = num_rows // num_heads + (np.arange(num_heads) < num_rows % num_heads)
     return Rows(num_rows - sizes, np.cumsum(sizes) - sizes, sizes)
 
@@ -56,21 +56,21 @@ class Case:
       num_heads: H.
       num_rows: N.
       batch_size: B.
-      steps_per_call: K, steps of one dispatch, for Hydrax and for every opponent that has such a thing.
-      make_model: one head's model.
-      make_data: the dataset, from N.
-      make_rows: which rows each head learns from, from H and N.
-      row_loss: a model and a batch to the loss of each row, [B].
+      steps_per_call: K, the steps per dispatch, for Hydrax and for every opponent that has dispatches.
+      make_model: makes the model of one head.
+      make_data: makes the dataset from N.
+      make_rows: returns the rows that each head learns from, given H and N.
+      row_loss: returns the loss of each row, [B], given a model and a batch.
       optimizer: "adam" or "adamw".
-      learning_rate: of it.
+      learning_rate: of the optimiser.
       torch_model: name of the model in torch_models.py, and its arguments.
       counted: FLOPs and bytes of one step of one head.
-      chunks: widths that the hand-written chunked form tries.
-      opponents: who takes part, by key.
-      steps_per_unit: steps of what is timed, by sampling; None where that is the step.
+      chunks: chunk widths that the program by hand tries.
+      opponents: the keys of the opponents that take part.
+      steps_per_unit: steps of the unit that is timed, by sampling; None if the unit is one step.
       warm_calls: calls of K steps before the first turn; the losses are compared after them.
-      chunk: of the Trainer; the tiny form names one, so that it does not try several.
-      small_heads: H of the small fit, whose time per head is compared; None where there is none.
+      chunk: argument of the Trainer; the tiny form sets it, so that no plans are timed.
+      small_heads: H of a smaller fit whose time per head is compared, or None.
     """
 
     letter: str
@@ -103,8 +103,8 @@ class Case:
         return self.make_rows(self.num_heads, self.num_rows)
 
     def tiny(self) -> Case:
-        """The form for CI: few heads and short calls. Every slice has exactly B rows, so that all who start from equal
-        values make equal updates, in whatever order they walk their rows."""
+        """Returns the form for CI: few heads and short calls. Every slice has exactly B rows, so that equal initial
+        values give equal updates, whatever the order of the rows."""
         heads = min(self.num_heads, 3 if self.small_heads is None else 4)
         small = None if self.small_heads is None else 2
         make_rows = lambda num_heads, num_rows: windows(num_heads, self.batch_size, num_rows)  # noqa: E731
@@ -131,14 +131,14 @@ def next_byte(model: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def vectors(width: int, classes: int, num_rows: int) -> dict[str, np.ndarray]:
-    """Random rows, labelled by a random linear map: something to learn."""
+    """Makes random rows, labelled by a random linear map."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(num_rows, width)).astype(np.float32)
     return {"x": x, "y": (x @ rng.normal(size=(width, classes))).argmax(1).astype(np.int32)}
 
 
 def images(num_rows: int) -> dict[str, np.ndarray]:
-    """Random images with a faint pattern for each of 10 classes."""
+    """Makes random images with a faint pattern for each of 10 classes."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, 10, num_rows).astype(np.int32)
     x = rng.normal(size=(num_rows, 32, 32, 3)) + rng.normal(size=(10, 1, 1, 3))[y]
@@ -146,7 +146,7 @@ def images(num_rows: int) -> dict[str, np.ndarray]:
 
 
 def text(num_rows: int) -> dict[str, np.ndarray]:
-    """Rows of bytes in which one byte says much about the next."""
+    """Makes rows of bytes in which each byte predicts the next."""
     rng = np.random.default_rng(0)
     after = rng.integers(0, VOCABULARY, (VOCABULARY, 4))
     tokens = np.empty((num_rows, TOKENS + 1), np.uint8)
@@ -165,7 +165,7 @@ def digits(num_rows: int) -> dict[str, np.ndarray]:
 
 
 def perceptrons(letter: str, title: str, widths: tuple[int, ...], **fields: Any) -> Case:
-    """A case of perceptrons, with what follows from their widths filled in."""
+    """Makes a case of perceptrons and derives the rest from their widths."""
     defaults: dict[str, Any] = {
         "batch_size": 32,
         "make_model": lambda rngs: Perceptron(widths, rngs),
@@ -180,7 +180,7 @@ def perceptrons(letter: str, title: str, widths: tuple[int, ...], **fields: Any)
 
 
 def make_cases() -> dict[str, Case]:
-    """All cases of one process each, by letter; growth.py has the one that takes many."""
+    """Returns all cases that take one process, by letter; growth.py has the case that takes many."""
     curve = lambda num_heads, num_rows: prefixes(np.linspace(1, num_rows, num_heads).astype(int))  # noqa: E731
     full = lambda num_heads, num_rows: prefixes(np.full(num_heads, num_rows))  # noqa: E731
     channels = (3, 16, 32, 64)

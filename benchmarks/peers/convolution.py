@@ -15,7 +15,7 @@ import optax
 
 
 def _patches(x: jax.Array) -> jax.Array:
-    """[B, S, S, I] to [B, S, S, 9 I], zeros beyond the border."""
+    """Turns [B, S, S, I] into [B, S, S, 9 I], with zeros beyond the border."""
     side = x.shape[1]
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return jnp.concatenate([x[:, i : i + side, j : j + side] for i in range(3) for j in range(3)], -1)
@@ -42,13 +42,13 @@ convolve.defvjp(_forward, _backward)
 
 
 def pool(x: jax.Array) -> jax.Array:
-    """The maximum of each 2 x 2 square."""
+    """Returns the maximum of each 2 x 2 square."""
     x = jnp.maximum(x[:, 0::2], x[:, 1::2])
     return jnp.maximum(x[:, :, 0::2], x[:, :, 1::2])
 
 
 def row_loss(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-    """The loss of each row, from the parameters of `models.Cnn`."""
+    """Returns the loss of each row, given the parameters of `models.Cnn`."""
     x = batch["x"]
     for at in sorted(params["convs"]):
         conv = params["convs"][at]

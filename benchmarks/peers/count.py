@@ -13,14 +13,14 @@ _PARAMETER_BYTES, _ACTIVATION_BYTES, _FLOAT_BYTES = 24, 16, 4
 
 
 class Counted(NamedTuple):
-    """Of one step of one head."""
+    """FLOPs and bytes of one step of one head."""
 
     flops: float
     size_bytes: float
 
 
 def _total(layers: list[float], parameters: int, activations: int, row_bytes: int) -> Counted:
-    """Layers: FLOPs of their forward passes, the first one's first."""
+    """Counts a list of layers by the FLOPs of their forward passes, first layer first."""
     flops = 3 * sum(layers) - layers[0]
     return Counted(flops, _PARAMETER_BYTES * parameters + _ACTIVATION_BYTES * activations + row_bytes)
 
@@ -36,7 +36,7 @@ def perceptron(widths: tuple[int, ...], batch_size: int) -> Counted:
 
 
 def cnn(channels: tuple[int, ...], classes: int, side: int, batch_size: int) -> Counted:
-    """Outputs of a convolution and of its pooling, a quarter of it, both count."""
+    """Counts the output of each convolution, and that of its pooling, which is a quarter of it."""
     layers, parameters, activations, places = [], (channels[-1] + 1) * classes, batch_size * classes, side * side
     for i, o in zip(channels[:-1], channels[1:], strict=True):
         layers.append(2.0 * batch_size * places * 9 * i * o)
@@ -48,13 +48,13 @@ def cnn(channels: tuple[int, ...], classes: int, side: int, batch_size: int) -> 
 
 
 def transformer(vocabulary: int, tokens: int, width: int, heads: int, layers: int, batch_size: int) -> Counted:
-    """Attention counts in full, as the masked half is computed too; the embedding is a look-up."""
+    """Counts attention in full, because the masked half is computed too. The embedding is a look-up."""
     places = batch_size * tokens
     block = 2.0 * places * 12 * width * width + 4.0 * places * tokens * width
     last = 2.0 * places * width * vocabulary
     parameters = layers * (12 * width * width + 13 * width) + (2 * vocabulary + tokens) * width + vocabulary
     # Two norms, q, k and v, attention and its weights, out, the four wide, down.
     of_block = places * (2 * width + 3 * width + width + heads * tokens + width + 4 * width + width)
-    # All inputs need a gradient: the embedding below them has one.
+    # All inputs need a gradient, because the embedding below them is trained.
     counted = _total([0.0, *[block] * layers, last], parameters, layers * of_block + places * vocabulary, 0)
     return counted._replace(size_bytes=counted.size_bytes + batch_size * (tokens + 1))

@@ -44,7 +44,7 @@ def run(num_heads: int, length: int, num_rows: int, turn_count: int, least_secs:
 
 
 def peak_bytes() -> int:
-    """The most resident memory of this process so far; the kernel counts in units of 1,024 bytes."""
+    """Returns the peak resident memory of this process so far; the kernel counts in units of 1,024 bytes."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

@@ -27,7 +27,7 @@ _NEVER = 2**30
 
 
 class Module(hx.HydraModule):
-    """A case, said in Hydrax's words."""
+    """A case as a module of Hydrax."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -53,7 +53,7 @@ def make_slices(rows: Rows, num_rows: int) -> hx.Slices:
 
 
 class Gate(hx.Callback):
-    """Holds a fit between turns; keeps the losses of its first and its last step."""
+    """Holds a fit between turns, and keeps the losses of its first and last step."""
 
     def __init__(self) -> None:
         self.due, self.stop = 0, False
@@ -82,12 +82,12 @@ class Gate(hx.Callback):
 
 
 class HydraxFit:
-    """One fit, turn by turn.
+    """One fit that trains turn by turn.
 
     Args:
       case: the job.
-      sampling: as of the Trainer.
-      trainer: more arguments of the Trainer, instead of barebones=True.
+      sampling: argument of the Trainer.
+      trainer: further arguments of the Trainer, instead of barebones=True.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class HydraxFit:
 
     @property
     def note(self) -> str:
-        """The plan. Asked for when all turns are over, as the report measures the machine's limits."""
+        """Returns the plan. Called after all turns, because the report measures the limits of the machine."""
         plan = self.trainer.plan() if callable(self.trainer.plan) else self.trainer.plan
         words = str(getattr(plan, "plan", plan)).partition(" (")[0].split()
         return " ".join(word for word in words if word.partition("=")[0] in ("chunk", "devices", "lowering"))
@@ -143,7 +143,7 @@ class HydraxFit:
     def _run(self, module: hx.HydraModule, data: hx.DataModule) -> None:
         try:
             self.trainer.fit(module, data)
-        except BaseException as error:  # handed to the main thread, which is the one that reports it
+        except BaseException as error:  # passed to the main thread, which reports it
             self._error = error
         finally:
             self.gate.over.set()

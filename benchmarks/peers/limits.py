@@ -15,12 +15,12 @@ _CALLS = 10
 
 
 def measure(tiny: bool) -> dict[str, float]:
-    """FLOP/s and bytes/s of all devices together, the best of some calls, in float32 at JAX's default precision."""
+    """Measures FLOP/s and bytes/s of all devices together: the best of some calls, in float32 at default precision."""
     on_gpu = jax.default_backend() != "cpu"
     side = 256 if tiny else 8192 if on_gpu else 2048
     floats = 2**18 if tiny else 2**28 if on_gpu else 2**25
     product = jax.jit(lambda a: a @ a / side)
-    # In place: memory that is new must be made ready by the system, which takes longer than a copy.
+    # In place, because the system takes longer to provide new memory than to copy.
     copy = jax.jit(lambda a: a + 1, donate_argnums=0)
     devices = jax.devices()
     squares = [jax.device_put(jnp.ones((side, side)), device) for device in devices]

@@ -18,7 +18,7 @@ def version(package: str) -> str:
 
 
 def cpu() -> str:
-    """The processor's own name for itself, where the system tells."""
+    """Returns the name of the processor, if the system tells it."""
     info = Path("/proc/cpuinfo")
     found = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     return found[0].partition(":")[2].strip() if found else platform.machine()
@@ -29,7 +29,7 @@ def load() -> str:
 
 
 def describe() -> str:
-    """Versions, cores, load, date and command."""
+    """Returns versions, cores, load, date and command."""
     command = " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]])
     versions = ", ".join([f"Python {platform.python_version()}", *map(version, PACKAGES)])
     day = datetime.datetime.now(datetime.UTC).date()

@@ -6,7 +6,7 @@ from flax import nnx
 
 
 class Perceptron(nnx.Module):
-    """Layers of the given widths with relu between them; two widths make it linear."""
+    """Layers of the given widths with relu between them; with two widths it is linear."""
 
     def __init__(self, widths: tuple[int, ...], rngs: nnx.Rngs) -> None:
         self.layers = nnx.List([nnx.Linear(i, o, rngs=rngs) for i, o in zip(widths[:-1], widths[1:], strict=True)])
@@ -32,7 +32,7 @@ class Cnn(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention, then two layers with gelu, each behind a layer norm and beside a skip."""
+    """Attention, then two layers with gelu, each after a layer norm and with a residual connection."""
 
     def __init__(self, width: int, heads: int, rngs: nnx.Rngs) -> None:
         self.heads = heads
@@ -49,7 +49,7 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Bytes to logits of the next byte."""
+    """Maps bytes to logits of the next byte."""
 
     def __init__(self, vocabulary: int, tokens: int, width: int, heads: int, layers: int, rngs: nnx.Rngs) -> None:
         self.embed = nnx.Embed(vocabulary, width, rngs=rngs)

@@ -24,7 +24,7 @@ LIMIT_SHARE = 0.8
 
 
 class Line(NamedTuple):
-    """One wish. `ratio` is None where it was not measured."""
+    """One target. `ratio` is None if it was not measured."""
 
     letter: str
     what: str
@@ -38,7 +38,7 @@ class Line(NamedTuple):
 
 
 def lines(found: dict[str, Any]) -> list[Line]:
-    """All wishes of the cases that ran, by letter."""
+    """Returns all targets of the cases that ran, by letter."""
     rows = []
     for letter, case in found.items():
         if letter == "g":
@@ -67,7 +67,7 @@ def _against_best(letter: str, secs: dict[str, list[float]], ours: str, names: l
 
 
 def _of_growth(case: dict[str, Any]) -> list[Line]:
-    """Linear and flat, read as: the last point costs at most 1.2 of the reference, a head and step."""
+    """The targets for growth: the last point costs at most 1.2 of the reference per head-step."""
     cost = lambda point: statistics.median(point["secs"]) / point["heads"]  # noqa: E731
     heads, lengths = case["by heads"], case["by length"]
     usual = min(heads, key=lambda point: abs(point["heads"] - 1_024))

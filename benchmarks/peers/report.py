@@ -31,12 +31,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits, more before the point."""
+    """Formats a number with three digits, or all digits before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def of_case(case: dict[str, Any], micro: bool) -> str:
-    """The table of a case: who, how long, the ratio, and whether it learnt."""
+    """Makes the table of a case: opponent, time, ratio and losses."""
     unit, scale = ("µs", 1e6) if micro else ("ms", 1e3)
     ours, rows = case["results"][0]["secs"], []
     for result in case["results"]:
@@ -90,7 +90,7 @@ def of_growth(case: dict[str, Any]) -> str:
 
 
 def of_limits(found: dict[str, Any], limits: dict[str, float], on_gpu: bool) -> str:
-    """Hydrax's achieved FLOP/s and bytes/s, counted from shapes, against the machine's."""
+    """Compares the FLOP/s and bytes/s that Hydrax achieves, counted from shapes, with those of the machine."""
     rows = []
     for letter, case in found.items():
         if letter == "g":
@@ -125,7 +125,7 @@ def of_reach(found: dict[str, Any]) -> str:
 
 
 def plot(found: dict[str, Any], path: Path) -> None:
-    """Bars of each case, time in Hydrax's, and the two growth curves."""
+    """Draws bars for each case, with times relative to Hydrax, and the two growth curves."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -24,12 +24,12 @@ Maker = Callable[[], turns.Opponent]
 
 
 def makers(name: str, case: Case, start: Any) -> Mapping[str, Maker]:
-    """The forms of an opponent, of which the fastest counts.
+    """Returns the variants of an opponent; the fastest counts.
 
     Raises:
       Missing: a library is not installed.
     """
-    if name.endswith("shared"):  # its batches hold few live slots where slices are small, as in the tiny form
+    if name.endswith("shared"):  # its batches have few live slots if slices are small, as in the tiny form
         case = dataclasses.replace(case, make_rows=folds)
     if name == "hydrax shared":
         return {"": lambda: HydraxFit(case, sampling="shared")}
@@ -47,7 +47,7 @@ def makers(name: str, case: Case, start: Any) -> Mapping[str, Maker]:
         return {"": lambda: by_hand.OneByOne(case, start)}
     row_loss = convolution.row_loss if case.torch_model[0] == "Cnn" else None
     widths = {chunk_width for chunk_width in case.chunks if chunk_width <= case.num_heads}
-    if jax.default_backend() != "cpu":  # a GPU wants wide chunks
+    if jax.default_backend() != "cpu":  # wide chunks are faster on a GPU
         widths = {case.num_heads, -(-case.num_heads // 4), -(-case.num_heads // 16)}
     form = functools.partial(by_hand.Chunks, case, start, make_step=make_step, row_loss=row_loss)
     return {f"C = {width}": functools.partial(form, width) for width in sorted(widths)}
@@ -74,14 +74,14 @@ def sklearn_makers(case: Case, start: Any) -> Mapping[str, Maker]:
 
 
 def with_epochs(case: Case, player: Player, name: str) -> Player:
-    """By-hand and PyTorch forms count steps; where a case is timed by epochs, theirs are as long as Hydrax's."""
+    """Returns the steps of the timed unit; the epochs of all opponents are as long as Hydrax's."""
     kind = "shared" if name.endswith("shared") else "own"
     player.opponent.steps_per_unit = (case.steps_per_unit or {}).get(kind, 1)
     return player
 
 
 def run(letter: str, turn_count: int, tiny: bool, least_secs: float, only: list[str] | None = None) -> dict[str, Any]:
-    """Warms up and trains turn by turn; `only` names the opponents, where not all of the case's take part."""
+    """Warms up and trains turn by turn; `only` selects some opponents of the case."""
     case = make_cases()[letter]
     case = case.tiny() if tiny else case
     names = [name for name in case.opponents if only is None or name in only]

@@ -20,7 +20,7 @@ from sklearn.neural_network import MLPClassifier
 def fit(
     x: np.ndarray, y: np.ndarray, hidden: tuple[int, ...], batch_size: int, rate: float, epochs: int
 ) -> list[float]:
-    """The mean loss of each epoch."""
+    """Trains and returns the mean loss of each epoch."""
     model = MLPClassifier(
         hidden,
         solver="adam",
@@ -33,12 +33,12 @@ def fit(
         random_state=0,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns that it did not converge, which nobody asked for
+        warnings.simplefilter("ignore")  # it warns that it did not converge, as intended
         return model.fit(x, y).loss_curve_
 
 
 class SklearnJoblib:
-    """A call is two epochs; every call starts anew."""
+    """One call is two epochs, and every call starts from new values."""
 
     def __init__(self, case: Case, start: Any) -> None:
         rows, data = case.rows(), case.make_data(case.num_rows)

@@ -23,7 +23,7 @@ DEFAULT_THREADS = torch.get_num_threads()
 
 
 class TorchForm:
-    """What both forms have in common: data, index batches and counting steps. A call is one step."""
+    """The common part of both forms: data, index batches and counting steps. A call is one step."""
 
     call_steps = steps_per_unit = 1
 
@@ -57,11 +57,11 @@ class TorchForm:
         vars(self).clear()
 
     def _train(self, rows: torch.Tensor) -> torch.Tensor:
-        """One step of all heads on the rows [H, B]; their losses, [H]."""
+        """Makes one step of all heads on the rows [H, B]. Returns their losses, [H]."""
         raise NotImplementedError
 
     def _model(self) -> torch.nn.Module:
-        """One without values: they are put in from the start values."""
+        """Makes a model without values, which are then set to the initial values."""
         name, args = self.case.torch_model
         with torch.device("meta"):
             return getattr(torch_models, name)(*args)
@@ -113,7 +113,7 @@ class FuncVmap(TorchForm):
 
     def _train(self, rows: torch.Tensor) -> torch.Tensor:
         batch = {name: column[rows] for name, column in self.data.items()}
-        # The fused attention has no rule for vmap.
+        # The fused attention does not support vmap.
         with sdpa_kernel(SDPBackend.MATH):
             gradients, losses = self._gradients(self._params, batch)
         for name, param in self._params.items():

@@ -23,7 +23,7 @@ class Perceptron(nn.Module):
 
 
 class Cnn(nn.Module):
-    """Takes [B, S, S, 3] as it lies in the dataset; seen as [B, 3, S, S] that is channels_last already."""
+    """Takes [B, S, S, 3] as stored in the dataset; viewed as [B, 3, S, S] this is channels_last already."""
 
     def __init__(self, channels: tuple[int, ...], classes: int) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class Transformer(nn.Module):
 
 
 def as_torch(start: Any, prefix: str = "") -> dict[str, np.ndarray]:
-    """Parameters of Flax of all heads, `[H, ...]`, by PyTorch's names and in its layout."""
+    """Converts Flax parameters of all heads, `[H, ...]`, to PyTorch's names and layout."""
     found: dict[str, np.ndarray] = {}
     for name, value in start.items():
         path = f"{prefix}.{name}".lstrip(".")

@@ -16,20 +16,20 @@ from typing import Any, Protocol
 import numpy as np
 
 WARM_SECS = 5.0
-SLOW_SECS, SLOW_TURNS = 5.0, 2  # Whoever takes longer than that for a step has fewer turns.
+SLOW_SECS, SLOW_TURNS = 5.0, 2  # An opponent with slower steps gets fewer turns.
 
 
 class Missing(Exception):
-    """An opponent cannot take part here; says why."""
+    """An opponent cannot take part; the message says why."""
 
 
 class Opponent(Protocol):
-    """Somebody who trains all heads of a case.
+    """A program that trains all heads of a case.
 
     Attributes:
-      call_steps: it trains whole multiples of so many steps.
-      steps_per_unit: steps of what is timed: 1, or those of an epoch.
-      note: what it chose, for the table.
+      call_steps: steps per call; it trains whole calls only.
+      steps_per_unit: steps of the unit that is timed: 1, or an epoch.
+      note: its choices, for the table.
     """
 
     call_steps: int
@@ -37,23 +37,23 @@ class Opponent(Protocol):
     note: str
 
     def advance(self, num_steps: int) -> None:
-        """Trains all heads, and returns when the last result is there."""
+        """Trains all heads and returns when the last result is available."""
 
     def losses(self) -> tuple[float, float]:
-        """The loss of the first step and that of the last one, the mean over heads."""
+        """Returns the losses of the first and the last step, averaged over heads."""
 
     def close(self) -> None:
-        """Frees what it holds."""
+        """Frees memory."""
 
 
 class Player:
-    """An opponent together with its times.
+    """An opponent with its times.
 
     Args:
       name: its key.
-      make: builds it.
+      make: builds the opponent.
       warm_steps: steps before the first turn, at least two calls.
-      exact: whether all of them are made, so that losses can be compared; else it ends early where they take long.
+      exact: whether to make all of them, so that losses can be compared; otherwise a slow warm-up ends early.
     """
 
     def __init__(self, name: str, make: Callable[[], Opponent], warm_steps: int, exact: bool = False) -> None:
@@ -72,7 +72,7 @@ class Player:
         self.turn_steps = call
 
     def plan(self, least_secs: float, least_calls: int) -> None:
-        """Makes a turn long enough: at least `least_secs`, and so many calls where one takes no second."""
+        """Chooses the calls per turn so that a turn takes at least `least_secs`."""
         call, secs = self.opponent.call_steps, self.step_secs
         calls = max(1, math.ceil(least_secs / (call * secs)))
         self.turn_steps = call * (calls if call * secs > 1 else max(calls, least_calls))
@@ -100,7 +100,7 @@ class Player:
 
 
 def best_of(name: str, makers: Mapping[str, Callable[[], Opponent]], warm_steps: int, exact: bool) -> Player:
-    """Warms up one form after the other and keeps the fastest; the note names it and what it was chosen from."""
+    """Warms up all variants and keeps the fastest; the note names it and its rivals."""
     best, tried = None, {}
     for form, make in makers.items():
         player = Player(name, make, warm_steps, exact)
@@ -123,7 +123,7 @@ def best_of(name: str, makers: Mapping[str, Callable[[], Opponent]], warm_steps:
 
 
 def take_turns(players: list[Player], turns: int) -> None:
-    """Everybody in turn, `turns` times; slow opponents skip the later ones."""
+    """Lets all opponents train in turn, `turns` times; slow ones skip the later turns."""
     for turn in range(turns):
         for player in players[turn % len(players) :] + players[: turn % len(players)]:
             if turn < SLOW_TURNS or player.step_secs <= SLOW_SECS:
@@ -131,13 +131,13 @@ def take_turns(players: list[Player], turns: int) -> None:
 
 
 def disagreements(results: list[dict[str, Any]], tolerance: float | None) -> list[str]:
-    """What is wrong with the losses: one that has not fallen in the end, or, where a tolerance is given, one unlike the
-    others' after warming up.
+    """Returns what is wrong with the losses: a loss that did not fall, or, if a tolerance is given, a loss that differs
+    from the others after the warm-up.
 
     Args:
-      results: as `Player.result` gives them, Hydrax first.
-      tolerance: relative; for opponents that start from Hydrax's values and learn from the same rows after equally many
-        steps.
+      results: results of `Player.result`, Hydrax first.
+      tolerance: relative, for opponents that start from the initial values of Hydrax and learn from the same rows
+        for as many steps.
     """
     wrong = []
     for result in results:
@@ -156,6 +156,6 @@ UNLIKE = ("hydrax shared", "vmap shared", "chunks shared", "sklearn", "hydrax fe
 
 
 def median_ratio(ours: list[float], theirs: list[float]) -> tuple[float, float, float]:
-    """Median, least and most of our time to theirs, turn by turn."""
+    """Returns the median, minimum and maximum over turns of Hydrax's time divided by theirs."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=False)]
     return statistics.median(ratios), min(ratios), max(ratios)
