@@ -81,6 +81,12 @@ def update_guide(tmp_path_factory) -> dict[str, Any]:
     return run("docs/writing-an-update.md", tmp_path_factory.mktemp("update"))
 
 
+@pytest.fixture(scope="module")
+def saving(tmp_path_factory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("saving")
+    return run("docs/saving.md", folder) | {"folder": folder}
+
+
 # Other tests run the blocks of these pages. Of docs/from-lightning.md they run the ports; Lightning is not installed.
 RUN_ELSEWHERE = {"docs/command-line.md", "docs/from-lightning.md"}
 
@@ -315,6 +321,25 @@ def test_the_guide_s_generators_come_near_the_mean_of_the_data(update_guide):
     made = update_guide["game"].heads.trainable["generator"]
     assert made.shape == (8,)
     assert np.all(np.abs(made - 2) < 1)  # they start at 0
+
+
+def test_the_heads_that_the_page_about_saving_loads_are_those_that_it_saved(saving):
+    kernel = np.asarray(saving["result"].heads.trainable["kernel"])
+    np.testing.assert_array_equal(saving["all_heads"].trainable["kernel"], kernel)
+    np.testing.assert_array_equal(saving["head"].kernel.get_value(), kernel[2])
+    np.testing.assert_array_equal(saving["model"].kernel.get_value(), kernel[2])
+
+
+@pytest.mark.parametrize("file", ["head_2.npz", "from_checkpoint.npz"])
+def test_an_exported_file_of_the_page_about_saving_holds_the_head(saving, file):
+    with np.load(saving["folder"] / file) as arrays:
+        np.testing.assert_array_equal(arrays["kernel"], saving["result"].heads.trainable["kernel"][2])
+
+
+def test_orbax_reads_back_the_head_and_the_heads_that_the_recipe_saved(saving):
+    kernel = np.asarray(saving["result"].heads.trainable["kernel"])
+    np.testing.assert_array_equal(saving["restored"]["kernel"], kernel[2])
+    np.testing.assert_array_equal(saving["restored_all"]["kernel"], kernel)
 
 
 def test_the_page_about_loggers_names_them_as_they_are(tmp_path):
