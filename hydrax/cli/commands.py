@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
 
@@ -18,7 +18,7 @@ from hydrax.errors import ArgumentError, HydraxError
 from hydrax.files import warn_if_unwritable, write_text
 from hydrax.loop import Callback, Event
 from hydrax.results import SUFFIXES, check_suffix, export
-from hydrax.slices import ComputedSlices, ListedSlices, Slices
+from hydrax.slices import Slices
 from hydrax.step import PerHead
 from hydrax.train import HydraModule, Trainer
 
@@ -47,7 +47,7 @@ def run(command: str, argv: Sequence[str]) -> int:
       SystemExit: after --help, --print_config (0), and after SIGTERM (143).
     """
     jsonargparse = _jsonargparse()
-    _open_to_configs()
+    _open_to_configs(jsonargparse)
     here = os.getcwd()
     if here not in sys.path:  # the user's modules lie beside the config; an installed command does not look there
         sys.path.insert(0, here)
@@ -127,15 +127,17 @@ def _jsonargparse() -> Any:
     return jsonargparse
 
 
-def _open_to_configs() -> None:
+def _open_to_configs(jsonargparse: Any) -> None:
     """Lets a config make `PerHead` and `Slices` by `class_path`: they check their arguments themselves.
 
-    jsonargparse goes by annotations. To it a list is no `ArrayLike`, and what gives `Self` gives no `Slices`.
+    jsonargparse goes by annotations. To it a list is no `ArrayLike`, and what gives `Self` gives no `Slices`. Of a
+    dataclass it takes no `class_path`, such as that of a constructor, unless it is told to.
     """
+    jsonargparse.set_parsing_settings(subclasses_enabled=[Slices])
     PerHead.__init__.__annotations__["values"] = Any
-    for method in (*vars(ComputedSlices).values(), *vars(ListedSlices).values()):
-        if isinstance(method, classmethod):
-            hints = method.__func__.__annotations__
+    for method in vars(Slices).values():
+        hints = method.__func__.__annotations__ if isinstance(method, classmethod) else {}
+        if hints.get("return") is Self:
             hints.update({**dict.fromkeys(hints, Any), "return": Slices})
 
 

@@ -1,20 +1,20 @@
-"""Checks what users hand to slices and rotation: on the host, before anything else, and each refusal names the head."""
+"""Checks of what users pass to slices and rotation. They run on the host, before anything else, and name the head."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hydrax.arguments import is_int, is_number
 from hydrax.errors import ArgumentError, SliceError
 
 MAX_ROWS = 2**31 - 1  # Rows are int32.
 
 
 def whole_number(name: str, value: Any, low: int, high: int) -> int:
-    """A whole number, low <= value <= high."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or not low <= value <= high:
+    """Check for a whole number, low <= value <= high."""
+    if not is_int(value, low) or value > high:
         raise ArgumentError(
             f"Not a whole number in range: argument {name}. Got {value!r:.60}, expected {low} <= {name} <= {high}. "
             f"Fix: pass {name} as an int."
@@ -23,33 +23,33 @@ def whole_number(name: str, value: Any, low: int, high: int) -> int:
 
 
 def array_of(name: str, values: Any) -> NDArray[Any]:
-    """The values as an array; NumPy refuses lists of unequal lengths."""
+    """Convert values to an array; lists of unequal lengths are refused."""
     try:
         return np.asarray(values)
     except ValueError as error:
         raise ArgumentError(
             f"Lists of unequal lengths: argument {name}. Got {values!r:.60}, expected a plain array. "
-            "Fix: give all lists the same length."
+            "Fix: make all lists the same length."
         ) from error
 
 
 def entries(name: str, values: Any, fix: str) -> Iterable[Any]:
-    """The values, if they can be gone through; a generator is not emptied."""
+    """Check that values can be iterated over, without consuming a generator."""
     if not isinstance(values, Iterable):
         raise ArgumentError(
-            f"Nothing to go through: argument {name}. Got {values!r:.60}, expected a list or a generator. Fix: {fix}."
+            f"Not iterable: argument {name}. Got {values!r:.60}, expected a list or a generator. Fix: {fix}."
         )
     return values
 
 
 def is_mixed(values: Any, array: NDArray[Any]) -> bool:
-    """Whether NumPy made text of numbers that stand beside text: of `values` that it made `array` of."""
+    """Tell whether NumPy turned numbers into text, because they came in one list with text."""
     kind = {"U": str, "S": bytes}.get(array.dtype.kind)
     return kind is not None and isinstance(values, list | tuple) and not all(isinstance(v, kind) for v in values)
 
 
 def _fault(array: NDArray[Any]) -> str | None:
-    """What keeps an array from being a list of whole numbers, as "Got ..."; None if it is one."""
+    """Describe why an array is not a list of whole numbers, for use after "Got"; None if it is one."""
     if array.ndim > 1:
         return f"an array of shape {list(array.shape)}"
     if array.dtype.kind in "iu" or not array.size:
@@ -61,7 +61,7 @@ def _fault(array: NDArray[Any]) -> str | None:
 
 
 def column(name: str, values: Any) -> NDArray[np.int64]:
-    """A whole number, or one for each head."""
+    """Check for one whole number, or one for each head."""
     array = array_of(name, values)
     fault = _fault(array)
     if fault:
@@ -73,7 +73,7 @@ def column(name: str, values: Any) -> NDArray[np.int64]:
 
 
 def in_range(name: str, values: NDArray[np.int64], low: int, high: int, hint: str) -> NDArray[np.int64]:
-    """The values, where each is low <= value < high."""
+    """Check that every value is low <= value < high."""
     outside = np.flatnonzero((values < low) | (values >= high))
     if outside.size:
         at = outside[0]
@@ -85,33 +85,80 @@ def in_range(name: str, values: NDArray[np.int64], low: int, high: int, hint: st
 
 
 def seed_per_head(seed: Any, num_heads: int) -> NDArray[np.int64]:
-    """A seed for each head: of a single one `seed + h`, so that every head has its own."""
+    """Return the seeds as given; from a single seed it makes `seed + h`, so that every head has its own."""
     seeds = column("seed", seed)
     return seeds + np.arange(num_heads) if seeds.ndim == 0 else seeds
 
 
 def one_per_head(**columns: Any) -> list[NDArray[np.int64]]:
-    """Columns of one common length; single numbers are repeated."""
+    """Bring columns to one common length; single numbers are repeated."""
     lengths = {name: np.size(part) for name, part in columns.items() if np.ndim(part)}
     if len(set(lengths.values())) > 1:
         raise ArgumentError(
             f"Arguments disagree on the number of heads: {' and '.join(lengths)}. Got {lengths}, "
-            "expected equal lengths. Fix: give each one entry per head, or a single number."
+            "expected equal lengths. Fix: pass one entry per head, or a single number, for each."
         )
     return [np.atleast_1d(part) for part in np.broadcast_arrays(*columns.values())]
 
 
+def lengths_and_keys(
+    lengths: NDArray[np.int64], seeds: NDArray[np.int64], **others: Any
+) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:
+    """Bring lengths and seeds to one per head, as many as the other columns have, in the types that parts keep."""
+    *_, lengths, seeds = one_per_head(**others, lengths=lengths, seed=seeds)
+    in_range("seed", seeds, 0, 2**32, "pass a whole number that fits into 32 bits")
+    return lengths.astype(np.int32), seeds.astype(np.uint32)
+
+
+def positions(heads: Any, num_heads: int) -> NDArray[np.int64]:
+    """Convert an int, slice, list, int array or bool mask to distinct positions 0..H-1, at least one."""
+    if isinstance(heads, slice):
+        at = np.arange(num_heads)[heads]
+    else:
+        given = array_of("heads", heads)
+        if given.dtype == np.bool_ and given.shape == (num_heads,):
+            at = np.flatnonzero(given)
+        else:
+            at = in_range("heads", column("heads", given), -num_heads, num_heads, f"there are {num_heads} heads")
+            at = np.atleast_1d(at % num_heads)
+    if np.unique(at).size != at.size or not at.size:
+        raise SliceError(
+            f"A head is selected twice, or none is selected: argument heads. Got {at.size} positions, "
+            f"{np.unique(at).size} of them distinct, expected one or more distinct positions. "
+            "Fix: select each head once; Slices.concatenate makes copies with ids of their own."
+        )
+    return at
+
+
+def offsets_inside(offsets: Any, lengths: NDArray[np.int32]) -> NDArray[np.uint32]:
+    """Check offsets[H, B], each 0 <= offset < length of its slice."""
+    array = array_of("offsets", offsets)
+    if array.ndim != 2 or len(array) != lengths.size or array.dtype.kind not in "iu":
+        raise ArgumentError(
+            f"Offsets of the wrong shape or type: argument offsets. Got {array.dtype}{list(array.shape)}, "
+            f"expected integers[{lengths.size}, slots]. Fix: pass one list of whole numbers for each head."
+        )
+    outside = (array < 0) | (array >= lengths[:, None])
+    if outside.any():
+        head, slot = np.argwhere(outside)[0]
+        raise ArgumentError(
+            f"Offset outside its slice: head {head}, slot {slot}. Got {array[head, slot]}, expected "
+            f"0 <= offset < {lengths[head]}. Fix: offsets count inside the slice, not inside the dataset."
+        )
+    return array.astype(np.uint32)
+
+
 def _empty(head: int | np.integer[Any], length: int | np.integer[Any]) -> SliceError:
     return SliceError(
-        f"Slice of head {head} is empty: a head cannot learn from nothing. Got length {length}, expected 1 or more. "
-        "Fix: drop the head, or give it a row."
+        f"Slice of head {head} is empty: a head needs a row to learn from. Got length {length}, expected 1 or more. "
+        "Fix: leave the head out, or give it a row."
     )
 
 
 def checked_lengths(lengths: NDArray[np.int64], num_rows: int = MAX_ROWS) -> NDArray[np.int64]:
-    """Lengths of at least one head, each 1 <= length <= num_rows; lists, with their duplicates, may be longer."""
+    """Check the lengths of at least one head, each 1 <= length <= num_rows."""
     if not lengths.size:
-        raise SliceError("No head at all: there is no slice. Got 0 slices, expected 1 or more. Fix: give one per head.")
+        raise SliceError("No slices: a fit needs at least one head. Got 0, expected 1 or more. Fix: add a head.")
     empty = np.flatnonzero(lengths < 1)
     if empty.size:
         raise _empty(empty[0], lengths.ravel()[empty[0]])
@@ -119,17 +166,32 @@ def checked_lengths(lengths: NDArray[np.int64], num_rows: int = MAX_ROWS) -> NDA
     if long.size:
         raise SliceError(
             f"Slice of head {long[0]} is longer than the dataset: argument lengths. Got {lengths.ravel()[long[0]]}, "
-            f"expected 1 <= length <= {num_rows}. Fix: shorten it, or pass the longer dataset's num_rows."
+            f"expected 1 <= length <= {num_rows}. Fix: shorten it, or pass the num_rows of the longer dataset."
         )
     return lengths
 
 
+def windows_inside(starts: Any, lengths: Any, num_rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Check windows, and return starts and lengths, one per head each."""
+    rows, first = checked_lengths(column("lengths", lengths), num_rows), column("starts", starts)
+    first, rows = one_per_head(starts=first, lengths=rows)
+    past = np.flatnonzero((first < 0) | (first > num_rows - rows))
+    if past.size:
+        head = past[0]
+        raise SliceError(
+            f"Window outside the dataset: slice of head {head}. Got start {first[head]}, length {rows[head]}, "
+            f"expected 0 <= start <= {num_rows} - length. Fix: move the window, or shorten it."
+        )
+    return first, rows
+
+
 def sizes_in_rows(lengths: Any, num_rows: int) -> NDArray[np.int64]:
-    """Numbers of rows from exact sizes (ints) or fractions (floats)."""
+    """Convert exact sizes (ints) or fractions of the dataset (floats) to numbers of rows."""
     array = array_of("lengths", lengths)
     if array.dtype.kind != "f" or array.ndim > 1 or not array.size:
         return column("lengths", lengths)
-    mixed = isinstance(lengths, list | tuple) and any(isinstance(length, int | np.integer) for length in lengths)
+    # NumPy makes floats of [0.5, 1]. The 1 could mean one row or the whole dataset, so the mixture is refused.
+    mixed = isinstance(lengths, list | tuple) and any(map(is_int, lengths))
     outside = np.flatnonzero(~((array > 0) & (array <= 1)))
     if mixed or outside.size:
         head = outside[0] if outside.size else 0
@@ -141,13 +203,13 @@ def sizes_in_rows(lengths: Any, num_rows: int) -> NDArray[np.int64]:
 
 
 def rows_of_head(head: int, rows: Any, num_rows: int) -> NDArray[np.int32]:
-    """The rows listed for one head: at least one, each 0 <= row < num_rows."""
+    """Check the rows listed for one head: at least one, each 0 <= row < num_rows."""
     array = array_of(f"indices, head {head}", rows)
     fault = _fault(array) or ("a single number" if array.ndim == 0 else None)
     if fault:
         raise SliceError(
             f"Slice of head {head} is not a list of row numbers. Got {fault}, expected int[rows]. "
-            "Fix: list whole row numbers; masks go to Slices.from_mask."
+            "Fix: list whole row numbers; pass masks to Slices.from_mask."
         )
     if not array.size:
         raise _empty(head, 0)
@@ -156,13 +218,13 @@ def rows_of_head(head: int, rows: Any, num_rows: int) -> NDArray[np.int32]:
         at, row = outside[0], array[outside[0]]
         raise SliceError(
             f"Slice of head {head} holds row {row} at position {at}. Got {row}, expected 0 <= row < {num_rows}. "
-            "Fix: rows count from 0; drop it, or pass the longer dataset."
+            "Fix: drop the row (rows count from 0), or pass the num_rows of the longer dataset."
         )
     return array.astype(np.int32)
 
 
 def set_of_head(head: int, rows: Any, num_rows: int) -> NDArray[np.int32]:
-    """The rows listed for one head, sorted; none may be listed twice."""
+    """Check and sorts the rows listed for one head; none may be listed twice."""
     listed = rows_of_head(head, rows, num_rows)
     if (np.diff(listed) > 0).all():
         return listed
@@ -171,90 +233,126 @@ def set_of_head(head: int, rows: Any, num_rows: int) -> NDArray[np.int32]:
     if twice.size:
         raise SliceError(
             f"Slice of head {head} holds a row twice: a split is a set. Got row {listed[twice[0]]} more than once, "
-            "expected distinct rows. Fix: Slices.from_indices keeps copies and order."
+            "expected distinct rows. Fix: use Slices.from_indices, which keeps copies and order."
         )
     return listed
 
 
+def sets_of_splits(
+    splits: Iterable[Any], num_rows: int, part: str
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
+    """Yield one part of every split, "train" or "test", in the form that `kept_sets` takes."""
+    if part not in ("train", "test"):
+        raise ArgumentError(
+            f"Unknown part of a split: argument part. Got {part!r}, expected 'train' or 'test'. "
+            "Fix: pass 'train' for the rows to learn from, or 'test' for those held out."
+        )
+    number = -1
+    for number, split in enumerate(splits):
+        if not isinstance(split, tuple | list) or len(split) != 2:
+            raise SliceError(
+                f"Not a split: head {number}. Got {split!r:.60}, expected a pair (train rows, test rows). "
+                "Fix: pass what `splitter.split(X, y)` yields."
+            )
+        rows = set_of_head(number, split[part == "test"], num_rows)
+        yield rows, np.array([rows.size])
+    checked_lengths(np.ones(number + 1, np.int64))  # A generator shows only at its end that it was empty.
+
+
 def joined_lists(lists: Iterable[Any], num_rows: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Lists of rows as (all rows one after the other, length of each list)."""
+    """Check lists of rows and returns (all rows one after the other, length of each list)."""
     arrays = [rows_of_head(head, rows, num_rows) for head, rows in enumerate(lists)]
     lengths = checked_lengths(np.fromiter(map(len, arrays), np.int64, len(arrays)))
     return np.concatenate(arrays), lengths
 
 
 def labels_of_rows(name: str, labels: Any, num_rows: int | None = None) -> NDArray[Any]:
-    """One label per row: ints, strings or bools, [N]."""
+    """Check for one label per row: ints, strings or bools, [N]."""
     array = array_of(name, labels)
     if array.dtype == object and array.ndim == 1 and all(isinstance(label, str) for label in array):
-        array = array.astype(str)
+        array = array.astype(str)  # A column of text from pandas.
     mixed = is_mixed(labels, array)
     if array.ndim != 1 or not array.size or array.dtype.kind not in "iubUS" or mixed:
         got = f"{labels!r:.60}" if mixed else f"{array.dtype}{list(array.shape)}"
         raise ArgumentError(
             f"Not one label per row, all of one type: argument {name}. Got {got}, expected ints, strings or "
-            f"bools[rows]. Fix: pass {name} as one flat array; of whole floats `{name}.astype(int)`."
+            f"bools[rows]. Fix: pass {name} as one flat array; convert whole floats by `{name}.astype(int)`."
         )
     if num_rows not in (None, array.size):
         raise ArgumentError(
             f"Labels and dataset differ in rows: argument {name}. Got {array.size} labels, expected {num_rows}. "
-            "Fix: give every row of the dataset its label."
+            "Fix: pass one label for every row of the dataset."
         )
     whole_number("num_rows", array.size, 1, MAX_ROWS)
     return array
 
 
+def concentration(alpha: Any) -> float:
+    """Check the parameter of a symmetric Dirichlet distribution."""
+    if not is_number(alpha) or not 0 < alpha <= 1e9:
+        raise ArgumentError(
+            f"Invalid concentration: argument alpha. Got {alpha!r:.60}, expected a number 0 < alpha <= 1e9. "
+            "Fix: pass 0.1 for few classes per head, or 100 for the same mixture in all."
+        )
+    return float(alpha)
+
+
 def weight_table(weights: Any) -> NDArray[Any]:
-    """Weights[heads, rows]: ints or floats, finite, none below 0, some above 0 in each head."""
+    """Check weights[heads, rows]: ints or floats, finite, none below 0, some above 0 in each head."""
     table = array_of("weights", weights)
     if table.ndim != 2 or table.dtype.kind not in "iuf":
         raise ArgumentError(
-            f"Not weights: argument weights. Got {table.dtype}{list(table.shape)}, expected ints or floats[heads, "
-            "rows]. Fix: give each head one number per row; masks go to Slices.from_mask."
+            f"Invalid weights: argument weights. Got {table.dtype}{list(table.shape)}, expected ints or floats[heads, "
+            "rows]. Fix: pass one number per head and row; pass masks to Slices.from_mask."
         )
     for head, line in enumerate(table):
         wrong = np.flatnonzero(~((line >= 0) & (line < np.inf)))
         if wrong.size:
             raise SliceError(
                 f"A weight is negative or not finite: head {head}, row {wrong[0]}. Got {line[wrong[0]]}, expected "
-                "0 <= weight < inf. Fix: 0 leaves a row out."
+                "0 <= weight < inf. Fix: use 0 to leave a row out."
             )
         if not line.any():
             raise SliceError(
                 f"Slice of head {head} is empty: all its weights are 0. Got 0 in {line.size} rows, expected a weight "
-                "above 0. Fix: drop the head, or give a row a weight."
+                "above 0. Fix: leave the head out, or give a row a weight."
             )
     return table
 
 
-def lengths_of_copies(weights: NDArray[np.integer]) -> NDArray[np.int64]:
-    """The length of each slice, int64[H], of the copies of every row, [H, N]; none is above MAX_ROWS."""
-    # Floats cannot wrap around, and as far as a slice may go they are exact.
+def lengths_of_copies(weights: NDArray[Any]) -> NDArray[np.int64]:
+    """Sum copies of rows, ints[H, N], to the length of each slice, int64[H], at most MAX_ROWS."""
+    if weights.dtype.kind == "f":
+        raise ArgumentError(
+            "Float weights without lengths: argument lengths. Got None, expected int[heads]. "
+            "Fix: pass the length of each slice, or numbers of copies as ints."
+        )
+    # Floats cannot wrap around, and up to MAX_ROWS they are exact.
     totals: NDArray[np.float64] = weights.sum(axis=1, dtype=np.float64)
     long = np.flatnonzero(totals > MAX_ROWS)
     if long.size:
         raise SliceError(
-            f"Slice of head {long[0]} has too many rows: argument weights, which are copies. Got "
+            f"Slice of head {long[0]} has too many rows: argument weights, read as copies. Got "
             f"{totals[long[0]]:.0f} in all, expected a sum <= {MAX_ROWS}. "
-            "Fix: pass the length of each slice, and the weights are proportions."
+            "Fix: pass lengths as well; weights are then proportions."
         )
     return totals.astype(np.int64)
 
 
 def mask_table(mask: Any) -> NDArray[np.bool_]:
-    """bool[heads, rows]."""
+    """Check for bool[heads, rows]."""
     if isinstance(mask, list | tuple):
         lengths = [array_of("mask", line).size for line in mask]
         other = [head for head, size in enumerate(lengths) if size != lengths[0]]
         if other:
             raise SliceError(
-                f"Mask of head {other[0]} has another length than that of head 0. Got {lengths[other[0]]}, "
-                f"expected {lengths[0]}. Fix: give each head one boolean per row of the dataset."
+                f"Mask of head {other[0]} differs in length from that of head 0. Got {lengths[other[0]]}, "
+                f"expected {lengths[0]}. Fix: pass one boolean per head and row of the dataset."
             )
     table = array_of("mask", mask)
     if table.dtype != np.bool_ or table.ndim != 2:
         raise ArgumentError(
-            f"Not a mask: argument mask. Got {table.dtype}{list(table.shape)}, expected bool[heads, rows]. "
-            "Fix: give each head one boolean per row; row numbers go to Slices.from_indices."
+            f"Invalid mask: argument mask. Got {table.dtype}{list(table.shape)}, expected bool[heads, rows]. "
+            "Fix: pass one boolean per head and row; pass row numbers to Slices.from_indices."
         )
     return table

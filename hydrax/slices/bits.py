@@ -1,4 +1,4 @@
-"""Packed bits: slices kept as one bit per row of the dataset, where lists would be larger."""
+"""Packed bits: slices kept as one bit per row of the dataset, where lists would take more memory."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,21 +8,22 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrax.slices.law import Array, Part, RowLaw, beside, blocks, count_while, strides
+from hydrax.slices.law import Array, Part, RowLaw, blocks, count_while, per_head, strides
 from hydrax.slices.lists import shared_tables
 
-_BLOCK_WORDS = 8  # Words of 32 bits to one entry of the directory, which so adds an eighth to the bits.
+# Words of 32 bits per entry of the directory `before`. It adds an eighth to the bits and limits a lookup to 8 words.
+_BLOCK_WORDS = 8
 _ONE, _BLOCK_BITS = np.uint32(1), np.uint32(32 * _BLOCK_WORDS)
 _BLOCK = np.uint32(_BLOCK_WORDS)
 
 
 def bytes_per_line(num_rows: int) -> int:
-    """What a line of `Bits` takes, its share of the directory included."""
+    """Return the bytes that a line of `Bits` takes, with its share of the directory."""
     return -(-num_rows // int(_BLOCK_BITS)) * 4 * (_BLOCK_WORDS + 1)
 
 
 def packed(mask: NDArray[np.bool_]) -> NDArray[np.uint32]:
-    """bool[L, N] as words uint32[L, W], the first row in the lowest bit; rows past N are zeros."""
+    """Pack bool[L, N] into whole blocks of words, uint32[L, W]: the first row in the lowest bit, zeros at the end."""
     num_bytes = -(-mask.shape[1] // int(_BLOCK_BITS)) * 4 * _BLOCK_WORDS
     table = np.zeros((len(mask), num_bytes), np.uint8)
     bits = np.packbits(mask, axis=1, bitorder="little")
@@ -31,21 +32,21 @@ def packed(mask: NDArray[np.bool_]) -> NDArray[np.uint32]:
 
 
 def unpacked(words: NDArray[np.uint32], num_rows: int) -> NDArray[np.bool_]:
-    """The words of some lines, uint32[L, W], as bool[L, N]."""
+    """Unpack words uint32[L, W] to bool[L, N]."""
     table = np.ascontiguousarray(words).astype("<u4", copy=False).view(np.uint8)
     return np.unpackbits(table, axis=1, count=num_rows, bitorder="little").view(np.bool_)
 
 
 @dataclass(frozen=True, eq=False)
 class Bits(Part):
-    """Rows whose bit is set, or, where a line is turned, is not set; in base order.
+    """The rows whose bit is set, in base order. A line and its complement share their bits: one of them is turned.
 
     Attributes:
-      words: uint32[T, W], tables of bits.
-      before: uint32[T, W / 8], how many bits of its table are set before each block of 8 words.
-      lines: int32[L], the table of each line.
-      turned: bool[L], whether a line holds the rows whose bit is not set.
-      numbers: int32[L], what the maker of each line called it.
+      words: uint32[T, W], T sets of bits.
+      before: uint32[T, W / 8], how many bits of the set are 1 before each block of 8 words.
+      lines: int32[L], which of the T sets each line has.
+      turned: bool[L], whether a line holds the rows whose bit is 0.
+      numbers: int32[L], the number that the recipe of each line shows: of the split, of rows.
     """
 
     code: ClassVar[int] = 4
@@ -59,7 +60,7 @@ class Bits(Part):
 
     @classmethod
     def of(cls, num_rows: int, words: NDArray[np.uint32], *, numbers: NDArray[np.integer]) -> Self:
-        """One line for each line of words."""
+        """Make one line for each line of words."""
         before = np.empty((len(words), words.shape[1] // _BLOCK_WORDS), np.uint32)
         lengths = np.empty(len(words), np.int32)
         for block in blocks(np.full(len(words), words.shape[1])):
@@ -102,9 +103,9 @@ class Bits(Part):
 
 
 def _take_bit(columns: Mapping[str, Array], tables: Mapping[str, Array], offsets: Array, xp: ModuleType) -> Array:
-    """Finds the bit number `offset` of those that count: its block, its word in the block, its place in the word."""
-    line = xp.broadcast_to(beside(columns["lines"], offsets), offsets.shape)
-    turn = beside(columns["turn"], offsets)
+    """Find the position of 1-bit number `offset` (a select): its block, then its word, then its place in the word."""
+    line = xp.broadcast_to(per_head(columns["lines"], offsets), offsets.shape)
+    turn = per_head(columns["turn"], offsets)  # All ones for turned lines, so that xor makes ones of their zeros.
     words, num_blocks = tables["words"], np.uint32(tables["before"].shape[1])
 
     def counted_before(block: Array) -> Array:
@@ -114,8 +115,10 @@ def _take_bit(columns: Mapping[str, Array], tables: Mapping[str, Array], offsets
     def begun(block: Array) -> Array:
         return (block < num_blocks) & (counted_before(block) <= offsets)
 
+    # Block: a binary search over the directory.
     block = count_while(begun, tables["strides"], offsets, xp)
     left, place = offsets - counted_before(block), (block * _BLOCK).astype(xp.int32)
+    # Word: skip words as long as they hold too few ones. The count of steps is fixed, as a program needs.
     word = words[line, place] ^ turn
     for _ in range(_BLOCK_WORDS - 1):
         count = xp.bitwise_count(word).astype(xp.uint32)
@@ -123,6 +126,7 @@ def _take_bit(columns: Mapping[str, Array], tables: Mapping[str, Array], offsets
         left = xp.where(further, left - count, left)
         place = place + further.astype(xp.int32)
         word = words[line, place] ^ turn
+    # Bit: halve the word, and go on in the half that holds the one in question.
     bit = xp.zeros(offsets.shape, xp.uint32)
     for width in (16, 8, 4, 2, 1):
         count = xp.bitwise_count(word & np.uint32((1 << width) - 1)).astype(xp.uint32)

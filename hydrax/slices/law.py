@@ -1,6 +1,7 @@
-"""What every way of keeping rows can do, and the law by which its rows are computed, on the host and in the program.
+"""The interface of every way of keeping rows, and the law by which rows follow from offsets, in NumPy and in JAX.
 
-A part holds some lines; a line is the slice of one head. How parts make up all heads: `row_store.py`.
+A part is a group of slices that are kept in the same way; it holds one line per head. `store.py` puts the parts of all
+heads together.
 """
 
 from abc import ABC, abstractmethod
@@ -12,9 +13,9 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK_ROWS = 2**20  # Rows handled at once where rows of many heads are walked: bounds the temporaries.
+BLOCK_ROWS = 2**20  # Rows to handle at once where the rows of many heads are walked: it bounds the temporaries.
 
-Array = Any  # numpy.ndarray or jax.Array, whichever the argument xp makes.
+Array = Any  # numpy.ndarray or jax.Array, whichever `xp` makes.
 Take = Callable[[Mapping[str, Array], Mapping[str, Array], Array, ModuleType], Array]
 
 
@@ -22,10 +23,11 @@ class RowLaw(NamedTuple):
     """How rows follow from offsets: the same integers from NumPy and, without x64, from jax.numpy.
 
     Attributes:
-      columns: by name, int32[H] or uint32[H]: what differs from head to head.
+      columns: by name, int32[H] or uint32[H]: what differs between heads.
       tables: by name, arrays that all heads share.
-      take: `take(columns, tables, offsets uint32[..., H, B], xp) -> int32[..., H, B]`, the base rows at offsets
-        inside the slices. One and the same function for all slices of a kind, so it may be static in a program.
+      take: `take(columns, tables, offsets uint32[..., H, B], xp) -> int32[..., H, B]` computes the base rows at offsets
+        inside the slices. It is one and the same function for all slices of a kind, so it can be a static argument of
+        a compiled program, and other slices of that kind do not compile it again.
     """
 
     columns: dict[str, NDArray[Any]]
@@ -35,16 +37,16 @@ class RowLaw(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Part(ABC):
-    """Slices that are all kept in one way, L lines of them, already checked. Read-only.
+    """L lines that are all kept in one way and already checked. Read-only.
 
     Attributes:
-      num_rows: N.
-      lengths: int32[L]; 0 in a complement that nothing is left for.
+      num_rows: rows of the base dataset, N.
+      lengths: int32[L], rows of each line; 0 only in a complement that has no row left.
     """
 
-    # Names the kind in digests, so it never changes.
+    # Stands for the kind in digests, so it must never change.
     code: ClassVar[int]
-    # The fields that hold one entry per line.
+    # Names of the fields that have one entry per line.
     per_line: ClassVar[tuple[str, ...]] = ()
 
     num_rows: int
@@ -57,14 +59,17 @@ class Part(ABC):
 
     @abstractmethod
     def law(self) -> RowLaw:
-        """The law of all lines. A column is int64 where places in a table pass 2**31: then for the host only."""
+        """Return the law of all lines.
+
+        A column is int64 where places in a table exceed 2**31; such a law works on the host only.
+        """
 
     @abstractmethod
     def complement(self) -> "Part":
-        """The same lines with the rows that each does not hold."""
+        """Return the same lines with the rows that each does not hold."""
 
     def contains(self, at: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which of the rows [B] the lines at `at` [K] hold: bool[K, B]."""
+        """Tell which of the rows [B] the lines at `at` [K] hold: bool[K, B]."""
         asked, place = np.unique(rows, return_inverse=True)
         held = np.zeros((at.size, asked.size), np.bool_)
         if not asked.size:
@@ -76,27 +81,27 @@ class Part(ABC):
         return held[:, place]
 
     def take(self, at: NDArray[np.int64], offsets: NDArray[np.unsignedinteger]) -> NDArray[np.int32]:
-        """Rows at offsets[k] inside line at[k]: uint32[K, B] by int[K] gives int32[K, B]."""
+        """Compute the rows at offsets[k] inside the line at[k]: int[K] and uint32[K, B] give int32[K, B]."""
         columns, tables, take = self.law()
         rows: NDArray[np.int32] = take({name: column[at] for name, column in columns.items()}, tables, offsets, np)
         return rows
 
     def walk(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32]]]:
-        """All rows of all lines, line after line, in blocks of (lines, rows)."""
+        """Yield all rows of all lines, line after line, in blocks of (lines, rows)."""
         return walk(self.lengths, self.take)
 
     def pick(self, at: NDArray[np.int64]) -> Self:
-        """The lines at the given positions; a line may be picked more than once. Tables are shared, not copied."""
+        """Select lines by position; a line may be selected more than once. Tables are shared, not copied."""
         return replace(self, **{name: getattr(self, name)[at] for name in self.per_line})
 
     @property
     def kin(self) -> Hashable:
-        """Parts of equal kin can be joined."""
+        """Equal for parts that can be joined."""
         return type(self)
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
-        """The lines of all parts, one after the other."""
+        """Concatenate the lines of parts of equal kin."""
         columns: dict[str, Any] = {
             name: np.concatenate([getattr(part, name) for part in parts]) for name in cls.per_line
         }
@@ -104,7 +109,7 @@ class Part(ABC):
 
     @property
     def seeds(self) -> NDArray[np.int64]:
-        """int64[L], the seed that the rows of each line are computed from, -1 where there is none."""
+        """int64[L], the seed that the rows of each line are computed from, or -1."""
         return np.full(self.lengths.size, -1)
 
     @property
@@ -113,31 +118,31 @@ class Part(ABC):
         return False
 
     def figures(self, at: int) -> dict[str, int]:
-        """What a recipe may tell of the line at `at`."""
+        """Return the numbers that a recipe may show of the line at `at`."""
         return {"length": int(self.lengths[at]), "rest": self.num_rows - int(self.lengths[at])}
 
-    # With its kind and lengths, these say which rows a part holds; digests are made of them.
+    # Kind and lengths together with the following say which rows a part holds. Digests are made of them.
 
     @property
     def marks(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Two numbers per line, uint32[L] each: where it starts and its seed, as far as its kind knows these."""
+        """Two numbers per line, uint32[L] each: where it starts and its seed; 0 for a kind without them."""
         nothing = np.zeros(self.lengths.size, np.uint32)
         return nothing, nothing
 
     @property
     def table_digest(self) -> bytes:
-        """Digest of a table that the rows of all lines depend on; empty where there is none."""
+        """Digest of the table that the rows of all lines depend on; empty if there is none."""
         return b""
 
     def content(self) -> Iterator[bytes]:
-        """What else makes up the lines, line after line, little-endian."""
+        """Yield what else determines the rows, line after line, little-endian."""
         return iter(())
 
 
 def walk(
     lengths: NDArray[np.int32], take: Callable[[NDArray[np.int64], NDArray[Any]], NDArray[np.int32]]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32]]]:
-    """All rows of all slices, one slice after the other, in blocks of (positions of the slices, rows)."""
+    """Yield all rows of all slices, one slice after the other, in blocks of (positions of the slices, rows)."""
     ends = np.cumsum(lengths, dtype=np.int64)
     for first in range(0, int(ends[-1]), BLOCK_ROWS):
         place = np.arange(first, min(first + BLOCK_ROWS, int(ends[-1])))
@@ -147,35 +152,43 @@ def walk(
 
 
 def blocks(sizes: NDArray[np.integer], limit: int = BLOCK_ROWS) -> Iterator[NDArray[np.int64]]:
-    """Positions in blocks whose sizes add up to about the limit: one position at least, all of them once."""
+    """Split positions into blocks whose sizes add up to about the limit; each block has at least one position."""
     block = np.cumsum(sizes, dtype=np.int64) // limit
     return iter(np.split(np.arange(sizes.size), np.flatnonzero(np.diff(block)) + 1))
 
 
-def beside(column: Array, offsets: Array) -> Array:
-    """A column [H] in the shape that stands beside offsets [..., H, B]: JAX may refuse to add axes by itself."""
+# The arithmetic of laws, in 32 bits. Places and sizes are below 2**31, so the sum of two fits into uint32, and a
+# difference below zero wraps to above 2**31. A minimum then finds the remainder, where `%` would be a slow division.
+
+
+def per_head(column: Array, offsets: Array) -> Array:
+    """Reshape a column [H] so that it broadcasts against offsets [..., H, B]."""
+    # All axes are written out, because JAX may be set to refuse to add axes (jax_numpy_rank_promotion).
     return column.reshape((1,) * (offsets.ndim - 2) + (-1, 1))
 
 
-def around(place: Array, size: Array, xp: ModuleType) -> Array:
-    """A place in [0, 2 * size) taken modulo size; uint32."""
-    # Without a slow modulo: below zero the difference has wrapped around to above 2**31, and the place is the smaller.
-    return xp.minimum(place, place - size)
+def add_mod(place: Array, distance: Array, size: Array, xp: ModuleType) -> Array:
+    """Compute (place + distance) % size for uint32 place < size and distance < size."""
+    total = place + distance
+    return xp.minimum(total, total - size)
 
 
-def since(place: Array, start: Array, size: Array, xp: ModuleType) -> Array:
-    """How far a place lies after the start, going around in [0, size); uint32."""
-    way = place - start
-    return xp.minimum(way, way + size)
+def sub_mod(place: Array, start: Array, size: Array, xp: ModuleType) -> Array:
+    """Compute (place - start) % size for uint32 place < size and start < size."""
+    distance = place - start
+    return xp.minimum(distance, distance + size)
+
+
+# A binary search whose number of steps is known when the program is compiled.
 
 
 def strides(most: int) -> NDArray[np.uint32]:
-    """The steps of `count_while` for counts up to `most`: powers of two, the largest first."""
+    """Return the steps of `count_while` for counts up to `most`: powers of two, the largest first."""
     return (1 << np.arange(int(most).bit_length())[::-1]).astype(np.uint32)
 
 
 def count_while(holds: Callable[[Array], Array], steps: Array, like: Array, xp: ModuleType) -> Array:
-    """The largest count for which `holds` is true, by halving; uint32 of the shape of `like`.
+    """Find the largest count for which `holds` is true, by binary search; uint32 in the shape of `like`.
 
     Args:
       holds: bool of a count, uint32[...] >= 1: true up to some count and false from there on.

@@ -1,4 +1,4 @@
-"""Lists of rows, and what lists leave out: slices whose rows are kept, four bytes a row."""
+"""Lists of rows, and what lists leave out: slices whose rows are kept, four bytes per row."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +9,12 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrax.slices.law import Array, Part, RowLaw, beside, blocks, count_while, strides
+from hydrax.slices.law import Array, Part, RowLaw, blocks, count_while, per_head, strides
 
 
 def shared_tables(tables: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], list[int]]:
-    """One table that holds all of the given ones, each object once, and where each one begins in it."""
+    """Concatenate tables, each distinct object once, and return where each table begins in the result."""
+    # Heads that were selected apart share their table. Joining them again by identity compares and copies no row.
     distinct = {id(table): table for table in tables}
     begins = dict(zip(distinct, np.cumsum([0, *map(len, distinct.values())]).tolist(), strict=False))
     table = tables[0] if len(distinct) == 1 else np.concatenate(list(distinct.values()))
@@ -21,18 +22,18 @@ def shared_tables(tables: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], list[in
 
 
 def place_type(size: int) -> type[np.signedinteger[Any]]:
-    """The integers for places in a table: the compiled program takes those of 32 bits only."""
+    """Return the integer type for places in a table. A compiled program takes 32 bits only, so 64 only if needed."""
     return np.int32 if size < 2**31 else np.int64
 
 
 @dataclass(frozen=True, eq=False)
 class _Kept(Part):
-    """Lines that each have a stretch of one table of rows.
+    """Lines that each hold a stretch of one table of rows.
 
     Attributes:
-      rows: int32[], the lists, one after the other.
+      rows: int32[], all lists, one after the other.
       firsts: int32[L] or int64[L], where in `rows` the list of each line begins.
-      numbers: int32[L], what the maker of each list called it: the number of the split, of the group.
+      numbers: int32[L], the number that the recipe of each line shows: of the split, of the group, of rows.
       are_sets: whether every list is sorted and holds no row twice.
     """
 
@@ -55,7 +56,7 @@ class _Kept(Part):
 
 @dataclass(frozen=True, eq=False)
 class Lists(_Kept):
-    """Rows in the order given; a list may hold a row more than once."""
+    """The listed rows, in the order given; a list may hold a row more than once."""
 
     code: ClassVar[int] = 2
     per_line: ClassVar[tuple[str, ...]] = ("lengths", "firsts", "numbers")
@@ -70,15 +71,22 @@ class Lists(_Kept):
         numbers: NDArray[np.integer],
         are_sets: bool = False,
     ) -> Self:
-        """Lists that fill `rows` one after the other."""
+        """Make lists that lie in `rows` one after the other."""
         firsts = (np.cumsum(lengths, dtype=np.int64) - lengths).astype(place_type(rows.size))
         return cls(num_rows, lengths.astype(np.int32), rows, firsts, numbers.astype(np.int32), are_sets)
+
+    @classmethod
+    def by_group(cls, labels: NDArray[Any]) -> tuple[Self, NDArray[Any]]:
+        """List the rows of each distinct label [N], and returns the labels too, both in sorted order."""
+        names, number, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+        rows = np.argsort(number, kind="stable").astype(np.int32)
+        return cls.of(labels.size, rows, sizes, numbers=np.arange(names.size), are_sets=True), names
 
     def law(self) -> RowLaw:
         return RowLaw({"firsts": self.firsts}, {"rows": self.rows}, _take_listed)
 
     def _as_sets(self) -> "Lists":
-        """The same lines as sets: sorted, each row once."""
+        """Return the same lines as sets: sorted, each row once."""
         if self.are_sets:
             return self
         rows, lengths = [], []
@@ -87,6 +95,7 @@ class Lists(_Kept):
             line = np.repeat(np.arange(block.size), part.lengths)
             offset = np.arange(line.size) - (np.cumsum(part.lengths, dtype=np.int64) - part.lengths)[line]
             listed = self.rows.take(part.firsts[line] + offset)
+            # One number for (line, row), so that one sort serves all lines of the block.
             distinct = np.unique(line * self.num_rows + listed)
             line, listed = np.divmod(distinct, self.num_rows)
             rows.append(listed.astype(np.int32))
@@ -96,7 +105,7 @@ class Lists(_Kept):
         )
 
     def complement(self) -> "Unlisted":
-        sets = self._as_sets()
+        sets = self._as_sets()  # The complement shares this table, and so does its own complement.
         lengths = np.int32(self.num_rows) - sets.lengths
         return Unlisted(self.num_rows, lengths, sets.rows, sets.firsts, sets.numbers, are_sets=True)
 
@@ -110,7 +119,7 @@ class Lists(_Kept):
 
 @dataclass(frozen=True, eq=False)
 class Unlisted(_Kept):
-    """All rows but the listed ones, in base order. The lists are sets."""
+    """All rows except the listed ones, in base order. The lists are sets."""
 
     code: ClassVar[int] = 3
     per_line: ClassVar[tuple[str, ...]] = ("lengths", "firsts", "numbers")
@@ -132,15 +141,16 @@ class Unlisted(_Kept):
 
 
 def _take_listed(columns: Mapping[str, Array], tables: Mapping[str, Array], offsets: Array, xp: ModuleType) -> Array:
-    first = beside(columns["firsts"], offsets)
+    first = per_head(columns["firsts"], offsets)
     return xp.take(tables["rows"], first + offsets.astype(first.dtype), mode="clip")
 
 
 def _take_unlisted(columns: Mapping[str, Array], tables: Mapping[str, Array], offsets: Array, xp: ModuleType) -> Array:
-    first, listed = beside(columns["firsts"], offsets), beside(columns["listed"], offsets)
+    first, listed = per_head(columns["firsts"], offsets), per_head(columns["listed"], offsets)
 
     def passed(count: Array) -> Array:
-        # Before row L[i] of a sorted list stand L[i] - i rows that are not listed.
+        # Before row L[i] of a sorted list there are L[i] - i rows that are not listed. So row number `offset` of those
+        # not listed comes after all L[i] with L[i] - i <= offset, and their count is what it has to skip.
         last = count - np.uint32(1)
         row = xp.take(tables["rows"], first + last.astype(first.dtype), mode="clip").astype(xp.uint32)
         return (count <= listed) & (row - last <= offsets)

@@ -1,8 +1,7 @@
-"""Recipes: one line of text on how each slice was made."""
+"""Recipes: how each slice was made, kept as data and formatted as one line of text for the user."""
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -13,49 +12,63 @@ _OTHER_SIDE = {"start": "end", "end": "start", "length": "rest", "rest": "length
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """A text with places for the figures of a slice (see `Part.figures`) and for the name of its group.
+    """How one constructor made slices; `format` gives text such as "complement(window(100, 37))".
 
     Attributes:
-      text: a format such as "window({start}, {length})".
-      names: [G], what groups are called; `{group}` is the one that the figure `number` names.
+      maker: name of the constructor.
+      fields: the figures to show of each slice, in this order: names from `Part.figures`, or "group".
+      settings: text to show after the figures, equal for all slices of the call, such as "alpha=5, seed=0".
+      names: [G], the names of all groups. A slice has the one at its figure "number"; the field "group" shows it.
+      flips: how many complements were taken since.
     """
 
-    text: str
+    maker: str
+    fields: tuple[str, ...] = ()
+    settings: str = ""
     names: NDArray[Any] | None = None
+    flips: int = 0
 
-    def told(self, figures: Mapping[str, int]) -> str:
-        """The text for one slice."""
-        named = {} if self.names is None else {"group": repr(self.names[figures["number"]].item())}
-        return self.text.format(**figures, **named)
+    def format(self, figures: Mapping[str, int]) -> str:
+        """Write the recipe of the slice with the given figures."""
+        shown = [self._shown(field, figures) for field in self.fields] + [self.settings] * bool(self.settings)
+        return self._flipped(f"{self.maker}({', '.join(shown)})" if shown else self.maker)
+
+    def _shown(self, field: str, figures: Mapping[str, int]) -> str:
+        if field == "group":
+            assert self.names is not None
+            return repr(self.names[figures["number"]].item())
+        # Figures describe the rows held now. After an odd number of complements those are the rows left out by what
+        # the constructor made, and the recipe shows what the constructor was given.
+        return str(figures[_OTHER_SIDE.get(field, field) if self.flips % 2 else field])
+
+    def _flipped(self, text: str) -> str:
+        return "complement(" * self.flips + text + ")" * self.flips
 
     def complement(self) -> "Recipe":
-        """For what the slice leaves out: the text tells of the figures that the slice had."""
-        text = re.sub(r"{(start|end|length|rest)}", lambda found: f"{{{_OTHER_SIDE[found[1]]}}}", self.text)
-        # Twice is as before where the rows are computed; where they were listed, their order and copies are gone.
-        computed = "{number}" not in text and "{group}" not in text
-        twice = computed and text.startswith("complement(")
-        return Recipe(text[len("complement(") : -1] if twice else f"complement({text})", self.names)
+        """Return the recipe of the complement."""
+        # Two complements restore a slice that is computed. A listed one comes back sorted and without its copies, so
+        # its recipe shows both.
+        is_listed = not {"number", "group"}.isdisjoint(self.fields)
+        return replace(self, flips=self.flips + 1 if is_listed else 1 - self.flips)
 
     @property
-    def maker(self) -> str:
+    def kind(self) -> str:
         """Name of the constructor, with the complements taken since."""
-        inside = self.text.count("complement(")
-        constructor = self.text.split("(")[inside].rstrip(")")
-        return "complement(" * inside + constructor + ")" * inside
+        return self._flipped(self.maker)
 
     @property
-    def key(self) -> tuple[str, int]:
-        """Recipes of equal key are the same."""
-        return self.text, id(self.names)
+    def key(self) -> tuple[Any, ...]:
+        """Equal for equal recipes. Names are compared by identity, as there may be a million groups."""
+        return self.maker, self.fields, self.settings, self.flips, id(self.names)
 
 
 @dataclass(frozen=True, eq=False)
 class Recipes:
-    """The recipes of H slices: a byte for each.
+    """The recipes of H slices, in one byte per slice.
 
     Attributes:
-      codes: unsigned[H], which of the recipes a slice has.
-      recipes: the recipes in use.
+      codes: unsigned[H], position in `recipes` of the recipe of each slice.
+      recipes: the distinct recipes in use.
     """
 
     codes: NDArray[np.unsignedinteger[Any]]
@@ -63,12 +76,12 @@ class Recipes:
 
     @classmethod
     def of_one(cls, recipe: Recipe, num_heads: int) -> Self:
-        """The same recipe for all."""
+        """Give all heads the same recipe."""
         return cls(np.zeros(num_heads, np.uint8), (recipe,))
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
-        """Those of all parts, one after the other."""
+        """Concatenate the recipes of all parts."""
         distinct = {recipe.key: recipe for part in parts for recipe in part.recipes}
         number = {key: at for at, key in enumerate(distinct)}
         kind = np.min_scalar_type(len(distinct))
@@ -76,21 +89,21 @@ class Recipes:
         return cls(np.concatenate(codes), tuple(distinct.values()))
 
     def pick(self, at: NDArray[np.int64]) -> "Recipes":
-        """Those at the given positions."""
+        """Select the recipes at the given positions."""
         return Recipes(self.codes[at], self.recipes)
 
     def complement(self) -> "Recipes":
-        """Those of what the slices leave out."""
+        """Return the recipes of the complements."""
         return Recipes(self.codes, tuple(recipe.complement() for recipe in self.recipes))
 
-    def told(self, at: int, figures: Mapping[str, int]) -> str:
-        """The recipe of the slice at position `at`, whose figures are given."""
-        return self.recipes[int(self.codes[at])].told(figures)
+    def format(self, at: int, figures: Mapping[str, int]) -> str:
+        """Write the recipe of the slice at position `at`, whose figures are given."""
+        return self.recipes[int(self.codes[at])].format(figures)
 
-    def makers(self) -> dict[str, int]:
-        """Name of each constructor in use, and how many slices it made."""
+    def kinds(self) -> dict[str, int]:
+        """Count the slices by kind of recipe, such as "complement(bootstrap)"."""
         counts: dict[str, int] = {}
         for recipe, count in zip(self.recipes, np.bincount(self.codes, minlength=len(self.recipes)), strict=True):
             if count:
-                counts[recipe.maker] = counts.get(recipe.maker, 0) + int(count)
+                counts[recipe.kind] = counts.get(recipe.kind, 0) + int(count)
         return counts

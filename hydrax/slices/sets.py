@@ -1,4 +1,4 @@
-"""Sets of rows as they come, block by block: kept as lists, or, where these are large, left-out lists or bits."""
+"""Chooses how to keep sets of rows that arrive block by block: as lists, as lists of the rows left out, or as bits."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -10,25 +10,25 @@ from hydrax.slices.bits import Bits, bytes_per_line, packed, unpacked
 from hydrax.slices.law import blocks
 from hydrax.slices.lists import Lists, Unlisted
 
-LISTS_BYTES = 64 * 2**20  # Lists are looked up faster, so up to here they are taken even where bits are smaller.
-_BLOCK_CELLS = 2**24  # Cells of a mask handled at once.
+LISTS_BYTES = 64 * 2**20  # Lookup in lists is faster, so up to this size they are taken even where bits are smaller.
+_BLOCK_CELLS = 2**24  # Cells of a mask to handle at once.
 
 
 class _Held(NamedTuple):
-    """Lines as the rows that each holds: all lines one after the other, sorted in each, and their lengths [L]."""
+    """Lines as the rows that each holds: sorted, line after line, and the length of each line [L]."""
 
     rows: NDArray[np.int32]
     lengths: NDArray[np.int64]
 
 
 class _Left(NamedTuple):
-    """Lines as the rows that each leaves out, written down likewise."""
+    """Lines as the rows that each leaves out, in the same form."""
 
     rows: NDArray[np.int32]
     lengths: NDArray[np.int64]
 
 
-_Segment = _Held | _Left | NDArray[np.uint32]  # Or as words uint32[L, W].
+_Segment = _Held | _Left | NDArray[np.uint32]  # The array has the lines as words, uint32[L, W].
 _Kind = type[Lists] | type[Unlisted] | type[Bits]
 
 
@@ -37,21 +37,22 @@ def kept_sets(
     num_rows: int,
     numbers: NDArray[np.integer] | None = None,
 ) -> Lists | Unlisted | Bits:
-    """Sets as lists, or, where these would take more than 64 MiB, as the smallest of lists, lists left out, and bits.
+    """Keep sets as lists or, where these would take more than 64 MiB, in the smallest of the three ways.
 
-    While they come no more is held than the smallest takes, and 64 MiB. In any case rows come in base order.
+    While the lines arrive, memory stays below the smallest way plus 64 MiB. Rows are in base order in each way.
 
     Args:
-      lines: blocks of lines, (the rows of all lines one after the other, the length of each line); the rows of a line
+      lines: blocks of lines: (the rows of all lines one after the other, the length of each line). The rows of a line
         are sorted and distinct.
-      num_rows: N.
-      numbers: int[L], what the maker calls the lines; None: 0, 1, ...
+      num_rows: rows of the base dataset, N.
+      numbers: int[L], the numbers that recipes show; if None, 0, 1, ...
     """
     segments: list[_Segment] = []
     sizes: dict[_Kind, int] = {Lists: 0, Unlisted: 0, Bits: 0}
     num_lines = 0
     for rows, lengths in lines:
         num_lines += lengths.size
+        # Each block is put into the way that is smallest for it alone. The way for all is known only at the end.
         own = _sizes(rows.size, lengths.size, num_rows)
         sizes = {kind: size + own[kind] for kind, size in sizes.items()}
         kind = min(own, key=own.__getitem__) if sizes[Lists] > LISTS_BYTES else Lists
@@ -67,23 +68,23 @@ def kept_sets(
 
 
 def _sizes(num_held: int, num_lines: int, num_rows: int) -> dict[_Kind, int]:
-    """Bytes that lines take in each way."""
+    """Return the bytes that lines take in each way."""
     left_out = num_lines * num_rows - num_held
     return {Lists: 4 * num_held, Unlisted: 4 * left_out, Bits: num_lines * bytes_per_line(num_rows)}
 
 
 def mask_lines(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """The lines of a mask, bool[L, N], as `kept_sets` takes them."""
+    """Return the lines of a mask, bool[L, N], in the form that `kept_sets` takes."""
     return np.nonzero(mask)[1].astype(np.int32), np.count_nonzero(mask, axis=1)
 
 
 def mask_blocks(num_lines: int, num_rows: int) -> Iterable[NDArray[np.int64]]:
-    """Blocks of lines whose masks are handled at once."""
+    """Split lines into blocks whose masks are small enough to be handled at once."""
     return blocks(np.full(num_lines, num_rows), _BLOCK_CELLS)
 
 
 def _masks(segment: _Segment, num_rows: int) -> Iterator[NDArray[np.bool_]]:
-    """The lines as blocks of masks, bool[L, N]."""
+    """Yield the lines as blocks of masks, bool[L, N]."""
     if isinstance(segment, np.ndarray):
         yield from (unpacked(segment[block], num_rows) for block in mask_blocks(len(segment), num_rows))
         return
@@ -97,7 +98,7 @@ def _masks(segment: _Segment, num_rows: int) -> Iterator[NDArray[np.bool_]]:
 
 
 def _as(kind: _Kind, segment: _Segment, num_rows: int) -> _Segment:
-    """The lines in the form that a part of this kind is made of."""
+    """Convert lines to the form that a part of the given kind is made of."""
     if kind is Bits:
         return _as_words(segment, num_rows)
     form = _Held if kind is Lists else _Left
@@ -114,12 +115,12 @@ def _as_words(segment: _Segment, num_rows: int) -> NDArray[np.uint32]:
 
 
 def _all_packed(segments: list[_Segment], num_lines: int, num_rows: int) -> NDArray[np.uint32]:
-    """All segments as words. Empties the list as it goes, so that lines are not held twice."""
+    """Convert all segments to words. It empties the list, so that no line is held twice."""
     words, at = None, num_lines
     while segments:
         lines = _as_words(segments.pop(), num_rows)
         words = np.empty((num_lines, lines.shape[1]), np.uint32) if words is None else words
         at -= len(lines)
         words[at : at + len(lines)] = lines
-    assert words is not None  # Only what is large gets here.
+    assert words is not None  # There is at least one segment: bits are chosen above 64 MiB only.
     return words

@@ -1,8 +1,8 @@
-"""How the slices of all heads are kept: in parts, one for each way of keeping rows that is in use.
+"""The slices of all heads, in parts: one for each way of keeping rows that is in use.
 
-Every part is an array per property, a few bytes a head. The ways: windows on the base order or on a keyed permutation
-(`row_windows.py`), stratified subsets (`row_strata.py`), draws with replacement (`row_draws.py`), lists and what lists
-leave out (`row_lists.py`), packed bits (`row_bits.py`).
+The ways are windows on the base order or on a keyed permutation (`windows.py`), stratified subsets (`strata.py`), draws
+with replacement (`draws.py`), lists and what lists leave out (`lists.py`), and packed bits (`bits.py`). A part has one
+array per property, not one object per head, so 10^5 heads take a few bytes each.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hydrax.slices.law import BLOCK_ROWS, Part, RowLaw, blocks, walk
 from hydrax.slices.recipes import Recipe, Recipes
 
-_MANY_ROWS = 2**24  # Rows looked for at once: lists are walked anew for every lot.
+_MANY_ROWS = 2**24  # Rows to look for at once. More take several rounds, each of which walks all lists.
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +24,8 @@ class RowStore:
     """The rows of H slices on a dataset of N rows, already checked. Read-only.
 
     Attributes:
-      parts: no two of them could be joined. Within a part lines stand in the order of their heads.
-      owners: unsigned[H], the part of each head; None where there is one part.
+      parts: the parts; no two of them can be joined. The lines of a part are in the order of their heads.
+      owners: unsigned[H], the part of each head; None if there is one part.
       recipes: how each slice was made.
     """
 
@@ -34,13 +34,15 @@ class RowStore:
     recipes: Recipes
 
     @classmethod
-    def of(cls, part: Part, text: str, names: NDArray[Any] | None = None) -> "RowStore":
-        """Heads that are all kept and made in one way; text and names as in `Recipe`."""
-        return cls((part,), None, Recipes.of_one(Recipe(text, names), part.lengths.size))
+    def of(
+        cls, part: Part, maker: str, *fields: str, settings: str = "", names: NDArray[Any] | None = None
+    ) -> "RowStore":
+        """Keep heads that one constructor made; the other arguments are those of `Recipe`."""
+        return cls((part,), None, Recipes.of_one(Recipe(maker, fields, settings, names), part.lengths.size))
 
     @classmethod
     def concatenate(cls, stores: Sequence["RowStore"]) -> "RowStore":
-        """The heads of all stores, one after the other, on the dataset of the first."""
+        """Concatenate the heads of all stores, which are on one dataset."""
         kin: dict[Hashable, list[Part]] = {}
         for store in stores:
             for part in store.parts:
@@ -57,7 +59,7 @@ class RowStore:
         return cls(parts, np.concatenate(owners), recipes)
 
     def pick(self, at: NDArray[np.int64]) -> "RowStore":
-        """The heads at the given positions; one may be picked more than once. Tables are shared, not copied."""
+        """Select heads by position; one may be selected more than once. Tables are shared, not copied."""
         recipes = self.recipes.pick(at)
         if self.owners is None:
             return RowStore((self.parts[0].pick(at),), None, recipes)
@@ -66,22 +68,18 @@ class RowStore:
         return RowStore(parts, owners.astype(self.owners.dtype) if len(parts) > 1 else None, recipes)
 
     def complement(self) -> "RowStore":
-        """The same heads with the rows that each does not hold; some may hold none."""
+        """Return the same heads with the rows that each does not hold; some may hold none."""
         store = RowStore(tuple(part.complement() for part in self.parts), self.owners, self.recipes.complement())
-        # Parts of two kinds may have come to be of one.
-        return store if self.owners is None else RowStore._regrouped(store)
-
-    @staticmethod
-    def _regrouped(store: "RowStore") -> "RowStore":
         if len({part.kin for part in store.parts}) == len(store.parts):
             return store
+        # Two parts can now be joined, such as lists and what draws leave over: join them, then restore the order.
         by_part = [np.flatnonzero(store.owners == number) for number in range(len(store.parts))]
         grouped = RowStore.concatenate([store.pick(at) for at in by_part])
         return grouped.pick(np.argsort(np.concatenate(by_part)))
 
     @cached_property
     def _lines(self) -> NDArray[np.int64]:
-        """int64[H], which line of its part each head is, where there are several parts."""
+        """int64[H], the line of each head in its part, if there are several parts."""
         lines = np.empty(self.recipes.codes.size, np.int64)
         for number in range(len(self.parts)):
             own = self.owners == number
@@ -89,28 +87,30 @@ class RowStore:
         return lines
 
     def _gathered(self, of: Callable[[Part], NDArray[Any]]) -> NDArray[Any]:
-        """What every part says of its lines, by head."""
+        """Apply `of` to every part and puts the entries of its lines in the order of the heads."""
         if self.owners is None:
             return of(self.parts[0])
-        said = [of(part) for part in self.parts]
-        gathered = np.empty((self.owners.size, *said[0].shape[1:]), np.result_type(*said))
-        for number, values in enumerate(said):
+        by_part = [of(part) for part in self.parts]
+        gathered = np.empty((self.owners.size, *by_part[0].shape[1:]), np.result_type(*by_part))
+        for number, values in enumerate(by_part):
             gathered[self.owners == number] = values
         return gathered
 
     @property
     def num_rows(self) -> int:
+        """Rows of the base dataset, N."""
         return self.parts[0].num_rows
 
     @cached_property
     def lengths(self) -> NDArray[np.int32]:
+        """int32[H], rows of each slice."""
         lengths = self._gathered(lambda part: part.lengths)
         lengths.setflags(write=False)
         return lengths
 
     @property
     def seeds(self) -> NDArray[np.int64]:
-        """int64[H], -1 where the rows are computed from no seed."""
+        """int64[H], the seed that the rows of each head are computed from, or -1."""
         return self._gathered(lambda part: part.seeds)
 
     @property
@@ -120,7 +120,7 @@ class RowStore:
 
     @property
     def size_bytes(self) -> int:
-        """Memory that the slices take, tables included."""
+        """Memory that the slices take, including tables."""
         arrays: list[NDArray[Any]] = [self.recipes.codes, *([] if self.owners is None else [self.owners])]
         for part in self.parts:
             columns, tables, _ = part.law()
@@ -128,24 +128,23 @@ class RowStore:
         return sum(array.nbytes for array in arrays)
 
     def recipe(self, at: int) -> str:
-        """How the slice of the head at position `at` was made."""
-        if self.owners is None:
-            return self.recipes.told(at, self.parts[0].figures(at))
-        return self.recipes.told(at, self.parts[self.owners[at]].figures(int(self._lines[at])))
+        """Write how the slice of the head at position `at` was made."""
+        part, line = (0, at) if self.owners is None else (self.owners[at], int(self._lines[at]))
+        return self.recipes.format(at, self.parts[part].figures(line))
 
     def law(self) -> RowLaw | None:
-        """The law of all heads; None where they lie in several parts, or places in a table pass 2**31."""
+        """Return the law of all heads; None if there are several parts, or places in a table exceed 2**31."""
         if self.owners is not None:
             return None
         law = self.parts[0].law()
         return None if any(column.dtype.itemsize > 4 for column in law.columns.values()) else law
 
     def take(self, at: NDArray[np.int64], offsets: NDArray[np.unsignedinteger]) -> NDArray[np.int32]:
-        """Rows at offsets[k] inside the slice at position at[k]: uint32[K, B] by int[K] gives int32[K, B]."""
+        """Compute the rows at offsets[k] inside the slice at[k]: int[K] and uint32[K, B] give int32[K, B]."""
         return self._by_part(at, lambda part, line, own: part.take(line, offsets[own]), offsets.shape[1], np.int32)
 
     def contains(self, at: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Whether the slice at position at[k] holds the rows [B]: bool[K, B], block by block."""
+        """Tell which of the rows [B] the slices at positions `at` [K] hold: bool[K, B]."""
         held = np.empty((at.size, rows.size), np.bool_)
         if rows.size > _MANY_ROWS:
             for first in range(0, rows.size, _MANY_ROWS):
@@ -158,8 +157,8 @@ class RowStore:
     def _by_part(
         self, at: NDArray[np.int64], ask: Callable[[Part, NDArray[np.int64], Any], NDArray[Any]], width: int, kind: Any
     ) -> NDArray[Any]:
-        """What `ask(part, lines, places in at)` says of the heads at `at`, [K, width]."""
-        if self.owners is None:  # The common case, and without copies.
+        """Put together what `ask(part, lines, places in at)` returns for the heads at `at`: [K, width]."""
+        if self.owners is None:  # The common case; it makes no copies.
             return ask(self.parts[0], at, slice(None))
         answer = np.empty((at.size, width), kind)
         owners = self.owners[at]
@@ -168,12 +167,17 @@ class RowStore:
             answer[own] = ask(self.parts[number], self._lines[at[own]], own)
         return answer
 
-    def walk(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int32]]]:
-        """All rows of all heads, head after head, in blocks of (positions of the heads, rows)."""
-        return walk(self.lengths, self.take)
+    def num_unused_rows(self) -> int:
+        """Count the rows that no head holds, by walking all rows of all heads."""
+        used = [np.unique(rows) for _, rows in walk(self.lengths, self.take)]
+        # All slices of a complement may be empty: then there is nothing to concatenate.
+        return self.num_rows - np.unique(np.concatenate([np.empty(0, np.int32), *used])).size
 
     def content(self) -> Iterator[bytes]:
-        """What makes two stores the same: kinds, windows, seeds, listed rows, little-endian; not recipes or layout."""
+        """Yield what two equal stores share, little-endian: kinds, windows, seeds and listed rows.
+
+        Recipes do not count, nor how the heads are spread over parts.
+        """
         columns = (
             self.lengths,
             self._gathered(lambda part: np.full(part.lengths.size, part.code, np.uint8)),

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrax.slices.law import Array, Part, RowLaw, around, beside, count_while, since, strides
-from hydrax.slices.rotation import mix, permute, unpermute
+from hydrax.slices.law import Array, Part, RowLaw, add_mod, count_while, per_head, strides, sub_mod
+from hydrax.slices.permutation import GOLDEN, mix, permute, unpermute
 
-_SALT, _GOLDEN = np.uint32(0x57A7A5), np.uint32(0x9E3779B1)
+_SALT = np.uint32(0x57A7A5)  # Separates these orders from those of other parts with the same seed, see `windows.py`.
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class Strata:
 
     @classmethod
     def of_labels(cls, labels: NDArray[Any]) -> Self:
-        """Classes in the sorted order of their labels [N]."""
+        """Group rows by their labels [N]; classes are in the sorted order of the labels."""
         _, number, sizes = np.unique(labels, return_inverse=True, return_counts=True)
         return cls(np.argsort(number, kind="stable").astype(np.int32), sizes.astype(np.uint32))
 
@@ -41,22 +41,26 @@ class Strata:
 
     @cached_property
     def places(self) -> NDArray[np.int64]:
-        """int64[N], where each base row stands in `rows`."""
+        """int64[N], the position of each base row in `rows`."""
         return np.argsort(self.rows)
 
     @cached_property
     def digest(self) -> bytes:
+        """SHA-256 over rows and sizes."""
         return hashlib.sha256(self.rows.astype("<u4").tobytes() + self.sizes.astype("<u4").tobytes()).digest()
 
 
 @dataclass(frozen=True, eq=False)
 class Stratified(Part):
-    """Of each class a window on its keyed permutation, taken as a ring.
+    """A window on the keyed permutation of each class, the permutation taken as a ring.
+
+    A draw takes its quota of each class from the start of the ring. Its complement is the rest of each ring, which is a
+    window too and needs no other representation.
 
     Attributes:
-      strata: shared by all lines.
+      strata: the classes, shared by all lines.
       keys: uint32[L], the seeds.
-      outside: bool[L], whether a line holds what the draw of N - length rows left over.
+      outside: bool[L], whether a line holds the complement of its draw (of N - length rows) instead of the draw.
     """
 
     code: ClassVar[int] = 5
@@ -68,14 +72,15 @@ class Stratified(Part):
 
     @cached_property
     def _quotas(self) -> tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.int64]]:
-        """Which quota each line has, [L], and of each quota [Q, classes] the starts and the counts.
+        """The quota of each line, [L], and the starts and counts of each quota, [Q, classes] each.
 
-        Lines of equal length have one quota, so the table stays small however many lines there are.
+        Lines of equal length share one quota, so the table stays small however many lines there are.
         """
         kinds, which = np.unique(2 * self.lengths.astype(np.int64) + self.outside, return_inverse=True)
         sizes = self.strata.sizes.astype(np.int64)
         length, outside = kinds >> 1, (kinds & 1)[:, None] == 1
         drawn = largest_remainder(np.where(outside[:, 0], self.num_rows - length, length), self.strata.sizes)
+        # A start at the very end of the ring is its beginning.
         starts = np.where(outside, drawn, 0) % sizes
         return which.astype(np.uint32), starts, np.where(outside, sizes - drawn, drawn)
 
@@ -86,13 +91,13 @@ class Stratified(Part):
             "rows": self.strata.rows,
             "sizes": self.strata.sizes,
             "firsts": self.strata.firsts,
+            # Flat, so that one index finds an entry: quota * classes + class.
             "starts": starts.astype(np.uint32).ravel(),
             "begins": (np.cumsum(counts, axis=1) - counts).astype(np.uint32).ravel(),
             "strides": strides(self.strata.sizes.size - 1),
         }
-        return RowLaw(
-            {"quotas": which * np.uint32(self.strata.sizes.size), "keys": self.keys}, tables, _take_stratified
-        )
+        columns = {"quotas": which * np.uint32(self.strata.sizes.size), "keys": self.keys}
+        return RowLaw(columns, tables, _take_stratified)
 
     def law(self) -> RowLaw:
         return self._law
@@ -104,7 +109,7 @@ class Stratified(Part):
         size, quota = self.strata.sizes[class_], which[at][:, None]
         key = _key(self.keys[at][:, None], class_[None].astype(np.uint32), np)
         inner = unpermute((place - firsts[class_])[None], length=size[None], key=key, xp=np)
-        offsets: NDArray[np.uint32] = since(inner, starts[quota, class_].astype(np.uint32), size, np)
+        offsets: NDArray[np.uint32] = sub_mod(inner, starts[quota, class_].astype(np.uint32), size, np)
         return offsets < counts[quota, class_]
 
     def complement(self) -> Self:
@@ -128,10 +133,10 @@ class Stratified(Part):
 
 
 def largest_remainder(totals: NDArray[np.int64], sizes: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """Splits totals in proportion to sizes: each part within 1 of its exact share, and the sum exact.
+    """Split totals in proportion to sizes: each part within 1 of its exact share, and the sum exact.
 
-    Every class gets its share rounded down; what is left goes one by one to the largest remainders, of equal ones to
-    the first class.
+    Every class gets its share rounded down. What is left goes one by one to the largest remainders; ties go to the
+    first class.
 
     Args:
       totals: int64[Q], 0 <= total <= sum of sizes.
@@ -142,33 +147,36 @@ def largest_remainder(totals: NDArray[np.int64], sizes: NDArray[np.uint32]) -> N
 
     Source: Hamilton's method of apportionment.
     """
-    # Whole numbers throughout, so that equal shares tie exactly.
+    # Whole numbers throughout, so that equal remainders tie exactly. Both factors are below 2**31: no overflow.
     shares, remainders = np.divmod(totals[:, None] * sizes.astype(np.int64), np.sum(sizes, dtype=np.int64))
+    # Sorting the order of a sort gives the rank of each remainder; a stable sort keeps ties in the order of classes.
     rank = np.argsort(np.argsort(-remainders, axis=1, kind="stable"), axis=1)
     dealt: NDArray[np.int64] = shares + (rank < (totals - shares.sum(axis=1))[:, None])
     return dealt
 
 
 def _key(keys: Array, class_: Array, xp: ModuleType) -> Array:
-    return mix(mix(keys ^ _SALT, xp) ^ mix(class_ ^ _GOLDEN, xp), xp)
+    """Compute the key of one class of one head; classes of equal size must not be drawn alike."""
+    return mix(mix(keys ^ _SALT, xp) ^ mix(class_ ^ GOLDEN, xp), xp)
 
 
 def _take_stratified(
     columns: Mapping[str, Array], tables: Mapping[str, Array], offsets: Array, xp: ModuleType
 ) -> Array:
-    first, sizes = beside(columns["quotas"], offsets), tables["sizes"]
+    first, sizes = per_head(columns["quotas"], offsets), tables["sizes"]
 
     def begun(count: Array) -> Array:
-        # Past the last class the clipped place is another quota's, so the count is asked first.
+        # Past the last class this reads the entry of another quota (or a clipped one), so the count is checked too.
         begin = xp.take(tables["begins"], (first + count).astype(xp.int32), mode="clip")
         return (count < np.uint32(sizes.size)) & (begin <= offsets)
 
+    # A line holds its classes one after the other. First find the class that the offset falls into, then the place in
+    # the ring of this class, then the row there.
     class_ = count_while(begun, tables["strides"], offsets, xp)
     quota, number = (first + class_).astype(xp.int32), class_.astype(xp.int32)
     size = xp.take(sizes, number, mode="clip")
-    inner = offsets - xp.take(tables["begins"], quota, mode="clip") + xp.take(tables["starts"], quota, mode="clip")
-    key = _key(beside(columns["keys"], offsets), class_, xp)
-    place = permute(around(inner, size, xp), length=size, key=key, xp=xp) + xp.take(
-        tables["firsts"], number, mode="clip"
-    )
+    inner = offsets - xp.take(tables["begins"], quota, mode="clip")
+    place = add_mod(inner, xp.take(tables["starts"], quota, mode="clip"), size, xp)
+    key = _key(per_head(columns["keys"], offsets), class_, xp)
+    place = permute(place, length=size, key=key, xp=xp) + xp.take(tables["firsts"], number, mode="clip")
     return xp.take(tables["rows"], place.astype(xp.int32), mode="clip")

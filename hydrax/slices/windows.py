@@ -1,22 +1,26 @@
-"""Windows: slices whose rows are computed from where they start and how long they are."""
+"""Windows: slices whose rows are computed from where they start and how long they are, 8 to 12 bytes per head."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrax.slices.law import Array, Part, RowLaw, around, beside, since
-from hydrax.slices.rotation import mix, permute, unpermute
+from hydrax.slices.law import Array, Part, RowLaw, add_mod, per_head, sub_mod
+from hydrax.slices.permutation import mix, permute, unpermute
 
-_SALT = np.uint32(0x51A1CE5)  # Keeps the order of a subset apart from the orders in which the rotation walks it.
+# Separates the order that makes a subset from the orders in which the rotation walks it: both are keyed by user seeds,
+# and equal seeds must not give related orders.
+_SALT = np.uint32(0x51A1CE5)
 
 
 @dataclass(frozen=True, eq=False)
 class Windows(Part):
-    """Windows on the base order, which is taken as a ring: so what a window leaves out is a window, too.
+    """Windows on the base order.
+
+    The base order is taken as a ring, so the complement of a window is again a window, one that may pass the end.
 
     Attributes:
       starts: int32[L], the first row.
@@ -27,6 +31,14 @@ class Windows(Part):
 
     starts: NDArray[np.int32]
 
+    @staticmethod
+    def of(
+        num_rows: int, starts: Any, lengths: NDArray[np.integer], keys: NDArray[np.uint32] | None = None
+    ) -> "Windows":
+        """Make windows on the base order or, given keys, on its keyed permutations; a single start serves all."""
+        starts, rows = (part.astype(np.int32) for part in np.broadcast_arrays(starts, np.atleast_1d(lengths)))
+        return Windows(num_rows, rows, starts) if keys is None else KeyedWindows(num_rows, rows, starts, keys)
+
     def law(self) -> RowLaw:
         return RowLaw({"starts": self.starts}, {"num_rows": np.asarray(self.num_rows, np.uint32)}, _take_window)
 
@@ -34,11 +46,10 @@ class Windows(Part):
         return self._spans(at, rows.astype(np.uint32)[None])
 
     def _spans(self, at: NDArray[np.int64], places: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Whether the windows at `at` [K] span the places [K, B] or [1, B] of the ring."""
-        offsets: NDArray[np.uint32] = since(
-            places, self.starts[at].astype(np.uint32)[:, None], np.uint32(self.num_rows), np
-        )
-        return offsets < self.lengths[at].astype(np.uint32)[:, None]
+        """Tell whether the windows at `at` [K] span the places [K, B] or [1, B] of the ring."""
+        starts, lengths = (column[at].astype(np.uint32)[:, None] for column in (self.starts, self.lengths))
+        offsets: NDArray[np.uint32] = sub_mod(places, starts, np.uint32(self.num_rows), np)
+        return offsets < lengths
 
     def complement(self) -> Self:
         ends = (self.starts.astype(np.int64) + self.lengths) % self.num_rows
@@ -55,7 +66,7 @@ class Windows(Part):
 
 @dataclass(frozen=True, eq=False)
 class KeyedWindows(Windows):
-    """Windows on the permutations of the base order that the seeds key: computed, never stored.
+    """Windows on permutations of the base order, each keyed by a seed; the permutations are computed, never stored.
 
     Attributes:
       keys: uint32[L], the seeds.
@@ -71,6 +82,7 @@ class KeyedWindows(Windows):
         return RowLaw({**columns, "keys": self.keys}, tables, _take_keyed)
 
     def contains(self, at: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        # The way back from row to place costs the same as the way there, so no slice has to be walked.
         key = mix(self.keys[at] ^ _SALT, np)[:, None]
         return self._spans(at, unpermute(rows[None], length=self.num_rows, key=key, xp=np))
 
@@ -84,7 +96,7 @@ class KeyedWindows(Windows):
 
 
 def _place(columns: Mapping[str, Array], tables: Mapping[str, Array], offsets: Array, xp: ModuleType) -> Array:
-    return around(beside(columns["starts"], offsets).astype(xp.uint32) + offsets, tables["num_rows"], xp)
+    return add_mod(per_head(columns["starts"], offsets).astype(xp.uint32), offsets, tables["num_rows"], xp)
 
 
 def _take_window(columns: Mapping[str, Array], tables: Mapping[str, Array], offsets: Array, xp: ModuleType) -> Array:
@@ -92,6 +104,7 @@ def _take_window(columns: Mapping[str, Array], tables: Mapping[str, Array], offs
 
 
 def _take_keyed(columns: Mapping[str, Array], tables: Mapping[str, Array], offsets: Array, xp: ModuleType) -> Array:
-    key = mix(beside(columns["keys"], offsets) ^ _SALT, xp)
+    # Seeds are small neighbouring numbers; mixing makes unrelated keys of them.
+    key = mix(per_head(columns["keys"], offsets) ^ _SALT, xp)
     place = _place(columns, tables, offsets, xp)
     return permute(place, length=tables["num_rows"], key=key, xp=xp).astype(xp.int32)

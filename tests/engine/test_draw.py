@@ -25,7 +25,7 @@ LENGTHS = [1, 7, 12, 31, 40]
 def bits():
     mask = np.random.default_rng(1).random((5, NUM_ROWS)) < 0.5
     ids = np.arange(5, dtype=np.int32)
-    return hx.Slices(ids, RowStore.of(Bits.of(NUM_ROWS, packed(mask), numbers=ids), "from_mask({number})"))
+    return hx.Slices(ids, RowStore.of(Bits.of(NUM_ROWS, packed(mask), numbers=ids), "from_mask", "number"))
 
 
 WEIGHTS = np.random.default_rng(2).integers(0, 3, (5, NUM_ROWS))

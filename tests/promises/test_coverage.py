@@ -64,7 +64,7 @@ def from_packed_mask(rng, num_rows):
     mask[:, 0] = True
     ids = np.arange(NUM_HEADS, dtype=np.int32)
     part = Bits.of(num_rows, packed(mask), numbers=ids)
-    return Slices(ids, RowStore.of(part, "from_mask({number})")), [np.flatnonzero(line) for line in mask]
+    return Slices(ids, RowStore.of(part, "from_mask", "number")), [np.flatnonzero(line) for line in mask]
 
 
 def leave_one_out(rng, num_rows):

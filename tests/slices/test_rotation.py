@@ -10,19 +10,16 @@ import pytest
 from scipy import stats
 
 from hydrax.errors import ArgumentError
-from hydrax.slices import rotation
+from hydrax.slices import permutation
+from hydrax.slices.permutation import ROUNDS, mix, permute, unpermute
 from hydrax.slices.rotation import (
-    ROUNDS,
     batches_of,
     cursor,
     index_batch,
-    mix,
     pass_key,
-    permute,
     shared_index_batch,
     slots,
     slots_left,
-    unpermute,
 )
 from hydrax.slices.slices import Slices
 
@@ -347,7 +344,7 @@ def test_every_row_is_equally_often_in_every_batch_and_slot(batch):
 
 @pytest.mark.parametrize(("rounds", "told_apart"), [(4, True), (8, True), (ROUNDS, False)])
 def test_too_few_rounds_are_told_apart_where_those_in_use_are_not(rounds, told_apart, monkeypatch):
-    monkeypatch.setattr(rotation, "ROUNDS", rounds)
+    monkeypatch.setattr(permutation, "ROUNDS", rounds)
     digits = 4 ** np.arange(4)  # an order of four rows as one number
     orders = permute(np.arange(4)[None], length=np.uint32(4), key=many_keys()[:, None], xp=np).astype(int)
     counts = np.bincount(orders @ digits, minlength=4**4)[[np.dot(o, digits) for o in itertools.permutations(range(4))]]

@@ -81,7 +81,7 @@ def masks(rng, n):
 
 def packed_masks(rng, n):
     mask, ids = random_mask(rng, n), np.arange(H, dtype=np.int32)
-    slices = Slices(ids, RowStore.of(Bits.of(n, packed(mask), numbers=ids), "from_mask({number})"))
+    slices = Slices(ids, RowStore.of(Bits.of(n, packed(mask), numbers=ids), "from_mask", "number"))
     return slices, [np.flatnonzero(line).tolist() for line in mask]
 
 
