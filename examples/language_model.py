@@ -81,7 +81,7 @@ def main() -> None:
     # 3. The loss of every head on every held-out block, [H, blocks], averaged over the blocks of each part.
     losses = trainer.predict()
     names = [path.stem for path in args.files]
-    print(f"\n{'learnt from':<24}" + "".join(f"{name:>24}" for name in names))
+    print(f"\n{'learned from':<24}" + "".join(f"{name:>24}" for name in names))
     for name, loss in zip([*names, "all parts"], losses, strict=True):
         means = np.bincount(data.val_documents, loss) / np.bincount(data.val_documents)
         print(f"{name:<24}" + "".join(f"{mean:>24.3f}" for mean in means))

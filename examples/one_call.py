@@ -43,7 +43,7 @@ def main() -> None:
     # 3. All models at once ...
     logits = models.predict(x[200:])  # float32[models, rows, 2]
     accuracy = (logits.argmax(axis=-1) == y[200:]).mean(axis=1)
-    print(f"\n{'rows learnt from':<20}{'accuracy':>10}")
+    print(f"\n{'rows learned from':<20}{'accuracy':>10}")
     for k in [2**i for i in range(args.models.bit_length())]:
         print(f"{k:<20}{accuracy[k - 1]:>10.3f}")
 

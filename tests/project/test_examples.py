@@ -490,7 +490,7 @@ def test_the_regression_s_scores_are_scikit_learn_s_of_its_predictions_and_of_ri
 # ---- examples/one_call.py ---------------------------------------------------------------------------------------
 
 
-def test_the_one_call_s_models_are_as_good_as_what_they_learnt_from(tmp_path):
+def test_the_one_call_s_models_are_as_good_as_what_they_learned_from(tmp_path):
     lines = shown("one_call.py", "--models=64", f"--out={tmp_path}")
     x, y = load_digits(return_X_y=True)
     x, y = x[np.isin(y, (3, 8))] / 16, y[np.isin(y, (3, 8))]
