@@ -18,7 +18,7 @@ from hydrax.engine.layout import Block, Layout
 from hydrax.engine.programs import Programs
 from hydrax.engine.spill import Spill
 from hydrax.errors import ArgumentError
-from hydrax.step import HeadInputs, HeadModule, HeadProgram, HeadsState, Mean, PerHead, per_head_values
+from hydrax.step import HeadInputs, HeadModule, HeadProgram, HeadsState, Mean, PerHead, StepInput, per_head_values
 from hydrax.trees import is_key, tree_bytes
 
 Blocks = tuple[Any, ...]
@@ -196,7 +196,7 @@ class Engine:
         steps = np.int32(first_step), np.int32(begin), np.int32(num_steps), np.bool_(new_epoch)
 
         def run(block: Block, inputs: HeadInputs, state: Any, block_rows: Any) -> Callable[[], Any]:
-            args = state, inputs, self._key_on(block), *block_rows, *_sent(block, *steps)
+            args = state, *self._training_input(block, inputs, block_rows, *steps)
             whole = begin == 0 and num_steps == self._whole_steps and block.num_chunks == capacity
             how = {"whole": True} if whole else {}  # one program where it is never so
             return functools.partial(self._spill_back, state, self._run("superstep", block, *args, **how))
@@ -219,7 +219,7 @@ class Engine:
         blocks = list(zip(self.layout.blocks, self._inputs, rows, strict=True))
         begun = [
             self.programs["superstep"].compile_in_background(
-                block.device, state, inputs, self._key_on(block), *block_rows, *_sent(block, *steps)
+                block.device, state, *self._training_input(block, inputs, block_rows, *steps)
             )
             for block, inputs, block_rows in blocks
         ]
@@ -259,9 +259,8 @@ class Engine:
         numbers = np.int32(step), np.int32(first_batch), np.int32(num_batches)
 
         def run(block: Block, inputs: HeadInputs, accumulators: Any, head: Any, block_rows: Any) -> Any:
-            data, batches = block_rows
-            given = accumulators, head, inputs, self._key_on(block), data, batches["rows"], batches["mask"]
-            return self._run("evaluate", block, *given, *_sent(block, *numbers), stage=stage)
+            args = accumulators, head, *self._evaluation_input(block, inputs, block_rows, *numbers)
+            return self._run("evaluate", block, *args, stage=stage)
 
         return self._each(run, accumulators, heads, rows)
 
@@ -281,9 +280,7 @@ class Engine:
         numbers = np.int32(step), np.int32(batch)
 
         def run(block: Block, inputs: HeadInputs, head: Any, block_rows: Any) -> Any:
-            data, batches = block_rows
-            given = head, inputs, self._key_on(block), data, batches["rows"], batches["mask"]
-            return self._run("predict", block, *given, *_sent(block, *numbers))
+            return self._run("predict", block, head, *self._evaluation_input(block, inputs, block_rows, *numbers))
 
         return self.gather(self._each(run, heads, rows))
 
@@ -310,9 +307,7 @@ class Engine:
         numbers = np.int32(first_step), np.int32(number)
 
         def run(block: Block, inputs: HeadInputs, state: Any, block_rows: Any) -> Any:
-            return self._run(
-                "find_fault", block, state, inputs, self._key_on(block), *block_rows, *_sent(block, *numbers)
-            )
+            return self._run("find_fault", block, state, *self._training_input(block, inputs, block_rows, *numbers))
 
         found: np.ndarray = self.read(self._each(run, state, rows))
         return found
@@ -338,6 +333,22 @@ class Engine:
 
     def _key_on(self, block: Block) -> jax.Array:
         return self._keys[block.device]
+
+    def _training_input(
+        self, block: Block, inputs: HeadInputs, rows: Any, step: np.generic, *numbers: np.generic
+    ) -> Any:
+        """What a program of training is called with after the state: `StepInput`, index batches, numbers."""
+        data, batches = rows
+        sent, *others = _sent(block, step, *numbers)
+        return StepInput(inputs, self._key_on(block), data, None, None, sent), batches, *others
+
+    def _evaluation_input(
+        self, block: Block, inputs: HeadInputs, rows: Any, step: np.generic, *numbers: np.generic
+    ) -> Any:
+        """What a program of evaluation is called with after the heads: `StepInput` and numbers."""
+        data, batches = rows
+        sent, *others = _sent(block, step, *numbers)
+        return StepInput(inputs, self._key_on(block), data, batches["rows"], batches["mask"], sent), *others
 
     def _each(self, run: Callable[..., Any], *trees: Sequence[Any]) -> Blocks:
         """What `run(block, inputs, *trees of it)` gives for each block."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from hydrax.engine.draw import Draw
-from hydrax.step import DeviceRows, HeadInputs, HeadProgram, HeadsState, all_finite, select, stays_finite
+from hydrax.step import HeadInputs, HeadProgram, HeadsState, StepInput, all_finite, select, stays_finite
 
 
 class Programs:
@@ -40,11 +40,8 @@ class Programs:
     def superstep(
         self,
         state: HeadsState,
-        inputs: HeadInputs,
-        base_key: jax.Array,
-        data: DeviceRows,
+        given: StepInput,
         batches: Mapping[str, Any],
-        first_step: jax.Array,
         begin: jax.Array,
         num_steps: jax.Array,
         new_epoch: jax.Array,
@@ -59,10 +56,9 @@ class Programs:
 
         Args:
           state: donated.
-          data: the rows that the index batches number.
-          batches: what `draw` makes the index batches from, of K max steps and A micro-batches a step.
-          first_step: updates done before the first of the K max steps.
-          begin: the first step to run, counted from there.
+          given: its `step` counts the updates before the first of the K max steps; `draw` makes `rows` and `mask`.
+          batches: what `draw` makes them from, for K max steps of A micro-batches.
+          begin: the first step to run, counted from `given.step`.
           num_steps: the step to end before, at most K max.
           new_epoch: whether to empty the epoch's accumulators first.
           whole: all K max steps of all chunks, whatever the numbers say; known when it compiles. A GPU else tells the
@@ -80,27 +76,30 @@ class Programs:
             rows, mask = self._draw(dict(zip(axes, parts, strict=True)), inputs.ids)
             empty = jax.tree.map(lambda old, one: jnp.broadcast_to(one, old.shape), state.epoch, self._epoch)
             before, state = state, state._replace(epoch=select(new_epoch & state.live, empty, state.epoch))
-            one = lambda s, r, m: step(s, inputs, base_key, data, r, m, first_step)  # noqa: E731
-            shapes = jax.eval_shape(one, state, rows[0], mask[0])[1]
+
+            def at(k: Any) -> StepInput:
+                return given._replace(inputs=inputs, rows=rows[k], mask=mask[k], step=given.step + k)
+
+            shapes = jax.eval_shape(lambda: step(state, at(0)))[1]
             values = jax.tree.map(lambda s: jnp.zeros((len(rows), *s.shape), s.dtype), shapes)
 
             def body(k: jax.Array, carry: Any) -> Any:
                 state, values = carry
-                state, new = step(state, inputs, base_key, data, rows[k], mask[k], first_step + k)
+                state, new = step(state, at(k))
                 return state, jax.tree.map(lambda old, one: old.at[k].set(one), values, new)
 
             lower, upper = (0, len(rows)) if whole else (begin, num_steps)
             state, values = lax.fori_loop(lower, upper, body, (state, values))
             return self._take_back(before, state, values) if self._head.watched else (state, values)
 
-        given = ((inputs, 0), *((batches[name], axis) for name, axis in axes.items()))
-        count = len(inputs.ids) // self._chunk if whole else num_chunks
-        found: tuple[HeadsState, dict[str, Any]] = self._over_chunks(run_chunk, state, given, count)
+        parts = ((given.inputs, 0), *((batches[name], axis) for name, axis in axes.items()))
+        count = len(given.inputs.ids) // self._chunk if whole else num_chunks
+        found: tuple[HeadsState, dict[str, Any]] = self._over_chunks(run_chunk, state, parts, count)
         return found
 
     def _of_chunk(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """One head's function with the arguments of `HeadProgram.train`, for the heads of a chunk."""
-        return jax.vmap(step, in_axes=(0, 0, None, None, None if self._draw.shared else 1, 1, None))
+        """`HeadProgram.train`, or a function of the same arguments, for the heads of a chunk."""
+        return jax.vmap(step, in_axes=(0, _heads_on(rows=None if self._draw.shared else 1, mask=1)))
 
     @staticmethod
     def _take_back(before: HeadsState, state: HeadsState, values: dict[str, Any]) -> Any:
@@ -117,11 +116,8 @@ class Programs:
     def find_fault(
         self,
         state: HeadsState,
-        inputs: HeadInputs,
-        base_key: jax.Array,
-        data: DeviceRows,
+        given: StepInput,
         batches: Mapping[str, Any],
-        first_step: jax.Array,
         number: jax.Array,
         num_chunks: jax.Array,
     ) -> jax.Array:
@@ -130,23 +126,19 @@ class Programs:
 
         def run_chunk(_: Any, state: HeadsState, inputs: HeadInputs, *parts: Any) -> Any:
             rows, mask = self._draw(dict(zip(axes, parts, strict=True)), inputs.ids)
-            return find(state, inputs, base_key, data, rows[number], mask[number], first_step + number), {}
+            one = given._replace(inputs=inputs, rows=rows[number], mask=mask[number], step=given.step + number)
+            return find(state, one), {}
 
-        given = ((state, 0), (inputs, 0), *((batches[name], axis) for name, axis in axes.items()))
+        parts = ((state, 0), (given.inputs, 0), *((batches[name], axis) for name, axis in axes.items()))
         blank = jnp.full(len(state.live), -1)
-        found: jax.Array = self._over_chunks(run_chunk, blank, given, num_chunks)[0]
+        found: jax.Array = self._over_chunks(run_chunk, blank, parts, num_chunks)[0]
         return found
 
     def evaluate(
         self,
         accumulators: Any,
         head: Any,
-        inputs: HeadInputs,
-        base_key: jax.Array,
-        data: DeviceRows,
-        rows: jax.Array,
-        mask: jax.Array,
-        step: jax.Array,
+        given: StepInput,
         first_batch: jax.Array,
         num_batches: jax.Array,
         num_chunks: jax.Array,
@@ -157,55 +149,42 @@ class Programs:
 
         Args:
           head: `(trainable, state)`, leaves `[H, ...]`.
-          rows: int32[E max, B], the same for all heads, or int32[E max, H, B].
-          mask: bool, shaped like `rows`.
+          given: its `rows` and `mask` are `[E max, B]`, the same for all heads, or `[E max, H, B]`.
           num_batches: how many of the E max are real.
         """
-        own = rows.ndim == 3
+        own = given.rows.ndim == 3
+        axis = 0 if own else None
 
-        def one(head: Any, inputs: HeadInputs, rows: jax.Array, mask: jax.Array, batch: jax.Array) -> Any:
-            key = self._head.eval_key(inputs, base_key, batch)
-            return self._head.evaluate(stage, head, inputs, key, data, rows, mask, step)
+        def one(head: Any, given: StepInput, batch: jax.Array) -> Any:
+            key = self._head.eval_key(given.inputs, given.key, batch)
+            return self._head.evaluate(stage, head, given._replace(key=key))
 
-        run = jax.vmap(one, in_axes=(0, 0, 0 if own else None, 0 if own else None, None))
+        run = jax.vmap(one, in_axes=(0, _heads_on(rows=axis, mask=axis), None))
 
-        def run_chunk(accumulators: Any, head: Any, inputs: HeadInputs, rows: jax.Array, mask: jax.Array) -> Any:
+        def run_chunk(accumulators: Any, head: Any, inputs: HeadInputs, batches: Any) -> Any:
+            rows, mask = batches
+
             def body(k: jax.Array, accumulators: Any) -> Any:
-                new = run(head, inputs, rows[k], mask[k], first_batch + k)
+                new = run(head, given._replace(inputs=inputs, rows=rows[k], mask=mask[k]), first_batch + k)
                 return {name: accumulators[name].merge(new[name]) for name in accumulators}
 
             return lax.fori_loop(0, num_batches, body, accumulators), {}
 
-        given = ((head, 0), (inputs, 0), ((rows, mask), 1 if own else None))
-        return self._over_chunks(
-            lambda acc, head, inputs, batches: run_chunk(acc, head, inputs, *batches), accumulators, given, num_chunks
-        )[0]
+        parts = ((head, 0), (given.inputs, 0), ((given.rows, given.mask), 1 if own else None))
+        return self._over_chunks(run_chunk, accumulators, parts, num_chunks)[0]
 
-    def predict(
-        self,
-        head: Any,
-        inputs: HeadInputs,
-        base_key: jax.Array,
-        data: DeviceRows,
-        rows: Any,
-        mask: Any,
-        step: Any,
-        batch: Any,
-        num_chunks: Any,
-    ) -> Any:
+    def predict(self, head: Any, given: StepInput, batch: Any, num_chunks: Any) -> Any:
         """Predictions of all heads for one batch, `[H, B, ...]`; `rows` and `mask` are `[1, B]` or `[1, H, B]`."""
-        rows, mask = rows[0], mask[0]
+        rows, mask = given.rows[0], given.mask[0]
         own = rows.ndim == 2
 
-        def one(args: Any, rows: Any, mask: Any) -> Any:
-            head, inputs = args
-            key = self._head.eval_key(inputs, base_key, batch)
-            return self._head.predict(head, inputs, key, data, rows, mask, step)
+        def one(args: Any) -> Any:
+            head, inputs, *slots = args
+            key = self._head.eval_key(inputs, given.key, batch)
+            rows_here, mask_here = slots or (rows, mask)
+            return self._head.predict(head, StepInput(inputs, key, given.data, rows_here, mask_here, given.step))
 
-        if own:
-            run = jax.vmap(lambda args: one(args[:2], *args[2:]))
-            return self._map_chunks(run, (head, inputs, rows, mask), num_chunks)
-        return self._map_chunks(jax.vmap(lambda args: one(args, rows, mask)), (head, inputs), num_chunks)
+        return self._map_chunks(jax.vmap(one), (head, given.inputs, *((rows, mask) if own else ())), num_chunks)
 
     def compute(self, accumulators: dict[str, Any]) -> dict[str, jax.Array]:
         """The means and metrics that accumulators hold, `[H]` by name."""
@@ -242,14 +221,14 @@ class Programs:
         self,
         run: Callable[..., Any],
         carried: Any,
-        given: tuple[tuple[Any, int | None], ...],
+        parts: tuple[tuple[Any, int | None], ...],
         num_chunks: jax.Array | int,
     ) -> Any:
-        """Runs `run(carried chunk, *given chunks) -> (carried chunk, values)` for one chunk after the other, in place.
+        """Runs `run(carried chunk, *chunks of parts) -> (carried chunk, values)` chunk by chunk, in place.
 
         Args:
           carried: leaves `[H, ...]`, updated.
-          given: trees, each with the axis its heads are on; None: the same for all heads.
+          parts: trees, each with the axis its heads are on; None: the same for all heads.
 
         Returns:
           The updated `carried`, and the values with their leading K axis first: `[K, H]`.
@@ -265,7 +244,7 @@ class Programs:
             return jax.tree.map(lambda a, n: lax.dynamic_update_slice_in_dim(a, n, i * size, axis), tree, new)
 
         def chunk(i: Any, carried: Any) -> Any:
-            return run(take(carried, 0, i), *(take(tree, axis, i) for tree, axis in given))
+            return run(take(carried, 0, i), *(take(tree, axis, i) for tree, axis in parts))
 
         heads = len(jax.tree.leaves(carried)[0])
         shapes = jax.eval_shape(chunk, 0, carried)[1]
@@ -277,6 +256,11 @@ class Programs:
             return put(carried, new, 0, i), put(values, new_values, 1, i)
 
         return lax.fori_loop(0, num_chunks, body, (carried, values))
+
+
+def _heads_on(rows: int | None, mask: int | None) -> Any:
+    """Axes of a `StepInput` under `jax.vmap`; None: the same for all heads."""
+    return StepInput(inputs=0, key=None, data=None, rows=rows, mask=mask, step=None)  # type: ignore[arg-type]
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any) -> jax.Array:

@@ -7,7 +7,7 @@ Files, in reading order:
   step_callback.py  the part of a callback that runs inside the compiled program
   hparams.py        `PerHead` and `Hyperparameters`
   model.py          splits a model into parameters, state and structure
-  state.py          `HeadsState`, `HeadInputs`: the arrays of a head
+  state.py          `HeadsState`, `StepInput`: what a step changes, and what it reads
   checks.py         checks what a user's step returns and logs
   training_head.py  `TrainingHead`: what `update` gets and returns
   head_program.py   `HeadProgram`: one head's functions
@@ -25,7 +25,7 @@ from hydrax.step.lowering import Lowering
 from hydrax.step.model import Structure
 from hydrax.step.module import HeadModule, has_own_update, per_head_values, set_frozen
 from hydrax.step.preflight import Preflight, TrainingShapes
-from hydrax.step.state import DeviceRows, HeadInputs, HeadsState, select
+from hydrax.step.state import DeviceRows, HeadInputs, HeadsState, StepInput, select
 from hydrax.step.step_callback import StepCallback, StepInfo, has_second_tier
 from hydrax.step.training_head import TrainingHead
 
@@ -44,6 +44,7 @@ __all__ = [
     "Preflight",
     "StepCallback",
     "StepInfo",
+    "StepInput",
     "Structure",
     "TrainingHead",
     "TrainingShapes",

@@ -19,7 +19,7 @@ from hydrax.step.logged import Logged, Recorder, accumulator_of, empty_accumulat
 from hydrax.step.lowering.lowering import Lowering, lower
 from hydrax.step.model import Parts, Structure, split
 from hydrax.step.module import HeadModule, bind, has_own_update
-from hydrax.step.state import DeviceRows, HeadInputs, HeadsState, select
+from hydrax.step.state import HeadInputs, HeadsState, StepInput, select
 from hydrax.step.step_callback import StepCallback, StepInfo
 from hydrax.step.training_head import Tools, TrainingHead, finished, start
 
@@ -78,64 +78,45 @@ class HeadProgram:
             live=jnp.array(True),
         )
 
-    def train(
-        self,
-        head: HeadsState,
-        inputs: HeadInputs,
-        base_key: jax.Array,
-        data: DeviceRows,
-        rows: Any,
-        mask: Any,
-        step: Any,
-    ) -> tuple[HeadsState, dict[str, Any]]:
+    def train(self, head: HeadsState, given: StepInput) -> tuple[HeadsState, dict[str, Any]]:
         """One optimiser update of one head.
-
-        Args:
-          head: the head's state.
-          inputs: the head's id and `PerHead` values.
-          base_key: the run's key.
-          data: the rows on the device.
-          rows: int32[A, B], their places in `data`, of the A micro-batches.
-          mask: bool[A, B], live slots; a micro-batch without any does not count.
-          step: int32 scalar, updates done before.
 
         Returns:
           The new state, equal to the old one bit for bit where the head is frozen or has no live slot; and the step's
           values: "logged" by name; "stepped", whether it had one, where a head may have none; and where heads are
           watched "lost", whether its loss is NaN or infinite.
         """
-        new, logs, loss, _ = self._update(head, inputs, base_key, data, rows, mask, step)
-        flags, runs = self.logged["training"], head.live & mask.any()
+        new, logs, loss, _ = self._update(head, given)
+        flags, runs = self.logged["training"], head.live & given.mask.any()
         on_step = {name: value for name, value in logs.items() if flags[name].on_step}
         values: dict[str, Any] = {
             "logged": {n: value.compute() if is_metric(value) else value for n, value in on_step.items()}
         }
         if self.may_idle:
-            values["stepped"] = mask.any()
+            values["stepped"] = given.mask.any()
         if self.watched:
             values["lost"] = runs & ~jnp.isfinite(loss)
         return select(runs, new, head), values
 
-    def find_fault(
-        self, head: HeadsState, inputs: Any, base_key: Any, data: DeviceRows, rows: Any, mask: Any, step: Any
-    ) -> jax.Array:
+    def find_fault(self, head: HeadsState, given: StepInput) -> jax.Array:
         """The first array that a step makes NaN or infinite, as its place in `fault_names`, or -1; as `train`."""
-        new, _, loss, gradients = self._update(head, inputs, base_key, data, rows, mask, step)
+        new, _, loss, gradients = self._update(head, given)
         found = [~is_finite(leaf) for leaf in jax.tree.leaves((loss, gradients, new.trainable))]
         old, others = (jax.tree.leaves((one.opt_state, one.state)) for one in (head, new))
         found += [is_finite(before) & ~is_finite(after) for before, after in zip(old, others, strict=True)]
         return jnp.where(jnp.stack(found).any(), jnp.argmax(jnp.stack(found)), -1)
 
-    def _update(
-        self, head: HeadsState, inputs: Any, base_key: Any, data: DeviceRows, rows: Any, mask: Any, step: Any
-    ) -> tuple[HeadsState, dict[str, Any], jax.Array, Any]:
+    def _update(self, head: HeadsState, given: StepInput) -> tuple[HeadsState, dict[str, Any], jax.Array, Any]:
         """The state after a step, what it logs, its loss, and its gradients as they came."""
-        key = jax.random.fold_in(jax.random.fold_in(base_key, inputs.ids), step)
-        update = self._update_once if len(rows) == 1 else self._accumulate
-        done, logs = update(head, inputs, key, data, rows, mask, step)
+        inputs, mask = given.inputs, given.mask
+        key = jax.random.fold_in(jax.random.fold_in(given.key, inputs.ids), given.step)
+        update = self._update_once if len(given.rows) == 1 else self._accumulate
+        done, logs = update(head, given._replace(key=key))
         applied = done.applied
         hparams = bind(self.module, inputs.per_head, "configure")[0].hparams
-        info = StepInfo(done.trainable, applied.clipped, applied.updates, done.loss, step, done.opt_state, hparams)
+        info = StepInfo(
+            done.trainable, applied.clipped, applied.updates, done.loss, given.step, done.opt_state, hparams
+        )
         callbacks = {
             key: check_same_form(self._hear(key, "on_step", old, info), old, f"callbacks.{key}")
             for key, old in head.callbacks.items()
@@ -150,80 +131,57 @@ class HeadProgram:
         )
         return new, logs | self._callback_metrics(callbacks, info, logs), done.loss, applied.gradients
 
-    def evaluate(
-        self,
-        stage: str,
-        head: Any,
-        inputs: HeadInputs,
-        key: jax.Array,
-        data: Any,
-        rows: Any,
-        mask: Any,
-        step: Any,
-        train: bool = False,
-    ) -> dict[str, Any]:
+    def evaluate(self, stage: str, head: Any, given: StepInput, train: bool = False) -> dict[str, Any]:
         """What one head logs for one batch of "training", "validation" or "test", as accumulators by name.
 
         Args:
           head: `(trainable, state)` of the head.
-          key: the head's key for this batch.
-          rows: int32[B].
-          mask: bool[B].
           train: the mode the model is in.
-          Others as in `train`.
         """
-        batch, rows = self._batch(data, rows)
-        ctx = Context(key, mask, rows, step, inputs.ids, train)
-        run = lambda: self._run_step(stage, head[0], head[1], inputs, batch, ctx)[1][0]  # noqa: E731
+        batch, ctx = self._open(given, train)
+        run = lambda: self._run_step(stage, head[0], head[1], given.inputs, batch, ctx)[1][0]  # noqa: E731
         logs = lower(run, self.lowering)()
-        return {name: accumulator_of(value, mask) for name, value in logs.items()}
+        return {name: accumulator_of(value, given.mask) for name, value in logs.items()}
 
-    def logged_by_update(
-        self, head: Any, inputs: HeadInputs, key: jax.Array, data: Any, rows: Any, mask: Any, step: Any
-    ) -> dict[str, Any]:
+    def logged_by_update(self, head: Any, given: StepInput) -> dict[str, Any]:
         """What the module's own update logs, as accumulators by name; arguments as `evaluate`."""
         trainable, state = head
-        opt_state = self._optimizer(inputs).init(trainable)
+        opt_state = self._optimizer(given.inputs).init(trainable)
         fresh = HeadsState(trainable, state, opt_state, callbacks={}, epoch={}, live=jnp.array(True))
-        _, logs = self._update_once(fresh, inputs, key, data, rows[None], mask[None], step)
-        return {name: accumulator_of(value, mask) for name, value in logs.items()}
+        _, logs = self._update_once(fresh, given._replace(rows=given.rows[None], mask=given.mask[None]))
+        return {name: accumulator_of(value, given.mask) for name, value in logs.items()}
 
-    def predict(self, head: Any, inputs: HeadInputs, key: jax.Array, data: Any, rows: Any, mask: Any, step: Any) -> Any:
+    def predict(self, head: Any, given: StepInput) -> Any:
         """One head's prediction for one batch: what `predict_step` returns."""
         model = self._model(head[0], head[1], train=False)
-        bound, _ = bind(self.module, inputs.per_head, "predict")
-        batch, rows = self._batch(data, rows)
-        ctx = Context(key, mask, rows, step, inputs.ids, train=False)
+        bound, _ = bind(self.module, given.inputs.per_head, "predict")
+        batch, ctx = self._open(given, train=False)
         return lower(lambda: bound.predict_step(model, batch, ctx), self.lowering)()
 
     def eval_key(self, inputs: HeadInputs, base_key: jax.Array, batch: Any) -> jax.Array:
         """The head's key for an evaluation batch."""
         return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(base_key, inputs.ids), _EVAL_KEY), batch)
 
-    def _update_once(
-        self, head: HeadsState, inputs: Any, key: Any, data: Any, rows: Any, mask: Any, step: Any
-    ) -> tuple[TrainingHead, dict[str, Any]]:
+    def _update_once(self, head: HeadsState, given: StepInput) -> tuple[TrainingHead, dict[str, Any]]:
         """The head after the module's update by its one batch, and what that logs."""
-        places, mask = rows[0], mask[0]
-        one, batch, ctx = self._open(head, inputs, key, data, places, mask, step)
-        tools = one.tools
-        done = tools.module.update(one, batch, ctx)
+        batch, ctx = self._open(given._replace(rows=given.rows[0], mask=given.mask[0]), train=True)
+        one = self._start(head, given.inputs)
+        done = one.tools.module.update(one, batch, ctx)
         if has_own_update(self.module):
             done = finished(done, one, f"{type(self.module).__name__}.update")
-        return done, self._logs_of(tools.recorder, mask)
+        return done, self._logs_of(one.tools.recorder, ctx.mask)
 
-    def _accumulate(
-        self, head: HeadsState, inputs: Any, key: Any, data: Any, rows: Any, mask: Any, step: Any
-    ) -> tuple[TrainingHead, dict[str, Any]]:
+    def _accumulate(self, head: HeadsState, given: StepInput) -> tuple[TrainingHead, dict[str, Any]]:
         """The same by the mean gradient of the micro-batches with live slots; the model's state goes through all."""
-        live = mask.any(axis=1)
+        live = given.mask.any(axis=1)
         weights = live / jnp.maximum(live.sum(), 1)
 
         def micro(carry: Any, xs: Any) -> Any:
             state, total = carry
             number, rows, mask, weight = xs
-            micro_key = jax.random.fold_in(key, number)
-            one, batch, ctx = self._open(head._replace(state=state), inputs, micro_key, data, rows, mask, step)
+            key = jax.random.fold_in(given.key, number)
+            batch, ctx = self._open(given._replace(key=key, rows=rows, mask=mask), train=True)
+            one = self._start(head._replace(state=state), given.inputs)
             loss, gradients, moved = one.gradient(one.tools.module.training_step, batch, ctx)
             logs = self._logs_of(one.tools.recorder, mask)
             total = jax.tree.map(
@@ -234,25 +192,25 @@ class HeadProgram:
             return (select(weight > 0, moved.state, state), total), (loss, logs)
 
         zeros = jax.tree.map(jnp.zeros_like, head.trainable)
-        xs = (jnp.arange(len(rows)), rows, mask, weights)
+        xs = (jnp.arange(len(given.rows)), given.rows, given.mask, weights)
         (state, gradients), (losses, logs) = jax.lax.scan(micro, (head.state, zeros), xs)
         mean: Callable[[Any], jax.Array] = lambda values: jnp.where(live, values * weights, 0).sum()  # noqa: E731
         logs = {name: value.reduce() if is_metric(value) else mean(value) for name, value in logs.items()}
-        one = start(head.trainable, state, head.opt_state, self._tools(inputs), own_update=False)
+        one = self._start(head._replace(state=state), given.inputs)
         return one.replace(loss=mean(losses)).apply(gradients), logs
 
-    def _open(
-        self, head: HeadsState, inputs: Any, key: Any, data: DeviceRows, places: Any, mask: Any, step: Any
-    ) -> tuple[TrainingHead, Any, Context]:
-        """What an update gets."""
-        batch, rows = self._batch(data, places)
-        ctx = Context(key, mask, rows, step, inputs.ids, train=True)
-        own = has_own_update(self.module)
-        return start(head.trainable, head.state, head.opt_state, self._tools(inputs), own), batch, ctx
+    def _open(self, given: StepInput, train: bool) -> tuple[Any, Context]:
+        """The batch and the context that a step gets."""
+        # Rows are checked on the host, so the gather need not clip them.
+        gather: Callable[[Any], Any] = lambda column: column.at[given.rows].get(mode="promise_in_bounds")  # noqa: E731
+        batch = _cast(jax.tree.map(gather, given.data.columns), _FLOATS.get(self.precision))
+        rows = given.rows if given.data.numbers is None else gather(given.data.numbers)
+        return batch, Context(given.key, given.mask, rows, given.step, given.inputs.ids, train)
 
-    def _tools(self, inputs: HeadInputs) -> Tools:
+    def _start(self, head: HeadsState, inputs: HeadInputs) -> TrainingHead:
+        """The head that an update gets."""
         bound, recorder = bind(self.module, inputs.per_head, "training")
-        return Tools(
+        tools = Tools(
             module=bound,
             recorder=recorder,
             structure=self._structure,
@@ -262,6 +220,7 @@ class HeadProgram:
             lowering=self.lowering,
             padding=self.padding.get("training"),
         )
+        return start(head.trainable, head.state, head.opt_state, tools, has_own_update(self.module))
 
     def _logs_of(self, recorder: Recorder, mask: jax.Array) -> dict[str, Any]:
         """What a training step logged, and a note of how each is to be reported."""
@@ -294,13 +253,6 @@ class HeadProgram:
         model = self._structure.merge(_cast(trainable, compute), state)
         self._structure.set_mode(model, train)
         return model
-
-    def _batch(self, data: DeviceRows, places: jax.Array) -> tuple[Any, jax.Array]:
-        """What stands at these places, and its base rows."""
-        # Rows are checked on the host, so the gather need not clip them.
-        gather: Callable[[Any], Any] = lambda column: column.at[places].get(mode="promise_in_bounds")  # noqa: E731
-        batch = _cast(jax.tree.map(gather, data.columns), _FLOATS.get(self.precision))
-        return batch, places if data.numbers is None else gather(data.numbers)
 
     def _clip(self, gradients: Any) -> Any:
         if self.clip_val is None:

@@ -15,7 +15,7 @@ from hydrax.step.head_program import HeadProgram
 from hydrax.step.logged import empty_accumulator
 from hydrax.step.model import Structure
 from hydrax.step.module import HeadModule, has_own_update
-from hydrax.step.state import DeviceRows, HeadInputs, HeadsState
+from hydrax.step.state import DeviceRows, HeadInputs, HeadsState, StepInput
 
 _KEY = jax.eval_shape(lambda: jax.random.key(0))
 _STEP = jax.ShapeDtypeStruct((), jnp.int32)
@@ -92,10 +92,8 @@ class Preflight:
         epoch = {name: a for name, a in accumulators.items() if flags[name].on_epoch}
         with _explained(self.program, "configure_optimizers", "traced hyper-parameters"):
             state = jax.eval_shape(self.program.init, self.inputs, _KEY, epoch)
-        rows = jax.ShapeDtypeStruct((accumulate, batch_size), jnp.int32)
-        mask = jax.ShapeDtypeStruct((accumulate, batch_size), jnp.bool_)
         with _explained(self.program, self._training_method, _one_head_view(shapes, batch_size)):
-            step = jax.make_jaxpr(self.program.train)(state, self.inputs, _KEY, DeviceRows(shapes), rows, mask, _STEP)
+            step = jax.make_jaxpr(self.program.train)(state, self._given(shapes, accumulate, batch_size))
         return TrainingShapes(epoch, state, step)
 
     @property
@@ -105,27 +103,22 @@ class Preflight:
     def evaluation(self, stage: str, data: Any, batch_size: int, train: bool = False) -> dict[str, Any]:
         """Traces one of the steps that log, and returns empty accumulators of one head, by name."""
         shapes = _shapes(data)
-        rows, mask = jax.ShapeDtypeStruct((batch_size,), jnp.int32), jax.ShapeDtypeStruct((batch_size,), jnp.bool_)
 
-        def run(head: Any, inputs: Any, key: Any, data: Any, rows: Any, mask: Any, step: Any) -> Any:
+        def run(head: Any, given: StepInput) -> Any:
             if train and has_own_update(self.program.module):
-                return self.program.logged_by_update(head, inputs, key, data, rows, mask, step)
-            return self.program.evaluate(stage, head, inputs, key, data, rows, mask, step, train)
+                return self.program.logged_by_update(head, given)
+            return self.program.evaluate(stage, head, given, train)
 
         method = self._training_method if train else f"{stage}_step"
         with _explained(self.program, method, _one_head_view(shapes, batch_size)):
-            found = jax.eval_shape(run, self.parts, self.inputs, _KEY, DeviceRows(shapes), rows, mask, _STEP)
+            found = jax.eval_shape(run, self.parts, self._given(shapes, batch_size))
         return {name: empty_accumulator(accumulator) for name, accumulator in found.items()}
 
     def prediction(self, data: Any, batch_size: int) -> Any:
         """Traces `predict_step`; its output must lead with the slots."""
         shapes = _shapes(data)
-        rows, mask = jax.ShapeDtypeStruct((batch_size,), jnp.int32), jax.ShapeDtypeStruct((batch_size,), jnp.bool_)
-        view = _one_head_view(shapes, batch_size)
-        with _explained(self.program, "predict_step", view):
-            output = jax.eval_shape(
-                self.program.predict, self.parts, self.inputs, _KEY, DeviceRows(shapes), rows, mask, _STEP
-            )
+        with _explained(self.program, "predict_step", _one_head_view(shapes, batch_size)):
+            output = jax.eval_shape(self.program.predict, self.parts, self._given(shapes, batch_size))
         for leaf in jax.tree.leaves(output) or [None]:
             if leaf is None or leaf.shape[:1] != (batch_size,):
                 raise ModuleError(
@@ -134,6 +127,11 @@ class Preflight:
                     "entry for each slot. Fix: keep the leading axis of the batch."
                 )
         return output
+
+    def _given(self, data: Any, *slots: int) -> StepInput:
+        """Shapes of what a step reads."""
+        rows, mask = (jax.ShapeDtypeStruct(slots, dtype) for dtype in (jnp.int32, jnp.bool_))
+        return StepInput(self.inputs, _KEY, DeviceRows(data), rows, mask, _STEP)
 
 
 @contextlib.contextmanager

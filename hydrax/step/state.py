@@ -40,16 +40,6 @@ class HeadInputs(NamedTuple):
     per_head: dict[str, Any]
 
 
-def select(condition: jax.Array, new: Any, old: Any) -> Any:
-    """`new` where the condition holds, else `old` bit for bit, in `old`'s dtypes; leaves may have more axes than it."""
-
-    def pick(a: jax.Array, b: jax.Array) -> jax.Array:
-        a = a if a.dtype == b.dtype else a.astype(b.dtype)
-        return jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - condition.ndim)), a, b)
-
-    return jax.tree.map(pick, new, old)
-
-
 class DeviceRows(NamedTuple):
     """Rows of a dataset on the device.
 
@@ -60,3 +50,34 @@ class DeviceRows(NamedTuple):
 
     columns: Any
     numbers: Any = None
+
+
+class StepInput(NamedTuple):
+    """What a function of one head reads besides the head itself.
+
+    Attributes:
+      inputs: the head's id and `PerHead` values.
+      key: PRNG key. Of the run in `HeadProgram.train` and `find_fault`, which fold the head and the step into it;
+        of this head and batch in `evaluate` and `predict`.
+      data: the rows on the device.
+      rows: int32[B], places in `data`; in `train` and `find_fault` int32[A, B], one batch for each micro-batch.
+      mask: bool, shaped like `rows`: the live slots. In training a micro-batch without any does not count.
+      step: int32 scalar, updates done before.
+    """
+
+    inputs: HeadInputs
+    key: Any
+    data: DeviceRows
+    rows: Any
+    mask: Any
+    step: Any
+
+
+def select(condition: jax.Array, new: Any, old: Any) -> Any:
+    """`new` where the condition holds, else `old` bit for bit, in `old`'s dtypes; leaves may have more axes than it."""
+
+    def pick(a: jax.Array, b: jax.Array) -> jax.Array:
+        a = a if a.dtype == b.dtype else a.astype(b.dtype)
+        return jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - condition.ndim)), a, b)
+
+    return jax.tree.map(pick, new, old)
