@@ -1,9 +1,9 @@
-"""Keeps jaxlib from computing wrong numbers on a CPU; runs before JAX's backend starts.
+"""Keeps some versions of jaxlib from computing wrong numbers on a CPU. Runs before JAX's backend starts.
 
 On a CPU, jaxlib 0.10.2 computes some vmapped products followed by a sum wrongly: 1 row of 32,769 in
-tests/project/test_jaxlib_guard.py. 0.11.2 computes that one correctly although its program still contains the same
-fusion, so it is guarded too; 0.12 is not. One XLA flag turns the fusion off; very small matrix products then take up to
-twice as long. XLA reads its flags when the backend starts, so this file is imported before everything that uses JAX.
+tests/project/test_jaxlib_guard.py. 0.11.2 computes that case correctly, but its program still contains the same fusion,
+so it is guarded too; 0.12 is not. One XLA flag turns the fusion off; very small matrix products then take up to twice
+as long. XLA reads its flags when the backend starts, so this file is imported before anything that uses JAX.
 
 Source: https://github.com/jax-ml/jax/issues/39103
 """
@@ -23,15 +23,16 @@ _MENDED_SINCE = (0, 12)
 
 
 def apply() -> bool:
-    """Turns the faulty fusion off, where this jaxlib has it and the CPU may be used.
+    """Turns the faulty fusion off if this jaxlib has it and the CPU may be used.
 
-    A flag that the user set is kept, whatever its value. Calling it again changes nothing.
+    If the user has set the flag, it is kept, whatever its value. A second call changes nothing.
 
     Returns:
-      True if it changed `XLA_FLAGS`.
+      True if `XLA_FLAGS` was changed.
 
     Warns:
-      RuntimeWarning: it is too late, or `XLA_FLAGS` names a file; then the fusion stays on and results may be wrong.
+      RuntimeWarning: the backend has started already, or `XLA_FLAGS` names a file. The fusion then stays on and results
+        may be wrong.
     """
     flags = os.environ.get("XLA_FLAGS", "").strip()
     if not _BROKEN_SINCE <= jaxlib_version < _MENDED_SINCE or not _cpu_may_be_used() or FLAG in flags:
@@ -41,7 +42,7 @@ def apply() -> bool:
     if hindrance:
         warnings.warn(
             f"Some results on this CPU may be wrong (jax#39103): jaxlib {version}. Got {hindrance[0]}, "
-            f"expected XLA_FLAGS to hold {FLAG}= by then. Fix: {hindrance[1]}.",
+            f"expected {FLAG}= in XLA_FLAGS before that. Fix: {hindrance[1]}.",
             RuntimeWarning,
             stacklevel=3,  # the user's `import hydrax`, not hydrax/__init__.py
         )
@@ -56,14 +57,14 @@ def apply() -> bool:
 
 
 def _hindrance(flags: str) -> tuple[str, str] | None:
-    """What keeps the flag from being set here, and the mend; None where nothing does."""
+    """What prevents setting the flag here, and how to fix it; None if nothing does."""
     if _backend_started():
         return (
             "a JAX backend that has already started",
             f"import hydrax before JAX computes, or set XLA_FLAGS='{FLAG}='",
         )
     if flags and not flags.startswith("-"):
-        # XLA takes a value without a leading dash for the name of a file; a flag behind it would lose both.
+        # XLA reads a value without a leading dash as the name of a file; with a flag appended it would find neither.
         return f"the file name XLA_FLAGS={flags}", f"put that file's flags and {FLAG}= into XLA_FLAGS themselves"
     return None
 
@@ -74,6 +75,6 @@ def _cpu_may_be_used() -> bool:
 
 
 def _backend_started() -> bool:
-    # JAX has no public way to ask, and asking for devices would start the backend.
+    # JAX has no public way to ask this, and asking for its devices would start the backend.
     bridge = sys.modules.get("jax._src.xla_bridge")
     return bridge is not None and bridge.backends_are_initialized()

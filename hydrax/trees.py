@@ -1,4 +1,4 @@
-"""Pytrees of arrays: their names, sizes and digests."""
+"""Names, sizes and digests of pytrees of arrays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ import numpy as np
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """Leaves by dotted path, such as `heads.trainable.linear.kernel`."""
+    """Lists the leaves of a tree by dotted path.
+
+    >>> named_leaves({"linear": {"kernel": 1, "bias": 2}, "steps": [3, 4]})
+    {'linear.bias': 2, 'linear.kernel': 1, 'steps.0': 3, 'steps.1': 4}
+    """
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -19,13 +23,13 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def tree_digest(tree: Any) -> str:
-    """One digest of all arrays of a tree, on the host or on the device."""
+    """Computes one digest of all arrays of a tree, on the host or on a device. Names are not part of it."""
     return digest(np.array([digest(np.asarray(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def digest(array: np.ndarray) -> str:
-    """SHA-256 of an array's bytes."""
-    # By its buffer: a copy of all heads on disk would not fit into memory.
+    """Computes the SHA-256 of the bytes of an array."""
+    # Through its buffer: a copy of heads that are kept on disk may not fit into memory.
     return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
 
 
@@ -35,5 +39,5 @@ def is_key(array: Any) -> bool:
 
 
 def tree_bytes(tree: Any) -> int:
-    """Bytes of the arrays of a tree, or of shapes."""
+    """Counts the bytes of the arrays of a tree, which may also be shapes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

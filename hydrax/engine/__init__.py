@@ -1,20 +1,20 @@
-"""All heads on this machine: the compiled programs, where the heads stand, and the plan.
+"""All heads on this machine: the compiled programs, where each head is, and the plan.
 
 Files, in reading order:
+  programs.py       `Programs`: the functions of one head under the head axis
+  draw.py           how a program gets its index batches: drawn by the host, or in the program
+  compiled.py       `Compiled`: a function that is compiled ahead of its calls
+  layout.py         `Layout`: on which device, in which block and at which place each head is
+  devices.py        the devices that run heads; on a CPU each core
+  spill.py          `Spill`: keeps waiting heads on disk
   engine.py         `Engine`: runs the programs for all heads, block by block
-  programs.py       one head's functions under the head axis, compiled
-  draw.py           how the program gets its index batches
-  layout.py         where each head stands: device, block, chunk
-  devices.py        the devices that heads are spread over
-  memory.py         how much memory a fit takes and how much there is
-  spill.py          heads that wait on disk for their turn
-  limits.py         what the machine is, and what it can do at most
-  flops.py          operations and bytes of a step, counted
-  plan.py           `Plan`: how a run is executed, chosen by rules from shapes
+  quarantine.py     takes heads that became NaN or infinite back to their last finite step
+  plan.py           `Plan`: how a run is laid out, chosen by rules from shapes
+  flops.py          counts the operations and bytes of a step
+  memory.py         how much memory a fit needs, and how much there is
+  limits.py         what the machine is, and what it can reach at most
   plan_report.py    `PlanReport`: what `trainer.plan()` returns
-  compiled.py       a function compiled ahead of its calls
-  quarantine.py     rolls heads that became NaN or infinite back
-  compile_cache.py  keeps compiled programs in the user's cache folder
+  compile_cache.py  turns on JAX's compile cache
 """
 
 from hydrax.engine import compile_cache
@@ -23,11 +23,11 @@ from hydrax.engine.draw import Draw, HostBatches, OwnRotation, SharedRotation, S
 from hydrax.engine.engine import Blocks, Engine, check_per_head, head_inputs, heads_of, read_steps
 from hydrax.engine.flops import StepCost, count_flops
 from hydrax.engine.layout import Layout, lay_out
-from hydrax.engine.limits import environment, limits, speed_environment
+from hydrax.engine.limits import environment, measure_limits, speed_environment
 from hydrax.engine.memory import Memory, is_out_of_memory, room, too_large
 from hydrax.engine.plan import FETCH_BYTES, NO_CHOICE, Choice, Plan, make_plan, step_secs
 from hydrax.engine.plan_report import Candidate, PlanReport
-from hydrax.engine.quarantine import Fault, Steps, report, roll_back
+from hydrax.engine.quarantine import Fault, Steps, report_faults, roll_back
 from hydrax.engine.spill import Spill
 
 __all__ = [
@@ -42,30 +42,30 @@ __all__ = [
     "Layout",
     "Memory",
     "NO_CHOICE",
+    "OwnRotation",
     "Plan",
     "PlanReport",
-    "OwnRotation",
     "SharedRotation",
     "Spill",
+    "StepCost",
     "Steps",
     "SuperstepRows",
-    "StepCost",
     "check_per_head",
     "compile_cache",
     "count_flops",
     "environment",
-    "speed_environment",
     "find_devices",
     "head_inputs",
     "heads_of",
     "is_out_of_memory",
     "lay_out",
-    "limits",
     "make_plan",
+    "measure_limits",
     "read_steps",
-    "report",
-    "room",
-    "step_secs",
+    "report_faults",
     "roll_back",
+    "room",
+    "speed_environment",
+    "step_secs",
     "too_large",
 ]

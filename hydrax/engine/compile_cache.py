@@ -1,15 +1,15 @@
-"""Keeps compiled programs in the user's cache folder: a program compiles once on a machine, not in each process.
+"""Turns on JAX's compile cache, so that a program compiles once on a machine and not in each process.
 
-JAX has such a cache and leaves it off. Here it is turned on, where the user has not spoken: a folder of theirs
-(`JAX_COMPILATION_CACHE_DIR`, or `jax_compilation_cache_dir` in `jax.config`) stays theirs, and
-`JAX_ENABLE_COMPILATION_CACHE=false` switches it off.
+JAX leaves this cache off. Hydrax turns it on, in the user's cache folder, unless the user has decided otherwise:
+another folder (`JAX_COMPILATION_CACHE_DIR`, or `jax_compilation_cache_dir` in `jax.config`) is kept, and
+`JAX_ENABLE_COMPILATION_CACHE=false` switches the cache off.
 
-Each kind of machine has its own folder. What XLA makes for a CPU depends on what that CPU can do, and on the number of
-cores, which shapes its loops and so the bits of a sum. JAX's name for a program does not hold the cores, and the nodes
-of a cluster share a home.
+Each kind of machine has a folder of its own. What XLA compiles for a CPU depends on the CPU's instructions and on the
+number of cores, which shapes its loops and so the bits of a sum. JAX's name for a program does not contain the number
+of cores, and the nodes of a cluster share a home directory.
 
-A cache only saves time, so nothing that goes wrong with it may stop a run: a folder that cannot be written leaves it
-off, and a program that cannot be read or written is compiled, each with a line by the logger "hydrax".
+A cache only saves time, so no problem with it may stop a run. If the folder cannot be written, the cache stays off; if
+a program cannot be read or written, it is compiled. Both are reported by one line of the logger "hydrax".
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ import jax
 _config: Any = jax.config  # Type checkers do not know its options.
 
 MAX_BYTES = 2**30
-"""What the folder may hold; JAX's own bound needs a package, and a lock around each read."""
+"""Most bytes of the folder. JAX's own limit needs another package, and takes a lock for each read."""
 
-_KEPT_SHARE = 0.75  # Of it after a sweep, so that not every run sweeps.
-_JAX_MIN_SECS = 1.0  # JAX's default: what compiles faster is not kept. A fit has a dozen such programs.
+_KEPT_SHARE = 0.75  # The share that a sweep leaves, so that not every run sweeps.
+_JAX_MIN_SECS = 1.0  # JAX's default: it keeps no program that compiles faster. A fit has a dozen of those.
 _TROUBLE = "Error (reading|writing) persistent compilation cache entry"
-# What tells one kind of CPU from another in /proc/cpuinfo, on x86 and on Arm; the rest of it changes as one looks.
+# The entries of /proc/cpuinfo that identify a kind of CPU, on x86 and on Arm. Others, such as MHz, change all the time.
 _CPU_WORDS = ("vendor_id", "cpu family", "model", "model name", "flags", "features", "cpu implementer", "cpu part")
-# How many threads XLA takes to be there, where the user says so.
+# Variables by which a user sets the number of threads that XLA plans for.
 _THREAD_VARIABLES = ("NPROC", "PJRT_NPROC")
 
 
 def enable() -> None:
-    """Turns the cache on for the rest of the process, where the user has not spoken. Never raises."""
+    """Turns the cache on for the rest of the process, unless the user has decided otherwise. Never raises."""
     if _turn_on():
         _listen()
 
@@ -60,11 +60,11 @@ def _turn_on() -> bool:
         folder = root / _machine()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=folder):
-            pass  # A disk that is full or read-only says so here, once, and not for each program.
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
-        _log(f"Compiled programs cannot be kept: the user's cache folder. Got {error!r}, expected room for files.")
+            pass  # A full or read-only disk is noticed here, once, and not for each program.
+    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home directory
+        _log(f"The compile cache is off: the user's cache folder. Got {error!r}, expected a writable folder.")
         return False
-    with contextlib.suppress(OSError):  # another process may sweep too
+    with contextlib.suppress(OSError):  # another process may be sweeping as well
         sweep(root, MAX_BYTES)
     _config.update("jax_compilation_cache_dir", str(folder))
     if _config.jax_persistent_cache_min_compile_time_secs == _JAX_MIN_SECS:
@@ -73,14 +73,14 @@ def _turn_on() -> bool:
 
 
 def sweep(root: Path, max_bytes: int) -> None:
-    """Removes what was not used for longest, if the files below a folder take more than this."""
+    """Removes the least recently used files below a folder, if all of them together are larger than `max_bytes`."""
     files = [path for path in root.rglob("*") if path.is_file()]
     stats = [path.stat() for path in files]
     excess = sum(stat.st_size for stat in stats) - max_bytes
     if excess <= 0:
         return
     excess += round(max_bytes * (1 - _KEPT_SHARE))
-    # Most file systems note the time of a read, a day late at worst; on the others it is the oldest that go.
+    # Most file systems record the time of the last read, at worst a day late. On the others the oldest files go.
     for stat, path in sorted(zip(stats, files, strict=True), key=lambda f: max(f[0].st_atime, f[0].st_mtime)):
         path.unlink(missing_ok=True)
         excess -= stat.st_size
@@ -89,15 +89,20 @@ def sweep(root: Path, max_bytes: int) -> None:
 
 
 def _listen() -> None:
-    """Lets JAX's warnings about the cache be a log line; where warnings are errors they would end the run."""
+    """Turns JAX's warnings about the cache into one log line; with warnings as errors they would end the run.
+
+    `warnings.showwarning` is the hook that Python documents for this, and no other will do. `warnings.catch_warnings`
+    around a compile is not thread-safe, and programs compile in threads. The setting that JAX has for these warnings,
+    `jax_raise_persistent_cache_errors`, makes errors of them.
+    """
     warnings.filterwarnings("default", _TROUBLE, UserWarning)
-    # Each time, as whoever catches warnings (pytest does) takes both away again.
+    # At each call, because everyone who catches warnings, such as pytest, removes both again.
     if not isinstance(warnings.showwarning, _Listener):
         warnings.showwarning = _Listener(warnings.showwarning)
 
 
 class _Listener:
-    """Stands in front of what shows warnings, and takes those of the cache."""
+    """Handles warnings about the cache, and passes all others on to the function that showed them before."""
 
     def __init__(self, show: Callable[..., Any]) -> None:
         self._show = show
@@ -108,12 +113,12 @@ class _Listener:
             self._show(message, category, *args, **kwargs)
             return
         folder = _config.jax_compilation_cache_dir
-        if not self._told:  # once: a full disk refuses every program
-            _log(f"A compiled program is not kept, so it compiles anew: {folder}. Got {str(message):.200}.")
+        if not self._told:  # once: on a full disk no program can be written
+            _log(f"A compiled program is not kept, so it will compile again: {folder}. Got {str(message):.200}.")
             self._told = True
         damaged = re.match("Error reading .* for '([^']+)'", str(message))
         if damaged:
-            # JAX never replaces an entry, so it would be met again in each run.
+            # JAX never replaces an entry, so every run would meet the damaged one again.
             with contextlib.suppress(OSError):
                 for entry in Path(folder).glob(f"{damaged[1]}-*"):
                     entry.unlink(missing_ok=True)
@@ -122,13 +127,13 @@ class _Listener:
 def _log(what: str) -> None:
     logging.getLogger("hydrax").warning(
         "%s Fix: make room, or set JAX_COMPILATION_CACHE_DIR to another folder, or JAX_ENABLE_COMPILATION_CACHE=false; "
-        "the run goes on without.",
+        "the run continues without the cache.",
         what,
     )
 
 
 def _user_cache() -> Path:
-    """Where this system's users keep what can be made anew."""
+    """The folder for caches of the user, by the convention of the operating system."""
     given = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", "")
     if os.path.isabs(given):
         return Path(given)
@@ -136,18 +141,19 @@ def _user_cache() -> Path:
 
 
 def _machine() -> str:
-    """A word for what XLA's programs for a CPU depend on besides themselves and its flags."""
+    """A digest of what XLA's code for a CPU depends on besides the program and XLA's flags."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     known = [platform.machine(), *_cpu(), str(cores), *(os.environ.get(name, "") for name in _THREAD_VARIABLES)]
     return hashlib.sha256("\n".join(known).encode()).hexdigest()[:16]
 
 
 def _cpu() -> list[str]:
+    """Lines that identify the kind of CPU."""
     try:
-        # The first core stands for all; it ends with an empty line.
+        # All cores are alike; the first one's entries end with an empty line.
         with open("/proc/cpuinfo") as lines:
             first = list(itertools.takewhile(str.strip, lines))
     except OSError:
-        # Elsewhere than on Linux homes are not shared as a rule, so the machine's own name will do.
+        # Not Linux: home directories are rarely shared there, so the name of the machine will do.
         return [platform.processor(), platform.node()]
     return [line for line in first if line.split(":")[0].strip().lower() in _CPU_WORDS]

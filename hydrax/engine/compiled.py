@@ -1,4 +1,4 @@
-"""A function compiled ahead of its calls, once for each form of its arguments."""
+"""Compiled: a function that is compiled ahead of its calls, once for each form of its arguments."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import jax
 
 
 class Compiled:
-    """A pure function that is compiled when it is first asked for, apart from its calls.
+    """A pure function whose compilation is separate from its calls.
 
-    `jax.jit` would do both at once: then its memory could not be known before it runs, and two threads that call it
-    would compile it twice.
+    `jax.jit` compiles at the first call. Then the memory of a program could not be known before it runs, and two
+    threads that call it first would compile it twice.
 
     Args:
-      function: of arrays; Python numbers must come as NumPy scalars.
-      donate: positions of the arguments that are given away.
+      function: a function of arrays; numbers must be NumPy scalars, which have a dtype.
+      donate: positions of the arguments to donate.
       static: names of keyword arguments that are constants of the program.
     """
 
@@ -30,19 +30,20 @@ class Compiled:
 
     @property
     def num_compiled(self) -> int:
-        """How many programs there are, for all devices and forms of arguments."""
+        """The number of programs compiled so far, over all devices and forms of arguments."""
         return len(self._programs)
 
     def compiled_for(self, device: jax.Device, *args: Any, **static: Any) -> jax.stages.Compiled:
-        """The program for a device and for arguments, or shapes, like these."""
+        """Returns the program for a device and for arguments of these shapes; compiles it if need be."""
         return self.compile_in_background(device, *args, **static).result()
 
     def compile_in_background(
         self, device: jax.Device, *args: Any, **static: Any
     ) -> concurrent.futures.Future[jax.stages.Compiled]:
-        """The same program, perhaps still being compiled: XLA's part of it runs beside what the caller does next.
+        """Returns the program as a future, while XLA compiles it in a thread of its own.
 
-        It is traced before this returns, in the caller's thread, since JAX's settings may be those of a thread.
+        It is traced before this returns, in the thread of the caller, because some of JAX's settings belong to a
+        thread.
         """
         leaves, tree = jax.tree.flatten(args)
         form = (device, tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves), tuple(static.items()))
@@ -53,12 +54,12 @@ class Compiled:
         return self._programs[form]
 
     def shapes(self, *args: Any, **static: Any) -> Any:
-        """Shapes of what it would give."""
+        """The shapes of what the function returns."""
         return jax.eval_shape(self._jitted, *args, **static)
 
 
 def _in_thread(call: Callable[[], Any]) -> concurrent.futures.Future[Any]:
-    """What a call will give, made in a thread that ends with it."""
+    """Runs a call in a thread of its own, and returns its result as a future."""
     found: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""The devices that heads are spread over: on a CPU each core counts as one."""
+"""The devices that run heads; on a CPU each core counts as one."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from hydrax.errors import ArgumentError
 
 
 def find_devices(wanted: int | str | Sequence[Any]) -> tuple[jax.Device, ...]:
-    """The devices that `Trainer(devices=)` names; a CPU stands there once for each core.
+    """Finds the devices for `Trainer(devices=)`; JAX's CPU device is listed once for each core.
 
-    The step of a chunk is many small operations, which one core does best; JAX's one CPU device runs several chunks at
-    once where they are dispatched from several threads. So no virtual devices are needed, and nothing is compiled or
-    kept twice.
+    The step of a chunk is many small operations, for which one core is best. JAX's one CPU device runs several chunks
+    in parallel if they are dispatched from several threads, so Hydrax needs no virtual devices, and nothing is compiled
+    or stored twice.
+
+    Args:
+      wanted: "auto" for all, a number, or the devices themselves.
 
     Raises:
-      ArgumentError: there are fewer.
+      ArgumentError: there are fewer than that.
     """
     if not isinstance(wanted, int | str):
         return tuple(wanted)
@@ -32,20 +35,20 @@ def find_devices(wanted: int | str | Sequence[Any]) -> tuple[jax.Device, ...]:
     if wanted > len(found):
         kind = "cores" if found[0].platform == "cpu" else f"devices of kind {found[0].device_kind}"
         raise ArgumentError(
-            f"There are not so many devices: Trainer(devices=). Got {wanted}, expected at most {len(found)} {kind}. "
-            "Fix: pass fewer, or leave it out for all."
+            f"Too many devices requested: Trainer(devices=). Got {wanted}, expected at most {len(found)} {kind}. "
+            "Fix: pass a smaller number, or leave the argument out to use all."
         )
     return found[:wanted]
 
 
 def num_cores() -> int:
-    """Cores this process may use."""
+    """The number of cores that this process may use; a container or `taskset` may allow fewer than there are."""
     try:
         return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS and Windows have no such question
+    except AttributeError:  # macOS and Windows
         return os.cpu_count() or 1
 
 
-def tells_host(device: jax.Device) -> bool:
-    """Whether a loop whose length is an argument keeps the host waiting, as `program.Programs.superstep` says."""
+def loops_need_host(device: jax.Device) -> bool:
+    """Whether a loop of dynamic length asks the host after each turn if there is another; see `Programs.superstep`."""
     return bool(device.platform == "gpu")

@@ -1,4 +1,4 @@
-"""How the index batches of a superstep come about in the program: the host drew them, or the rotation runs there."""
+"""How a program gets its index batches: the host drew them, or the program computes the rotation itself."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from hydrax.step import DeviceRows
 
 @dataclasses.dataclass(frozen=True)
 class HostBatches:
-    """Index batches that the host drew: `rows` int32[K, ..., H, B] and `mask` bool of that shape.
+    """Index batches that the host drew: "rows", int32[K, ..., H, B], and "mask", bool of that shape.
 
     Attributes:
-      heads_axis: where H is; None: all heads meet the same rows and slots, and both lack H.
-      shared: whether all heads meet the same rows; `rows` then lacks H.
+      heads_axis: the axis of H, or None if rows and mask are the same for all heads and have no such axis.
+      shared: whether all heads see the same rows; "rows" then has no axis H.
     """
 
     heads_axis: int | None
@@ -27,25 +27,25 @@ class HostBatches:
 
     @property
     def axes(self) -> Mapping[str, int | None]:
-        """Where each part has its heads; None: the part is the same for all."""
+        """By name of a part, the axis of its heads, or None if it is the same for all heads."""
         return {"rows": None if self.shared else self.heads_axis, "mask": self.heads_axis}
 
     def __call__(self, batches: Mapping[str, Any], head_ids: Any) -> tuple[Any, Any]:
-        """Rows and mask of the heads at hand."""
+        """Returns rows and mask of the given heads."""
         return batches["rows"], batches["mask"]
 
 
 @dataclasses.dataclass(frozen=True)
 class OwnRotation:
-    """Index batches that the program draws itself, as `rotation.index_batch` does on the host: the same integers.
+    """Index batches that the program draws itself: the same integers that `rotation.index_batch` gives on the host.
 
-    The parts it draws from are: `cursor`, `lengths` and `left` as in `rotation.slots`; `seed`; `ahead` uint32[K, A],
-    batches after the cursor; `present` bool[K, A], False for a micro-batch that a window lacks; `columns` and `tables`
-    as in `slices.RowLaw`.
+    It draws from these parts: "cursor", "lengths" and "left" as in `rotation.slots`; "seed"; "ahead", uint32[K, A], the
+      number of batches after the cursor; "present", bool[K, A], False for a micro-batch that the last step of an epoch
+      does not have; "columns" and "tables" as in `slices.RowLaw`.
 
     Attributes:
       take: from offsets inside the slices to rows, as in `slices.RowLaw`.
-      batch_size: B.
+      batch_size: slots B of a batch.
     """
 
     take: Callable[..., Any]
@@ -55,7 +55,7 @@ class OwnRotation:
     axes = {"cursor": 0, "lengths": 0, "left": 0, "columns": 0} | dict.fromkeys(("seed", "ahead", "present", "tables"))
 
     def __call__(self, batches: Mapping[str, Any], head_ids: Any) -> tuple[Any, Any]:
-        """Rows int32[K, A, H, B] and mask bool[K, A, H, B] of the heads at hand."""
+        """Draws rows, int32[K, A, H, B], and mask, bool[K, A, H, B], of the given heads."""
 
         def batch(ahead: Any, present: Any) -> tuple[Any, Any]:
             offsets, mask = _slots(batches, head_ids, self.batch_size, ahead)
@@ -66,13 +66,14 @@ class OwnRotation:
 
 @dataclasses.dataclass(frozen=True)
 class SharedRotation:
-    """The same for `rotation.shared_index_batch`: all heads walk the dataset together.
+    """Index batches of shared sampling, as `rotation.shared_index_batch` gives them: all heads see the same rows.
 
-    The parts are those of `OwnRotation`, except that `cursor`, `lengths` and `left` describe one walk; and `members`
-    uint8[H, N / 8], the rows of each head as bits, the lowest bit first.
+    The parts are those of `OwnRotation`, but "cursor", "lengths" and "left" describe the one rotation of all heads; and
+    instead of "columns" and "tables" there is "members", uint8[H, N / 8], the rows of each head as bits, lowest bit
+    first.
 
     Attributes:
-      batch_size: B.
+      batch_size: slots B of a batch.
     """
 
     batch_size: int
@@ -81,7 +82,7 @@ class SharedRotation:
     axes = {"members": 0} | dict.fromkeys(("cursor", "lengths", "left", "seed", "ahead", "present"))
 
     def __call__(self, batches: Mapping[str, Any], head_ids: Any) -> tuple[Any, Any]:
-        """Rows int32[K, A, B] and mask bool[K, A, H, B] of the heads at hand."""
+        """Draws rows, int32[K, A, B], and mask, bool[K, A, H, B], of the given heads."""
 
         def batch(ahead: Any, present: Any) -> tuple[Any, Any]:
             offsets, live = _slots(batches, jnp.asarray(rotation.EVERYBODY), self.batch_size, ahead)
@@ -95,7 +96,7 @@ class SharedRotation:
 Draw = HostBatches | OwnRotation | SharedRotation
 
 SuperstepRows = list[tuple[DeviceRows, dict[str, Any]]]
-"""For each block of a layout: its rows on the device, and what the program makes its index batches from."""
+"""For each block of a layout: its rows on the device, and the parts that the program draws its index batches from."""
 
 
 def _slots(batches: Mapping[str, Any], head_ids: Any, batch_size: int, ahead: Any) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Where each head stands: which device, which block of places, which chunk."""
+"""Layout: on which device, in which block and at which place each head is."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Chunks that run one after the other, beside those of other blocks.
+    """Chunks that run one after the other, in parallel to those of other blocks.
 
     Attributes:
-      device: the device; on a CPU several blocks share it, each with a core of its own.
-      lane: number of the thread that dispatches them; blocks of one lane take turns.
-      heads: int64[places], which head stands at each place; the same number of places in every block.
-      num_chunks: how many chunks run; the heads beyond them are at rest.
+      device: the device. On a CPU several blocks share it, with one core each.
+      lane: number of the thread that dispatches the programs; blocks of one lane take turns.
+      heads: int64[places], the head at each place; all blocks have the same number of places.
+      num_chunks: how many chunks run; the heads beyond them rest.
     """
 
     device: jax.Device
@@ -34,7 +34,7 @@ class Layout:
     Attributes:
       num_heads: H.
       chunk: C.
-      blocks: one for each lane; where heads run in waves, several.
+      blocks: one for each lane, or several if heads run in waves.
     """
 
     num_heads: int
@@ -43,53 +43,53 @@ class Layout:
 
     @property
     def heads(self) -> np.ndarray:
-        """int64[all places], which head stands at each place, block after block."""
+        """int64[all places], the head at each place, block after block."""
         return np.concatenate([block.heads for block in self.blocks])
 
     @property
     def places(self) -> np.ndarray:
-        """int64[H], a place of each head, counted through all blocks."""
+        """int64[H], the place of each head, counted through all blocks."""
         heads = self.heads
         places = np.empty(self.num_heads, np.int64)
-        # From the back, so that the first place of a head wins: that one runs.
+        # A head may also stand at places of padding. Written from the back, its first place wins: the one that runs.
         places[heads[::-1]] = np.arange(heads.size)[::-1]
         return places
 
     @property
     def longest(self) -> int:
-        """Chunks that the busiest block runs."""
+        """The number of chunks of the block that runs most."""
         return max(block.num_chunks for block in self.blocks)
 
     @property
     def is_plain(self) -> bool:
-        """Whether one block holds all heads in order, without padding."""
+        """Whether one block holds all heads in order and without padding."""
         return len(self.blocks) == 1 and np.array_equal(self.blocks[0].heads, np.arange(self.num_heads))
 
     @property
     def in_waves(self) -> bool:
-        """Whether blocks take turns; the others then wait on the host."""
+        """Whether blocks take turns on a lane; those that wait are kept on the host."""
         return self.num_lanes < len(self.blocks)
 
     @property
     def num_lanes(self) -> int:
-        """How many blocks run at a time."""
+        """How many blocks run at the same time."""
         return len({block.lane for block in self.blocks})
 
     @property
     def devices(self) -> tuple[jax.Device, ...]:
-        """The devices in use, each once."""
+        """The devices in use, each listed once."""
         return tuple(dict.fromkeys(block.device for block in self.blocks))
 
     def with_running(self, runs: np.ndarray) -> Layout:
-        """The same blocks, where only these heads (bool[H]) run and the others rest behind them."""
+        """Deals the heads out again to the same blocks, so that only these heads, bool[H], run; the others rest."""
         return _deal(self.num_heads, self.chunk, [(block.lane, block.device) for block in self.blocks], runs)
 
     def send(self, tree: Mapping[str, Any], axes: Mapping[str, int | None]) -> list[dict[str, Any]]:
-        """Arrays of all places, on the host, cut into those of each block, on its device.
+        """Cuts host arrays of all places into those of each block, and sends them to its device.
 
         Args:
           tree: trees of arrays by name.
-          axes: where each has its places; None: it is the same for all.
+          axes: by name, the axis of the places, or None if the tree is the same for all places.
         """
         size = len(self.blocks[0].heads)
 
@@ -107,33 +107,34 @@ class Layout:
 
 
 def lay_out(num_heads: int, chunk: int, devices: Sequence[jax.Device], waves: int = 1) -> Layout:
-    """Deals the heads out, in order and in whole chunks, to blocks of equal size: one program serves them all.
+    """Deals the heads out, in order and in whole chunks, to blocks of equal size, so that one program serves all
+    blocks.
 
     Args:
       num_heads: H.
       chunk: C.
       devices: one for each lane; no more are used than there are chunks.
-      waves: blocks of each lane.
+      waves: how many blocks each lane has.
     """
     lanes = list(enumerate(devices)) * waves
     return _deal(num_heads, chunk, lanes[: -(-num_heads // chunk)], np.ones(num_heads, bool))
 
 
 def _deal(num_heads: int, chunk: int, lanes: Sequence[tuple[int, jax.Device]], runs: np.ndarray) -> Layout:
-    """A block for each entry of `lanes`; the heads that run come first in it, those at rest behind them.
+    """Makes a block for each entry of `lanes`; in each block the heads that run come first, those that rest follow.
 
-    Padding repeats a head that is there: zeros can make NaN in a user's model, and another width would be another
-    program with other bits.
+    Padding repeats a real head, as zeros could produce NaN in a user's model. A narrower last chunk instead of padding
+    would be another program with other bits.
     """
     count = len(lanes)
-    # In chunks. Over an axis of one XLA would drop the loop: another program, with other bits; a GPU promises none, and
-    # has all heads in one chunk.
+    # In chunks, at least 2 on a CPU: XLA drops a loop over an axis of length 1, which gives another program with other
+    # bits. A GPU has all heads in one chunk by default, and no promise on bits to keep.
     least = 2 if lanes[0][1].platform == "cpu" else 1
     capacity = max(least, -(-num_heads // (chunk * count)))
     running, resting = np.flatnonzero(runs), np.flatnonzero(~runs)
     busy = -(-running.size // chunk)
     padding = np.full(count * capacity * chunk - num_heads, running[0])
-    # Heads at rest fill up the last chunk that runs.
+    # The last chunk that runs is filled up with heads that rest: they are frozen, so running them changes nothing.
     active, spare = np.split(np.concatenate([running, resting, padding]), [busy * chunk])
     blocks = []
     for number, (lane, device) in enumerate(lanes):

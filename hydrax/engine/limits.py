@@ -1,4 +1,4 @@
-"""What the machine is, and what it can do at most: the best of a few large products and copies."""
+"""What the machine is (`environment`) and what it can reach at most (`measure_limits`)."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import jax.numpy as jnp
 
 from hydrax.engine.devices import num_cores
 
-_SIDE = 2048  # Of the matrices: 17 GFLOP.
-_COPIED = 2**26  # float32: 256 MiB, more than a cache holds.
+_SIDE = 2048  # of the square matrices to multiply: 17 GFLOP
+_COPIED = 2**26  # float32 numbers to copy: 256 MiB, more than any cache holds
 _TURNS = 4
 
 
 class Limits(NamedTuple):
-    """What all devices together can do.
+    """What all devices together reach.
 
     Attributes:
-      flops: floating-point operations a second, of a large float32 product at JAX's default precision.
-      bytes: bytes a second, read and written, of a large copy.
+      flops: floating-point operations per second, in a large float32 matrix product at JAX's default precision.
+      bytes: bytes per second, read plus written, in a large copy.
     """
 
     flops: float
@@ -33,23 +33,24 @@ class Limits(NamedTuple):
 
 
 @functools.cache
-def limits(device: jax.Device, count: int) -> Limits:
-    """Measures them; takes about a second, once a process.
+def measure_limits(device: jax.Device, count: int) -> Limits:
+    """Measures what the devices reach. It takes about a second, once in a process.
 
     Args:
       device: one of the devices.
-      count: how many like it there are; on a CPU the cores share one device, which one program fills.
+      count: how many there are of its kind. On a CPU the number does not matter: one program fills all cores.
     """
     with jax.default_device(device):
         square, line = jnp.ones((_SIDE, _SIDE), jnp.float32), jnp.ones(_COPIED, jnp.float32)
         products = 2.0 * _SIDE**3 / _best(jax.jit(lambda a: a @ a / _SIDE), square)
-        # In place: memory that is new must be made ready by the system, which takes longer than a copy.
+        # In place: the system must first map the pages of new memory, which takes longer than the copy.
         copies = 8.0 * _COPIED / _best(jax.jit(lambda a: a + 1, donate_argnums=0), line)
     share = 1 if device.platform == "cpu" else count
     return Limits(products * share, copies * share)
 
 
 def _best(function: Callable[[Any], Any], array: Any) -> float:
+    """Seconds of the fastest of a few calls, the compiling one left out."""
     array = jax.block_until_ready(function(array))
     secs = []
     for _ in range(_TURNS):
@@ -60,7 +61,7 @@ def _best(function: Callable[[Any], Any], array: Any) -> float:
 
 
 def environment(device: jax.Device) -> dict[str, Any]:
-    """What bits may depend on besides the run's own settings: XLA shapes its loops by the number of cores."""
+    """What bits may depend on besides the settings of a run: XLA shapes its loops by the number of cores."""
     return {
         "jaxlib": importlib.metadata.version("jaxlib"),
         "backend": device.platform,
@@ -70,7 +71,7 @@ def environment(device: jax.Device) -> dict[str, Any]:
 
 
 def speed_environment(device: jax.Device) -> dict[str, Any]:
-    """What the time of a step may depend on: the above, the processor, the cores in use, and XLA's flags."""
+    """What the time of a step may depend on: `environment`, the processor, the usable cores, and XLA's flags."""
     return environment(device) | {
         "processor": _processor(),
         "usable_cores": num_cores(),

@@ -1,4 +1,4 @@
-"""How much memory a fit takes on a device, known before it runs, and how much there is."""
+"""How much memory a fit needs on a device, and how much there is."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import jax
 
 from hydrax.errors import MemoryLimitError
 
-_SHARE = 0.9  # Of what is free: other programs of the run (validation, snapshots) come on top.
+_SHARE = 0.9  # Of the free memory: the other programs of a run (validation, snapshots) come on top of a superstep.
 
 
 class Memory(NamedTuple):
     """Bytes on the fullest device.
 
     Attributes:
-      state: parameters, optimisers and all else that changes, of the heads that lie there.
-      data: the dataset, or the fetched rows of a superstep.
-      peak: the most that a superstep takes, these two included.
-      room: what the run may take.
+      state: parameters, optimiser states and all else that changes, of the heads on this device.
+      data: the dataset, or the fetched rows of one superstep.
+      peak: the most that a superstep needs, including state and data.
+      room: what the run may use.
     """
 
     state: int
@@ -29,7 +29,7 @@ class Memory(NamedTuple):
 
 
 def room(device: jax.Device, asked: int | str) -> int:
-    """Bytes that a run may take on a device: what the user asked for, or nearly all that is free now."""
+    """The bytes that a run may use on a device: `device_memory` if it is a number, else nearly all that is free."""
     if isinstance(asked, int):
         return asked
     stats = device.memory_stats() or {}
@@ -39,20 +39,26 @@ def room(device: jax.Device, asked: int | str) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether XLA found no memory for a program."""
+    """Whether an error says that XLA found no memory for a program."""
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
 def too_large(num_heads: int, chunk: int, needed: str, available: int) -> MemoryLimitError:
-    """The error where nothing is left to make smaller."""
+    """Makes the error for a run that does not fit even with the smallest plan.
+
+    Args:
+      needed: what it needs, in words.
+      available: bytes that it may use.
+    """
     return MemoryLimitError(
         f"A run does not fit into memory: Trainer.fit, {num_heads} heads in chunks of {chunk}. Got {needed}, expected "
-        f"at most {available:,} bytes. Fix: a smaller batch or model, or accumulate_grad_batches; data that is large "
-        'goes with residence="host".'
+        f"at most {available:,} bytes. Fix: use a smaller batch or model, or accumulate_grad_batches; for a large "
+        'dataset pass residence="host".'
     )
 
 
 def _free() -> int:
+    """Bytes of free memory of the machine; all of its memory where the system does not tell what is free."""
     try:
         with open("/proc/meminfo") as lines:
             found = next(line for line in lines if line.startswith("MemAvailable"))

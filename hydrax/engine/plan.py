@@ -1,4 +1,4 @@
-"""Plan: how the heads are laid over the machine. Rules from shapes and the kind of machine alone."""
+"""Plan: how a run is laid out over the machine, chosen by rules from shapes and the kind of machine alone."""
 
 from __future__ import annotations
 
@@ -6,28 +6,30 @@ import dataclasses
 
 from hydrax.step import Lowering
 
-# Alone in its chunk a head shares no vector with another, so its bits cannot depend on its place; nothing is padded,
-# and convolutions stay ordinary ones. Chunks of 4 are up to 1.4 times as fast for small MLPs: docs/performance.md.
+# Alone in its chunk a head shares no vector register with another, so its bits cannot depend on its place; nothing is
+# padded, and convolutions stay ordinary ones. Chunks of 4 are up to 1.4 times as fast for small MLPs
+# (docs/performance.md), which timing finds for long runs.
 _CPU_CHUNK = 1
-# Where heads share their rows, a chunk's first layer is one product, which is the gain: docs/performance.md.
+# If heads share their rows, the first layer of a chunk is one wide product, so a wide chunk is the gain.
 _SHARED_CPU_CHUNK = 128
-_SHARED_SHARE = 0.75  # Of live slots; below it padding eats the gain.
+_SHARED_SHARE = 0.75  # Share of live slots below which computing padding costs more than shared sampling saves.
 _MIN_STEPS, _MAX_STEPS = 50, 500
-_CALL_SECS = 0.1  # How long a dispatch should last: its own cost, about a millisecond, is then nothing.
-_HEAD_STEP_SECS, _FLOPS = 2e-5, 5e9  # Of the estimate of a step: what a head costs at least, and what a core does.
-_INDEX_BYTES = 64 * 2**20  # What the rows and masks of one superstep may take.
-_SLOT_BYTES = 5  # int32 row and bool mask.
-FETCH_BYTES = 128 * 2**20  # What the fetched rows of one superstep may take.
-_MAX_SLOTS = 2**30  # Of one head in a superstep: places in a walk are 32-bit words.
+_CALL_SECS = 0.1  # How long a dispatch should last, so that its own cost of about a millisecond does not count.
+_HEAD_STEP_SECS, _FLOPS = 2e-5, 5e9  # Rough cost of a step of one head however small, and FLOP/s of a core.
+_INDEX_BYTES = 64 * 2**20  # Most bytes for the rows and masks of one superstep.
+_SLOT_BYTES = 5  # An int32 row and a bool mask.
+FETCH_BYTES = 128 * 2**20
+"""Most bytes for the fetched rows of one superstep."""
+_MAX_SLOTS = 2**30  # Most slots of one head in a superstep: positions in a rotation are 32-bit.
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What of a plan shapes bits, and was settled before: by timing, or by the run that is gone on with.
+    """The part of a plan that bits depend on, if it was chosen before: by timing, or in the run being resumed.
 
     Attributes:
-      chunk: C, or None: by rule.
-      lowering: or None: by rule.
+      chunk: C, or None to choose it by rule.
+      lowering: the lowering, or None to choose it by rule.
     """
 
     chunk: int | None = None
@@ -35,25 +37,27 @@ class Choice:
 
 
 NO_CHOICE = Choice()
-"""Nothing was settled before."""
+"""Nothing was chosen before."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a run is executed.
+    """How a run is executed; `str` gives it as one line.
+
+    >>> print(Plan(chunk=4, steps_per_call=50, backend="cpu", devices=2, how="timed"))
+    chunk=4 steps_per_call=50 backend=cpu devices=2 sampling=own residence=device lowering=plain how=timed
 
     Attributes:
-      chunk: heads C that run together as one vmapped block. Part of a result's identity: bits depend on it, and on the
-        lowering.
+      chunk: number C of heads that run together as one vmapped block. A head's bits depend on it and on the lowering.
       steps_per_call: most steps K of one superstep.
       backend: "cpu", "gpu" or "tpu".
       sampling: "own" or "shared".
-      residence: where the training dataset lies: "device" or "host".
-      devices: how many of them run heads; on a CPU cores.
-      waves: turns in which heads share the devices; 1: their state fits.
+      residence: where the training dataset is kept, "device" or "host".
+      devices: how many devices run heads; on a CPU the number of cores.
+      waves: in how many turns the heads share the devices; 1 if the state of all heads fits into memory.
       lowering: which operations run in Hydrax's own form.
-      how: where it comes from: "rules", "timed", "cached" or "resumed".
-      remark: what another choice of the user's would gain, or None.
+      how: how the plan was chosen: "rules", "timed", "cached" or "resumed".
+      remark: what another choice by the user would gain, or None.
     """
 
     chunk: int
@@ -69,7 +73,7 @@ class Plan:
 
     @property
     def choice(self) -> Choice:
-        """What of it shapes bits."""
+        """The part of the plan that bits depend on."""
         return Choice(self.chunk, self.lowering)
 
     def __str__(self) -> str:
@@ -96,25 +100,26 @@ def make_plan(
     row_bytes: int | None = None,
     live_share: float | None = None,
 ) -> Plan:
-    """Chooses what the user left on "auto", and what was not settled before.
+    """Chooses whatever the user left on "auto" and no earlier choice fixes.
 
-    A chunk on a CPU is a constant, so that a head's bits do not depend on H; elsewhere, and where heads share their
-    rows, it is all heads (on a CPU up to 128). A superstep has 50 steps or, where these would be over in no time, up
-    to 500; or as many as its index batches and its fetched rows leave room for.
+    On a CPU the chunk is a constant, so that a head's bits do not depend on H. On other backends it is all heads, and
+    with shared sampling on a CPU up to 128. A superstep has 50 steps; if those would be over too soon, up to 500; and
+    never more than its index batches and fetched rows have room for.
 
     Args:
-      choice: what was settled before.
-      chunk, steps_per_call, lowering, sampling: the Trainer's arguments of these names.
+      choice: what was chosen before.
+      chunk, steps_per_call, lowering, sampling: the arguments of these names of the Trainer.
       num_heads: H.
-      slots: of one head in one step, micro-batches included.
+      slots: slots of one head in one step, over all micro-batches.
       backend: name of JAX's backend.
-      devices: how many there are.
-      waves: turns in which heads share them.
-      flops: of a step of all heads; None: not known.
-      longest: no superstep has more steps than this, if anything but memory bounds it.
-      drawn_on_host: whether the index batches of all heads are made on the host, and not a chunk's in the program.
-      row_bytes: bytes of a row where rows are fetched; None: the dataset lies on the device.
-      live_share: with own sampling, the share of slots that would be live with shared sampling; None: it is no choice.
+      devices: how many devices there are.
+      waves: in how many turns the heads share them.
+      flops: floating-point operations of a step of all heads, or None if unknown.
+      longest: most steps of a superstep for other reasons than memory, or None.
+      drawn_on_host: whether the host draws the index batches of all heads, or the program those of one chunk at a time.
+      row_bytes: bytes of a row if rows are fetched; None if the dataset is on the device.
+      live_share: with own sampling, the share of slots that would be live with shared sampling; None if shared sampling
+        is not possible.
     """
     shared = sampling == "shared"
     width = chunk if isinstance(chunk, int) else choice.chunk or _rule(num_heads, backend, shared)
@@ -145,21 +150,21 @@ def make_plan(
 
 
 def _rule(num_heads: int, backend: str, shared: bool) -> int:
-    """The chunk where nobody chose one."""
+    """The chunk by rule."""
     if backend == "cpu":
         return min(num_heads, _SHARED_CPU_CHUNK) if shared else _CPU_CHUNK
     return num_heads
 
 
 def _steps(num_heads: int, devices: int, flops: float | None) -> int:
-    """Steps of a dispatch: 50, or more where a step of all heads is short. From shapes alone, so always the same."""
+    """Steps of a dispatch: 50, or more if steps are short. Estimated from shapes, so that it is always the same."""
     if flops is None:
         return _MIN_STEPS
     return max(_MIN_STEPS, min(_MAX_STEPS, int(_CALL_SECS / step_secs(num_heads, devices, flops))))
 
 
 def step_secs(num_heads: int, devices: int, flops: float) -> float:
-    """A rough guess at the time of a step of all heads, from shapes alone."""
+    """Estimates the seconds of a step of all heads, roughly, from shapes alone."""
     return (num_heads * _HEAD_STEP_SECS + flops / _FLOPS) / devices
 
 

@@ -1,4 +1,4 @@
-"""What `trainer.plan()` tells: the plan of a fit, what it was chosen from, what it takes, and how near it comes."""
+"""PlanReport: what `trainer.plan()` returns."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Candidate(NamedTuple):
     """A plan that was timed.
 
     Attributes:
-      plan: it.
-      step_secs: a step of all heads.
-      start_secs: what compiling and the first dispatch took.
+      plan: the plan.
+      step_secs: seconds of a step of all heads.
+      start_secs: seconds that compiling and the first dispatch took.
     """
 
     plan: Plan
@@ -27,15 +27,13 @@ class Candidate(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class PlanReport:
-    """The plan of a fit; prints as a few lines.
+    """The plan of a fit with what it needs and what it reaches; `str` gives it as a few lines.
 
     Attributes:
-      plan: how the fit is executed.
-      candidates: the plans that were timed; empty where none was.
-      memory: bytes on the fullest device, as predicted before the first step.
-      work: what a step of all heads has to do at least, counted.
-      limits: what the devices can do at most, measured.
-      step_secs: a step of all heads in this fit, or of the timed plan before it has run; None: not known yet.
+      plan: how the fit is executed. candidates: the plans that were timed; empty if none was. memory: bytes on the
+        fullest device, as known before the first step. work: the least that a step of all heads has to do, counted from
+        the user's step. limits: what the devices reach at most, measured. step_secs: seconds of a step of all heads: in
+        this fit, or before it has run as the plan was timed; None if unknown.
     """
 
     plan: Plan
@@ -47,12 +45,12 @@ class PlanReport:
 
     @property
     def least_secs(self) -> float:
-        """What a step would take at the machine's limit: of arithmetic or of memory, whichever binds."""
+        """Seconds of a step at the limit of the machine, of arithmetic or of memory, whichever is slower."""
         return max(self.work.flops / self.limits.flops, self.work.bytes / self.limits.bytes)
 
     @property
     def share_of_limit(self) -> float | None:
-        """How much of the machine's limit the fit reaches; above 1 where the state stays in a cache."""
+        """The share of that limit which the fit reaches; above 1 if the state stays in a cache."""
         return None if self.step_secs is None else self.least_secs / self.step_secs
 
     def __str__(self) -> str:

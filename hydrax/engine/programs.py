@@ -1,8 +1,9 @@
-"""One head's functions and a plan become the compiled programs of a run.
+"""Programs: the functions of one head under the head axis, ready to be compiled.
 
-Each program is `for each chunk of C heads: for K steps: vmap(one head)`. The number of chunks and the number of steps
-are arguments, not constants: nothing compiles twice, and XLA can never unroll a loop of one turn into a program with
-other bits.
+Each program is `for each chunk of C heads: for K steps: vmap(one head)`. In this order the parameters of a chunk stay
+in the processor's cache for all K steps; steps outside and chunks inside took up to 1.9 times as long. The width C is
+fixed, so a head's bits depend neither on H nor on its neighbours. The numbers of chunks and steps are arguments, not
+constants: nothing compiles twice, and XLA cannot unroll a loop of one turn into a program with other bits.
 """
 
 from __future__ import annotations
@@ -19,12 +20,16 @@ from hydrax.step import HeadInputs, HeadProgram, HeadsState, StepInput, all_fini
 
 
 class Programs:
-    """The programs of one run, as pure functions for the engine to compile.
+    """The programs of one run, as pure functions that the engine compiles.
+
+    Programs that read rows share their arguments: after the heads come `given`, a `StepInput` of all heads without
+    `rows` and `mask`; `batches`, from which the program draws these two for each step; and the numbers of the call, of
+    which `num_chunks` is the last.
 
     Args:
-      head: one head's functions.
-      chunk: C; every `[H]` axis here is a multiple of it.
-      epoch: empty accumulators of one head, by name of what is logged on_epoch.
+      head: the functions of one head.
+      chunk: C; every `[H]` axis below is a multiple of it.
+      epoch: empty accumulators of one head, by the names that are logged on_epoch.
       draw: where the index batches of training come from.
     """
 
@@ -32,7 +37,7 @@ class Programs:
         self._head, self._chunk, self._epoch, self._draw = head, chunk, epoch, draw
 
     def init(self, inputs: HeadInputs, base_key: jax.Array, num_chunks: jax.Array) -> HeadsState:
-        """The state of all heads before the first step."""
+        """Makes the state of all heads before the first step."""
         start = jax.vmap(lambda one: self._head.init(one, base_key, self._epoch))
         state: HeadsState = self._map_chunks(start, inputs, num_chunks)
         return state
@@ -49,30 +54,33 @@ class Programs:
         *,
         whole: bool = False,
     ) -> tuple[HeadsState, dict[str, Any]]:
-        """K steps of all heads.
+        """Runs K steps of all heads.
 
-        Where heads are watched, one that is NaN or infinite in the end comes back as it came, frozen, and "lost" among
-        the values is True for it. Found once for all steps, since looking at every array costs as much as changing it.
+        If heads are watched, one that is NaN or infinite after these steps is returned as it was before them, frozen,
+        and the value "lost" is True for it. The check comes once for all steps, since it reads every array of a head,
+        which costs as much as an update.
 
         Args:
-          state: donated.
-          given: its `step` counts the updates before the first of the K max steps; `draw` makes `rows` and `mask`.
-          batches: what `draw` makes them from, for K max steps of A micro-batches.
+          state: the state of all heads; donated.
+          given: its `step` is the number of updates before the first of the K max steps.
+          batches: what `draw` makes `rows` and `mask` from, for K max steps of A micro-batches.
           begin: the first step to run, counted from `given.step`.
-          num_steps: the step to end before, at most K max.
-          new_epoch: whether to empty the epoch's accumulators first.
-          whole: all K max steps of all chunks, whatever the numbers say; known when it compiles. A GPU else tells the
-            host after each step whether there is another, and nothing is dispatched ahead.
+          num_steps: the step to stop before, at most K max.
+          new_epoch: whether to empty the accumulators of the epoch first.
+          num_chunks: how many chunks run; the heads beyond them rest.
+          whole: a constant of the program: run all K max steps of all chunks, whatever the numbers say. On a GPU a loop
+            of dynamic length asks the host after each step if there is another, so nothing could be dispatched ahead;
+            a loop of constant length does not.
 
         Returns:
           The new state, and the values of `HeadProgram.train`, each `[K max, H]`, valid for the steps that ran.
         """
         axes = self._draw.axes
-        # Inlined, so the program is the same; but a jitted function is traced once, and not for each use below.
+        # `jit` only so that the step is traced once and not at each use below; inlined, it leaves the program the same.
         step = jax.jit(self._of_chunk(self._head.train), inline=True)
 
         def run_chunk(state: HeadsState, inputs: HeadInputs, *parts: Any) -> Any:
-            # All K steps at once, outside their loop: one wide computation costs less than K small ones.
+            # Drawn for all K steps before their loop: one wide computation costs less than K small ones.
             rows, mask = self._draw(dict(zip(axes, parts, strict=True)), inputs.ids)
             empty = jax.tree.map(lambda old, one: jnp.broadcast_to(one, old.shape), state.epoch, self._epoch)
             before, state = state, state._replace(epoch=select(new_epoch & state.live, empty, state.epoch))
@@ -90,7 +98,7 @@ class Programs:
 
             lower, upper = (0, len(rows)) if whole else (begin, num_steps)
             state, values = lax.fori_loop(lower, upper, body, (state, values))
-            return self._take_back(before, state, values) if self._head.watched else (state, values)
+            return self._restore_lost(before, state, values) if self._head.watched else (state, values)
 
         parts = ((given.inputs, 0), *((batches[name], axis) for name, axis in axes.items()))
         count = len(given.inputs.ids) // self._chunk if whole else num_chunks
@@ -98,12 +106,12 @@ class Programs:
         return found
 
     def _of_chunk(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """`HeadProgram.train`, or a function of the same arguments, for the heads of a chunk."""
+        """Maps `HeadProgram.train`, or a function of the same arguments, over the heads of a chunk."""
         return jax.vmap(step, in_axes=(0, _heads_on(rows=None if self._draw.shared else 1, mask=1)))
 
     @staticmethod
-    def _take_back(before: HeadsState, state: HeadsState, values: dict[str, Any]) -> Any:
-        """Heads that are NaN or infinite after these steps, as they were before, and frozen."""
+    def _restore_lost(before: HeadsState, state: HeadsState, values: dict[str, Any]) -> Any:
+        """Restores and freezes the heads that are NaN or infinite after these steps."""
 
         def is_sound(old: HeadsState, new: HeadsState) -> jax.Array:
             return all_finite(new.trainable) & stays_finite((old.opt_state, old.state), (new.opt_state, new.state))
@@ -121,7 +129,11 @@ class Programs:
         number: jax.Array,
         num_chunks: jax.Array,
     ) -> jax.Array:
-        """int32[H], of each head `HeadProgram.find_fault` for one of the steps; arguments as `superstep`."""
+        """Runs `HeadProgram.find_fault` for one step of a superstep, int32[H]; arguments as in `superstep`.
+
+        Args:
+          number: number of the step in the superstep.
+        """
         axes, find = self._draw.axes, self._of_chunk(self._head.find_fault)
 
         def run_chunk(_: Any, state: HeadsState, inputs: HeadInputs, *parts: Any) -> Any:
@@ -139,20 +151,25 @@ class Programs:
         accumulators: Any,
         head: Any,
         given: StepInput,
+        batches: Mapping[str, Any],
         first_batch: jax.Array,
         num_batches: jax.Array,
         num_chunks: jax.Array,
         *,
         stage: str,
     ) -> Any:
-        """Merges what all heads log for some batches into accumulators `[H]`, which are donated.
+        """Merges what all heads log for some batches into accumulators.
 
         Args:
+          accumulators: leaves `[H]`, by name; donated.
           head: `(trainable, state)`, leaves `[H, ...]`.
-          given: its `rows` and `mask` are `[E max, B]`, the same for all heads, or `[E max, H, B]`.
-          num_batches: how many of the E max are real.
+          batches: "rows" and "mask": `[E max, B]`, the same for all heads, or `[E max, H, B]`.
+          first_batch: number of the first batch in the dataset; keys depend on it.
+          num_batches: how many of the E max batches there are.
+          num_chunks: how many chunks run.
+          stage: "validation" or "test"; a constant of the program.
         """
-        own = given.rows.ndim == 3
+        own = batches["rows"].ndim == 3
         axis = 0 if own else None
 
         def one(head: Any, given: StepInput, batch: jax.Array) -> Any:
@@ -161,21 +178,19 @@ class Programs:
 
         run = jax.vmap(one, in_axes=(0, _heads_on(rows=axis, mask=axis), None))
 
-        def run_chunk(accumulators: Any, head: Any, inputs: HeadInputs, batches: Any) -> Any:
-            rows, mask = batches
-
+        def run_chunk(accumulators: Any, head: Any, inputs: HeadInputs, rows: Any, mask: Any) -> Any:
             def body(k: jax.Array, accumulators: Any) -> Any:
                 new = run(head, given._replace(inputs=inputs, rows=rows[k], mask=mask[k]), first_batch + k)
                 return {name: accumulators[name].merge(new[name]) for name in accumulators}
 
             return lax.fori_loop(0, num_batches, body, accumulators), {}
 
-        parts = ((head, 0), (given.inputs, 0), ((given.rows, given.mask), 1 if own else None))
+        parts = ((head, 0), (given.inputs, 0), *((batches[name], 1 if own else None) for name in ("rows", "mask")))
         return self._over_chunks(run_chunk, accumulators, parts, num_chunks)[0]
 
-    def predict(self, head: Any, given: StepInput, batch: Any, num_chunks: Any) -> Any:
-        """Predictions of all heads for one batch, `[H, B, ...]`; `rows` and `mask` are `[1, B]` or `[1, H, B]`."""
-        rows, mask = given.rows[0], given.mask[0]
+    def predict(self, head: Any, given: StepInput, batches: Mapping[str, Any], batch: Any, num_chunks: Any) -> Any:
+        """Predicts one batch with all heads, `[H, B, ...]`; "rows" and "mask" are `[1, B]` or `[1, H, B]`."""
+        rows, mask = batches["rows"][0], batches["mask"][0]
         own = rows.ndim == 2
 
         def one(args: Any) -> Any:
@@ -187,29 +202,29 @@ class Programs:
         return self._map_chunks(jax.vmap(one), (head, given.inputs, *((rows, mask) if own else ())), num_chunks)
 
     def compute(self, accumulators: dict[str, Any]) -> dict[str, jax.Array]:
-        """The means and metrics that accumulators hold, `[H]` by name."""
+        """Computes means and metrics from accumulators, `[H]` by name."""
         return jax.vmap(lambda one: {name: value.compute() for name, value in one.items()})(accumulators)
 
     def finite(self, trainable: Any) -> jax.Array:
-        """bool[H], whether all parameters of a head are finite."""
+        """Tells for which heads all parameters are finite, bool[H]."""
         return jax.vmap(lambda one: jnp.all(jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves(one)])))(
             trainable
         )
 
     def freeze(self, live: jax.Array, stop: jax.Array) -> jax.Array:
-        """bool[H], who still learns."""
+        """The new `HeadsState.live` when the heads of `stop`, bool[H], are frozen."""
         return live & ~stop
 
-    def keep(self, condition: jax.Array, new: Any, old: Any) -> Any:
-        """`new` where the condition holds, bool[H], else `old`, which is donated."""
+    def select(self, condition: jax.Array, new: Any, old: Any) -> Any:
+        """Takes `new` for the heads where the condition, bool[H], holds, and `old` for the others; `old` is donated."""
         return select(condition, new, old)
 
-    def spread(self, tree: Any, ids: jax.Array) -> Any:
-        """Leaves of one head repeated for all."""
+    def broadcast(self, tree: Any, ids: jax.Array) -> Any:
+        """Repeats a tree of one head for all heads."""
         return jax.tree.map(lambda a: jnp.broadcast_to(a, (len(ids), *a.shape)), tree)
 
     def _map_chunks(self, run: Callable[[Any], Any], tree: Any, num_chunks: jax.Array) -> Any:
-        """`run` on every chunk of a tree of `[H, ...]`; its outputs are `[H, ...]` too."""
+        """Runs `run` on every chunk of a tree with leaves `[H, ...]`; so are its outputs."""
         count = len(jax.tree.leaves(tree)[0]) // self._chunk
         run = jax.jit(run, inline=True)  # as in `superstep`
         first = jax.tree.map(lambda a: lax.slice_in_dim(a, 0, self._chunk), tree)
@@ -228,10 +243,11 @@ class Programs:
 
         Args:
           carried: leaves `[H, ...]`, updated.
-          parts: trees, each with the axis its heads are on; None: the same for all heads.
+          parts: trees, each with the axis of its heads, or None if it is the same for all heads.
+          num_chunks: how many chunks run.
 
         Returns:
-          The updated `carried`, and the values with their leading K axis first: `[K, H]`.
+          The updated `carried`, and the values with their K axis first, `[K, H]`.
         """
         size = self._chunk
 
@@ -259,12 +275,12 @@ class Programs:
 
 
 def _heads_on(rows: int | None, mask: int | None) -> Any:
-    """Axes of a `StepInput` under `jax.vmap`; None: the same for all heads."""
+    """The axes of a `StepInput` for `jax.vmap`; None for what is the same for all heads."""
     return StepInput(inputs=0, key=None, data=None, rows=rows, mask=mask, step=None)  # type: ignore[arg-type]
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """Zeros of any dtype, PRNG keys included."""
+    """Zeros of any dtype; `jnp.zeros` makes no PRNG keys."""
     if not jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return jnp.zeros(shape, dtype)
     size = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct((), dtype)).shape

@@ -1,4 +1,4 @@
-"""What becomes of heads that turned NaN or infinite: they are brought to the last step before that, and named."""
+"""Quarantine: takes heads that became NaN or infinite back to their last finite step, and reports them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from hydrax.errors import NonFiniteError
 from hydrax.step import fault_names
 
 _log = logging.getLogger("hydrax")
-_MOST_NAMED = 5  # heads that one message names
+_MOST_NAMED = 5  # most heads that one message names
 
 
 class Fault(NamedTuple):
-    """How a head was lost.
+    """When and how a head became NaN or infinite.
 
     Attributes:
-      step: updates that the head keeps: the `ctx.step` of the one that was taken back.
+      step: how many updates the head keeps, which is `ctx.step` of the update that was undone.
       leaf: the first array that this update made NaN or infinite: "loss", or the kind of array and its path.
     """
 
@@ -30,12 +30,13 @@ class Fault(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Steps that were dispatched together, with all that is needed to run them again.
+    """A superstep that was dispatched, with all that is needed to run it again.
 
     Attributes:
       rows: their rows and index batches.
-      first, num_steps: updates done before them, and how many they are.
-      new_epoch: whether they begin an epoch.
+      first: updates done before its first step.
+      num_steps: how many steps it has.
+      new_epoch: whether it begins an epoch.
     """
 
     rows: SuperstepRows
@@ -47,19 +48,20 @@ class Steps(NamedTuple):
 def roll_back(
     engine: Engine, state: Blocks, steps: Steps, lost: np.ndarray, live: np.ndarray
 ) -> tuple[Blocks, dict[int, Fault]]:
-    """Runs lost heads again, step by step, up to the last one that leaves them finite.
+    """Repeats a superstep for the heads that were lost in it, up to the last step that leaves them finite.
 
-    The program has put them back to where they were before these steps. It runs again, for one step at a time, so the
-    bits of a head are those it had; the other heads rest meanwhile.
+    The program has restored these heads to where they were before the superstep. It now runs them again, one step at a
+    time, so they get the same bits as before; all other heads are frozen meanwhile. Finding the step costs nothing in a
+    run without NaN, where each array is looked at only once a superstep.
 
     Args:
-      state: all heads, these put back; given away.
-      steps: the steps in which they were lost.
-      lost: bool[H], the heads.
-      live: bool[H], those that learn afterwards.
+      state: the state of all heads, with the lost ones restored; donated.
+      steps: the superstep in which they were lost.
+      lost: bool[H], the lost heads.
+      live: bool[H], the heads that learn afterwards.
 
     Returns:
-      The state, and how each of them was lost, by its place among all heads.
+      The state, and how each head was lost, by its position among all heads.
     """
     names = fault_names(engine.state_shapes())
     faults: dict[int, Fault] = {}
@@ -76,33 +78,35 @@ def roll_back(
             for head in np.flatnonzero(gone):
                 leaf = names[codes[head]] if codes[head] >= 0 else "unknown"
                 faults[int(head)] = Fault(steps.first + number, leaf)
-    # Only a program that does not repeat itself, as some on a GPU, loses a head in one run and not in the next.
+    # A head that is finite this time: only programs that do not repeat their bits, as some on a GPU, get here.
     ended = steps.first + steps.num_steps
     faults |= {int(head): Fault(ended, "unknown") for head in np.flatnonzero(lost) if int(head) not in faults}
     return engine.with_live(state, live), faults
 
 
 def describe(faults: Mapping[int, Fault], ids: Sequence[int]) -> str:
-    """Which heads were lost, where and by what, for the first few of them.
+    """Describes which heads were lost, at which step and by what, for the first few of them.
 
     Args:
-      faults: by a head's place.
-      ids: the heads' ids, by place.
+      faults: by the position of a head.
+      ids: the ids of all heads, by position.
     """
     named = [f"head {ids[place]} at step {fault.step}: {fault.leaf}" for place, fault in sorted(faults.items())]
     more = [f"and {len(named) - _MOST_NAMED} more"] if len(named) > _MOST_NAMED else []
     return "; ".join(named[:_MOST_NAMED] + more)
 
 
-def report(new: Mapping[int, Fault], num_left: int, ids: Sequence[int], *, on_nonfinite: str) -> None:
-    """Says which heads were lost.
+def report_faults(new: Mapping[int, Fault], num_left: int, ids: Sequence[int], *, on_nonfinite: str) -> None:
+    """Logs a warning that names the lost heads.
 
     Args:
-      new: those lost now.
-      num_left: heads that were not lost.
+      new: the heads lost in this superstep, by position.
+      num_left: the number of heads that were never lost.
+      ids: the ids of all heads, by position.
+      on_nonfinite: the Trainer's argument; "raise" makes an error of it.
 
     Raises:
-      NonFiniteError: no head is left, or one is one too many.
+      NonFiniteError: no head is left, or `on_nonfinite` is "raise".
     """
     found = describe(new, ids)
     if on_nonfinite == "raise" or not num_left:
@@ -115,5 +119,6 @@ def report(new: Mapping[int, Fault], num_left: int, ids: Sequence[int], *, on_no
 
 
 def _read(engine: Engine, values: Blocks, name: str, number: int) -> Any:
+    """One value of one step for all heads, [H], on the host."""
     rows = tuple(block[name] for block in values)
     return read_steps(rows, number + 1, engine.layout.places)[number]

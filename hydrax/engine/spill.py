@@ -1,4 +1,4 @@
-"""Keeps arrays on disk while their heads wait for their turn, so that H is bounded by disk and not by memory."""
+"""Spill: keeps waiting heads on disk, so that the disk and not the memory bounds how many heads there can be."""
 
 from __future__ import annotations
 
@@ -13,28 +13,30 @@ from hydrax.trees import is_key
 
 
 class Spill:
-    """Arrays in files without a name: their room is free again when the arrays are gone, or the process is.
+    """Stores arrays in temporary files that have no name.
+
+    The system frees their space when the arrays are deleted or the process ends, even if it is killed.
 
     Args:
-      folder: on the disk to use.
+      folder: a folder on the disk to use; created when it is first needed.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def put(self, tree: Any, into: Any = None) -> Any:
-        """The tree with its arrays on disk, as NumPy arrays; PRNG keys, which NumPy does not know, stay as they are.
+        """Moves a tree to disk; its arrays become memory maps. PRNG keys stay as they are, as NumPy has none.
 
         Args:
           tree: arrays on a device or on the host; waits for them.
-          into: a tree of the spill that they overwrite; None: they get files of their own.
+          into: a tree of the spill to overwrite; None for new files.
         """
         if into is None:
             return jax.tree.map(self._written, tree)
         return jax.tree.map(_overwritten, tree, into)
 
     def blank(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """Zeros on disk."""
+        """Makes an array of zeros on disk."""
         if 0 in shape:
             return np.zeros(shape, dtype)
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +46,7 @@ class Spill:
     def _written(self, array: Any) -> Any:
         if is_key(array):
             return array
-        # Explicit zeros would write the file twice; a new file reads as zeros.
+        # `blank` writes nothing: a new file reads as zeros, so each byte is written once.
         return _overwritten(array, self.blank(array.shape, array.dtype))
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hydrax.data import Feed
-from hydrax.engine import Blocks, Engine, Layout, Steps, heads_of, read_steps, report, roll_back
+from hydrax.engine import Blocks, Engine, Layout, Steps, heads_of, read_steps, report_faults, roll_back
 from hydrax.errors import CallbackError
 from hydrax.loop.callback import Callback, Control
 from hydrax.loop.dispatch import Dispatcher, Failure, keys, raise_first, snapshot_name
@@ -282,7 +282,7 @@ class FitLoop:
         self.state.live = _sealed(self.state.live & ~lost)
         self.state.heads, new = roll_back(self._engine, self.state.heads, pending.steps, lost, self.state.live)
         self.state.faults |= new
-        report(new, int((~self.lost).sum()), self._fit.ids, on_nonfinite=self._on_nonfinite)
+        report_faults(new, int((~self.lost).sum()), self._fit.ids, on_nonfinite=self._on_nonfinite)
 
     @property
     def lost(self) -> np.ndarray:
@@ -385,7 +385,7 @@ class FitLoop:
                 name = snapshot_name(key, slot)
                 if mask.any():
                     old = self.state.snapshots[name] if name in self.state.snapshots else jax.tree.map(jnp.copy, now)
-                    self.state.snapshots[name] = self._engine.keep(mask, now, old)
+                    self.state.snapshots[name] = self._engine.select(mask, now, old)
         may_stop = self.state.step >= self._schedule.min_steps
         if control.restore is not None:
             # Before `min_steps` a head continues in spite of its callback, and continues with its present model.
@@ -409,7 +409,7 @@ class FitLoop:
             )
         # Callbacks that are called later for this event take snapshots of what was scored, not of what was restored.
         self._scored = self._scored or jax.tree.map(jnp.copy, heads_of(self.state.heads))
-        models = self._engine.keep(heads, self.state.snapshots[key], heads_of(self.state.heads))
+        models = self._engine.select(heads, self.state.snapshots[key], heads_of(self.state.heads))
         parts = zip(self.state.heads, models, strict=True)
         self.state.heads = tuple(one._replace(trainable=trainable, state=state) for one, (trainable, state) in parts)
 

@@ -2,17 +2,17 @@
 
 Files, in reading order:
   module.py         `HeadModule`: what a step needs of the user's class
-  context.py        `Context`: what a step gets besides model and batch
-  logged.py         what a step logs, and how it is averaged
-  step_callback.py  the part of a callback that runs inside the compiled program
+  context.py        `Context`: what a step receives besides model and batch
+  logged.py         what a step logs, and how logged values are merged
+  step_callback.py  the second tier of a callback, which runs inside the compiled program
   hparams.py        `PerHead` and `Hyperparameters`
-  model.py          splits a model into parameters, state and structure
-  state.py          `HeadsState`, `StepInput`: what a step changes, and what it reads
-  checks.py         checks what a user's step returns and logs
-  training_head.py  `TrainingHead`: what `update` gets and returns
-  head_program.py   `HeadProgram`: one head's functions
-  preflight.py      traces the user's functions before anything compiles
-  finite.py         whether a head's arrays are finite
+  model.py          splits a model into parameters, other state and structure
+  state.py          `HeadsState`: what a step changes; `StepInput`: what it reads
+  checks.py         checks what a step returns and logs
+  training_head.py  `TrainingHead`: one head inside a training step, as `update` receives it
+  head_program.py   `HeadProgram`: the functions of one head
+  preflight.py      `Preflight`: traces the user's functions before anything compiles
+  finite.py         checks arrays for NaN and infinity
   lowering/         fast forms of operations under the head axis
 """
 

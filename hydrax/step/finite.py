@@ -1,4 +1,4 @@
-"""Whether the arrays of one head are free of NaN and infinity."""
+"""Checks whether the arrays of one head are free of NaN and infinity."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-_LANES = 128  # Sums side by side: one sum after the other cannot use the processor's wide registers.
+_LANES = 128  # Partial sums side by side; a single running sum cannot use the processor's wide registers.
 
 
 def is_finite(leaf: jax.Array) -> jax.Array:
-    """Whether no number of an array is NaN or infinite, a bool scalar; True for what holds no fractions."""
+    """Whether an array has no NaN and no infinity, a bool scalar; True for integers, bools and keys."""
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
         return jnp.array(True)
     width = math.gcd(leaf.size, _LANES)
     if width < 8:
         return jnp.isfinite(leaf).all()
-    # Zero times a finite number is zero, and times any other NaN.
+    # 0 * x is 0 for a finite x and NaN otherwise, so a sum of zeros tells that all are finite.
     return ((leaf * 0).reshape(-1, width).sum(axis=0) == 0).all()
 
 
@@ -29,16 +29,17 @@ def all_finite(tree: Any) -> jax.Array:
 
 
 def stays_finite(old: Any, new: Any) -> jax.Array:
-    """The same for arrays that may hold infinity from the start, as those of some optimisers do.
+    """Whether no array became NaN or infinite, for trees that may hold infinities from the start.
 
-    Arrays of one shape count as one: what was not finite among them before may be so after.
+    Some optimisers start with them, and an attention mask holds them for good. Arrays of one shape and dtype are looked
+    at together: if one of them was not finite before, the others are not checked either.
     """
     before, after = _by_shape(old), _by_shape(new)
     return jnp.stack([*(after[form] | ~before[form] for form in after), jnp.array(True)]).all()
 
 
 def _by_shape(tree: Any) -> dict[Any, jax.Array]:
-    """Whether all arrays of a shape are finite, by shape and dtype: one operation to compile for many arrays."""
+    """Whether all arrays of a shape and dtype are finite: one check to compile for each form, not for each array."""
     groups = collections.defaultdict(list)
     for leaf in jax.tree.leaves(tree):
         if jnp.issubdtype(leaf.dtype, jnp.inexact):

@@ -13,20 +13,26 @@ from hydrax.errors import ArgumentError
 
 _INT32 = np.iinfo(np.int32)
 _PLAIN = (bool, int, float, str, type(None))
-_MAX_LISTED = 1_000  # numbers that a person may want to see in a file; they take 10 ms and 20 kB
+_MAX_LISTED = 1_000  # Numbers that a person may still want to read in a YAML file: 20 kB, written in 10 ms.
 
 
 class PerHead:
-    """One value of a hyper-parameter for each head.
+    """A hyper-parameter with one value for each head.
 
-    Inside a step, `self.hparams.<name>` is then this head's own value: a traced scalar, so one program
-    serves all heads.
+    Inside a step, `self.hparams.<name>` is the value of the head at hand, a traced scalar. One compiled program serves
+    all heads, and new values compile nothing.
+
+    >>> rates = PerHead([0.1, 0.01, 0.001])
+    >>> rates[1]
+    0.01
+    >>> rates[[2, 0]]
+    PerHead([0.001, 0.1], heads=2)
 
     Args:
-      values: numbers or bools, `[H]`, or arrays `[H, ...]`; value k belongs to the k-th head of the run.
+      values: numbers or bools, `[H]`, or arrays, `[H, ...]`; value k belongs to the k-th head of the run.
 
     Raises:
-      ArgumentError: no values, values that are not numbers, or one that is not finite.
+      ArgumentError: there are no values, they are not numbers, or one is not finite.
     """
 
     def __init__(self, values: ArrayLike | Sequence[Any]) -> None:
@@ -34,19 +40,19 @@ class PerHead:
             array = np.array(values)
         except ValueError as error:
             raise ArgumentError(
-                "PerHead holds arrays of unequal shapes: argument `values`. Got no common shape, expected [H, ...]. "
+                "PerHead holds arrays of different shapes: argument `values`. Got no common shape, expected [H, ...]. "
                 "Fix: pad them to one shape."
             ) from error
         if array.ndim == 0 or array.size == 0:
             raise ArgumentError(
-                f"PerHead got no sequence of values: argument `values`. Got {values!r}, expected one value for each "
-                "head. Fix: pass a list with as many values as there are heads."
+                f"PerHead needs a sequence of values: argument `values`. Got {values!r}, expected one value for each "
+                "head. Fix: pass a list with one value for each head."
             )
         if array.dtype.kind not in "fiub":
             raise ArgumentError(
                 f"PerHead holds values that are not numbers: argument `values`. Got dtype {array.dtype}, expected "
-                "floats, ints or bools. Fix: only numbers can differ between heads of one compiled program; fit other "
-                "settings apart."
+                "floats, ints or bools. Fix: run a fit for each setting; in one compiled program only numbers can "
+                "differ between heads."
             )
         finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
         if not finite.all():
@@ -67,7 +73,7 @@ class PerHead:
         return len(self.values)
 
     def __getitem__(self, heads: Any) -> Any:
-        """The value of one head (int), or a PerHead of some heads (list, slice, mask)."""
+        """Picks the value of one head by an int, or a PerHead of several by a list, slice or mask."""
         picked = self.values[heads]
         return picked.item() if picked.ndim == 0 else (picked if isinstance(heads, int) else PerHead(picked))
 
@@ -82,10 +88,16 @@ class PerHead:
 
 
 class Hyperparameters(Mapping[str, Any]):
-    """The hyper-parameters of a module, read as attributes or as a mapping. Read-only.
+    """The hyper-parameters of a module: a read-only mapping whose values are also attributes.
+
+    >>> hparams = Hyperparameters({"width": 64, "lr": PerHead([0.1, 0.01])})
+    >>> hparams.width == hparams["width"]
+    True
+    >>> hparams.of_heads([1])
+    Hyperparameters(width=64, lr=PerHead([0.01], heads=1))
 
     Args:
-      values: name to value; a value may be a `PerHead`.
+      values: the values by name; a value may be a `PerHead`.
     """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
@@ -97,30 +109,36 @@ class Hyperparameters(Mapping[str, Any]):
     def __getattr__(self, name: str) -> Any:
         values = object.__getattribute__(self, "__dict__").get("_values", {})
         if name not in values:
+            # Not an error of Hydrax: hasattr, copy and pickle rely on AttributeError.
             raise AttributeError(f"no hyper-parameter named {name!r}; there are: {', '.join(values) or 'none'}")
         return values[name]
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(
-            f"hyper-parameters are read-only: {name!r}. Fix: build the module again with the new value."
+            f"hyper-parameters are read-only: {name!r}. Fix: create the module again with the new value."
         )
 
     def of_heads(self, heads: Any) -> Hyperparameters:
-        """The same for some heads (list, slice, mask): each `PerHead` holds their values only."""
+        """Restricts each `PerHead` to some heads, given by a list, slice or mask."""
         return Hyperparameters({n: v[heads] if isinstance(v, PerHead) else v for n, v in self.items()})
 
     def to_json(self) -> dict[str, Any]:
-        """What JSON can hold of them; others, such as functions and arrays, are left out."""
+        """Converts to a form that JSON holds and `from_json` reads; functions, arrays and the like are left out."""
         return {name: form for name, value in self.items() if (form := _to_json(value)) is not None}
 
     def to_yaml(self) -> str:
-        """All of them as YAML of plain kinds, which `yaml.safe_load` reads.
+        """Writes all of them as YAML that `yaml.safe_load` reads, for a person to look at.
 
-        A `PerHead` and an array are lists; of more than 1,000 numbers their short form, such as
-        `PerHead([0.1, 0.2, 0.3, ...], heads=100000)`, as `heads.csv` has the values. Tuples are lists too; of a
-        function or class there is its qualified name, of all else its repr.
+        Tuples, arrays and `PerHead` become lists. With more than 1,000 numbers they become their short form, such as
+        `PerHead([0.1, 0.2, 0.3, ...], heads=100000)`; `heads.csv` has the values. A function or class becomes its
+        qualified name, anything else its repr.
+
+        >>> print(Hyperparameters({"lr": PerHead([0.1, 0.01]), "sizes": (64, 10), "act": len}).to_yaml(), end="")
+        lr: [0.1, 0.01]
+        sizes: [64, 10]
+        act: builtins.len
         """
-        import yaml  # late, as only a run's folder needs it
+        import yaml  # late: only writing a run's folder needs it
 
         plain = _to_plain(dict(self))
         text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=None, width=2**31)
@@ -128,7 +146,7 @@ class Hyperparameters(Mapping[str, Any]):
 
     @classmethod
     def from_json(cls, forms: Mapping[str, Any]) -> Hyperparameters:
-        """What `to_json` gave, back."""
+        """Restores what `to_json` returned."""
         return cls({name: _from_json(form) for name, form in forms.items()})
 
     def __iter__(self) -> Iterator[str]:
@@ -142,8 +160,8 @@ class Hyperparameters(Mapping[str, Any]):
 
 
 def _to_plain(value: Any) -> Any:
-    """A value in YAML's own kinds: one of another kind would be a `python/object`, which `safe_load` refuses."""
-    if type(value) in _PLAIN:  # not of a kind derived from these: YAML would not know it
+    """Converts a value to YAML's own types: any other would be a `python/object`, which `safe_load` refuses."""
+    if type(value) in _PLAIN:  # the exact type: YAML does not know a subclass
         return value
     if isinstance(value, Mapping):
         return {key if type(key) in _PLAIN else str(key): _to_plain(part) for key, part in value.items()}
@@ -161,7 +179,7 @@ def _is_real(dtype: Any) -> bool:
 
 
 def _to_json(value: Any) -> dict[str, Any] | None:
-    """A value with the name of its kind, which JSON alone would not keep; None for what it cannot hold."""
+    """A value with the name of its type, which JSON alone would lose; None if JSON cannot hold it."""
     if isinstance(value, PerHead):
         return {"PerHead": value.values.tolist(), "dtype": str(value.values.dtype)}
     value = value.item() if isinstance(value, np.generic) else value

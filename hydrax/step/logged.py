@@ -1,4 +1,4 @@
-"""What a step logs, and how it is merged over steps and batches: weighted means, and metrics that merge themselves."""
+"""What a step logs, and how logged values are merged over steps and batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hydrax.errors import ModuleError
 
 @dataclasses.dataclass(frozen=True)
 class Logged:
-    """One value that a step logged: a scalar, `[B]` values, or a `clu.metrics.Metric`."""
+    """One logged value (a scalar, `[B]` values, or a `clu.metrics.Metric`) and where it is reported."""
 
     value: Any
     prog_bar: bool
@@ -25,35 +25,37 @@ class Logged:
 
 
 class Recorder:
-    """Takes down what one traced call of a step logs.
+    """Records what one traced call of a step logs.
 
     Attributes:
       stage: "training", "validation" or "test".
-      where: the method that is called, for messages.
-      logged: by name.
+      where: name of the traced method, for error messages.
+      logged: the recorded values by name.
     """
 
     def __init__(self, stage: str, where: str | None = None) -> None:
         self.stage, self.where = stage, where or f"{stage}_step"
         self.logged: dict[str, Logged] = {}
+        # A value logged inside a scan, vmap, jit or grad of the user's own belongs to another trace and would leak out
+        # of it; comparing traces finds that at the call, with the user's line on the stack.
         self._trace = get_opaque_trace_state(convention="flax")
 
     def add(self, name: str, value: Any, prog_bar: bool, on_step: bool | None, on_epoch: bool | None) -> None:
         if not isinstance(name, str) or not name:
             raise ModuleError(
-                f"A logged value has no name: self.log in {self.where}. Got {name!r}, expected a word such as "
-                '"train_accuracy". Fix: give the name first, then the value.'
+                f"A logged value has no name: self.log in {self.where}. Got {name!r}, expected a text such as "
+                '"train_accuracy". Fix: pass the name first, then the value.'
             )
         if name in self.logged:
-            again = ", or ask for the second gradient with log=False" if self.where == "update" else ""
+            again = ", or pass log=False to the second head.gradient" if self.where == "update" else ""
             raise ModuleError(
                 f"A name is logged twice in one step: self.log({name!r}) in {self.where}. Got a second value, "
-                f"expected one value a name and step. Fix: log it under another name{again}."
+                f"expected one value for each name and step. Fix: log it under another name{again}."
             )
         if get_opaque_trace_state(convention="flax") != self._trace:
             raise ModuleError(
                 f"A value is logged inside an inner jax transformation: self.log({name!r}) in {self.where}. Got a "
-                "call inside your own scan, vmap, jit or grad, expected one at the step's own level. Fix: return the "
+                "call inside a scan, vmap, jit or grad of your own, expected one directly in the step. Fix: return the "
                 "value from the inner function and log it after the call."
             )
         train = self.stage == "training"
@@ -66,7 +68,7 @@ class Recorder:
 
 
 class Mean(NamedTuple):
-    """A mean in the making: the weighted total and the weight, both scalars."""
+    """A running mean: the weighted total and the weight, both scalars."""
 
     total: jax.Array
     weight: jax.Array
@@ -79,15 +81,15 @@ class Mean(NamedTuple):
 
 
 def accumulator_of(value: Any, mask: jax.Array) -> Any:
-    """One step's or batch's value, weighed by its live slots."""
+    """The accumulator of one step's or batch's value; a mean is weighted by the live slots."""
     weight = mask.sum().astype(jnp.float32)
-    # A sum and not `value * weight`: XLA would fuse that product with the total it is added to, for some places of a
-    # chunk and not for others. A batch without a live slot adds nothing, not even NaN.
+    # A sum, not `value * weight`: XLA fuses that product into the addition that follows for some places of a chunk and
+    # not for others, so a head's bits would depend on its place. And a batch without a live slot adds 0, not NaN * 0.
     return value if is_metric(value) else Mean(jnp.where(mask, value, 0).sum(), weight)
 
 
 def empty_accumulator(accumulator: Any) -> Any:
-    """The accumulator that holds nothing yet, in the shapes and dtypes that merging keeps; takes arrays or shapes."""
+    """An empty accumulator with the shapes and dtypes of this one, which may be arrays or shapes."""
     if isinstance(accumulator, Mean):
         return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), accumulator)
     empty = type(accumulator).empty()
@@ -95,16 +97,16 @@ def empty_accumulator(accumulator: Any) -> Any:
 
 
 def masked_mean(value: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean of `[B]` values over live slots, float32 or wider; 0 where no slot is live. A scalar passes through."""
+    """Averages `[B]` values over the live slots, in float32 or wider; 0 if no slot is live. Scalars pass through."""
     value = value.astype(jnp.promote_types(value.dtype, np.float32))
     if value.ndim == 0:
         return value
-    # `where` and not a product: what a padding slot holds, NaN included, must not reach the mean.
+    # `where`, not a product: a NaN in a padding slot times 0 would still be NaN.
     return jnp.where(mask, value, 0).sum() / jnp.maximum(mask.sum(), 1)
 
 
 def is_metric(value: Any) -> bool:
     """Whether a logged value is a `clu.metrics.Metric`, which merges itself."""
-    # It imports Flax; a metric can only come from where it is imported already.
+    # clu.metrics imports Flax, a third of a second. A value can be a metric only if it is imported already.
     metrics: Any = sys.modules.get("clu.metrics")
     return metrics is not None and isinstance(value, metrics.Metric)

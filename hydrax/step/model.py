@@ -1,6 +1,7 @@
-"""Takes a model apart into what is trained, what else changes, and what stays the same; and puts it together again.
+"""Splits a model into parameters, other state and static structure, and merges them again.
 
-One recipe serves all kinds of models: inside the compiled program there are only pytrees of arrays.
+This is the one place that knows kinds of models. Everywhere else a model is two pytrees of arrays and a hashable
+structure, so nnx modules, Linen variables and plain pytrees run through the same program.
 """
 
 from __future__ import annotations
@@ -19,32 +20,32 @@ if TYPE_CHECKING:
 
 
 class Structure(Protocol):
-    """What all heads' models have in common: everything but the arrays.
+    """What the models of all heads have in common: everything except the arrays.
 
     Attributes:
-      has_batch_statistics: whether the model is known to look across the rows of a batch.
+      has_batch_statistics: whether the model is known to compute statistics over the rows of a batch.
     """
 
     @property
     def has_batch_statistics(self) -> bool: ...
 
     def merge(self, trainable: Any, state: Any) -> Any:
-        """The ordinary model made of these arrays."""
+        """Builds the ordinary model from these arrays."""
 
     def read_state(self, model: Any) -> Any:
-        """The non-trained arrays of a model, as `split` gave them."""
+        """Reads the arrays of a model that are not trained, in the form that `split` gave them."""
 
     def set_mode(self, model: Any, train: bool) -> None:
-        """Switches dropout, batch statistics and the like, where the kind of model has such a switch."""
+        """Switches dropout, batch statistics and the like to training or evaluation, if the model has such a switch."""
 
 
 class Parts(NamedTuple):
-    """A model taken apart.
+    """A model in parts.
 
     Attributes:
-      trainable: the arrays that gradients are taken for.
-      state: the other arrays: batch statistics, dropout keys, counters.
-      structure: the rest; hashable, the same for every head.
+      trainable: the arrays that are trained.
+      state: the other arrays, such as batch statistics, dropout keys and counters.
+      structure: the rest, hashable and the same for every head.
     """
 
     trainable: Any
@@ -53,16 +54,16 @@ class Parts(NamedTuple):
 
 
 def split(model: Any) -> Parts:
-    """Takes a model apart.
+    """Splits a model into its parts.
 
     Args:
       model: an `nnx.Module` (Linen modules through `nnx.bridge.ToNNX`), a mapping of Linen variables with "params",
-        or any pytree whose floating arrays are its parameters (Equinox modules, dicts, dataclasses).
+        or any pytree whose floating-point arrays are its parameters (Equinox modules, dicts, dataclasses).
     """
-    # Flax takes a third of a second to import; a model of its own can only come from where it is imported already.
+    # Flax takes a third of a second to import. A model can be an nnx.Module only if it is imported already.
     nnx: Any = sys.modules.get("flax.nnx")
     if nnx is not None and isinstance(model, nnx.Module):
-        # Intermediates are what one call sowed, not state that the next one needs.
+        # Intermediates are what one call stored with `sow`, not state that the next call needs.
         graphdef, params, _, rest = nnx.split(model, nnx.Param, nnx.Intermediate, ...)
         statistics = bool(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
         return Parts(nnx.to_pure_dict(params), nnx.to_pure_dict(rest), NnxStructure(graphdef, statistics))
@@ -114,20 +115,20 @@ class LinenStructure:
         return {name: value for name, value in model.items() if name != "params"}
 
     def set_mode(self, model: Any, train: bool) -> None:
-        """Linen modules take the mode as an argument of `apply`; the step has `ctx.train`."""
+        """Does nothing: Linen modules take the mode as an argument of `apply`, and the step has `ctx.train`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PytreeStructure:
-    """Any pytree: its tree, what each leaf is, and the leaves that are no arrays (activation functions, sizes)."""
+    """Any pytree: its treedef, the kind of each leaf, and the leaves that are not arrays (functions, sizes)."""
 
     treedef: Any
     kinds: tuple[str, ...]
     static: tuple[_Static, ...]
-    has_batch_statistics = False  # A plain pytree does not say.
+    has_batch_statistics = False  # unknown: a plain pytree does not say
 
     def pick(self, leaves: list[Any], kind: str) -> Any:
-        """The tree with the leaves of one kind, None elsewhere: optimiser masks then see the model's own paths."""
+        """The tree with the leaves of one kind and None elsewhere, so optimiser masks see the model's own paths."""
         return self.treedef.unflatten([leaf if k == kind else None for leaf, k in zip(leaves, self.kinds, strict=True)])
 
     def merge(self, trainable: Any, state: Any) -> Any:
@@ -142,12 +143,12 @@ class PytreeStructure:
         return self.pick(jax.tree.leaves(model), "state")
 
     def set_mode(self, model: Any, train: bool) -> None:
-        """A plain pytree has no switch; the step has `ctx.train`."""
+        """Does nothing: a plain pytree has no switch, and the step has `ctx.train`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Static:
-    """A leaf that is no array, made hashable."""
+    """A leaf that is not an array, made hashable, as a structure is part of the key of a compiled program."""
 
     value: Any
 

@@ -21,46 +21,56 @@ _Module = TypeVar("_Module", bound="HeadModule")
 
 
 class HeadModule:
-    """Model, loss and optimiser of ONE head: the base of `HydraModule`, and all of it that a step uses."""
+    """Model, loss and optimiser of ONE head; the base of `HydraModule`, with all that a step uses of it."""
 
     def configure_model(self, key: jax.Array) -> Any:
-        """Builds one head's model: an `nnx.Module`, Linen variables, or any pytree of arrays.
+        """Builds the model of one head.
 
         Args:
-          key: PRNG key of this head; the only source of difference between heads besides `PerHead` values.
+          key: PRNG key of this head. Models of different heads differ only by this key and by `PerHead` values.
+
+        Returns:
+          An `nnx.Module`, Linen variables, or any pytree of arrays, such as an Equinox module.
         """
         raise _missing(self, "configure_model(self, key)", "return MLP(rngs=nnx.Rngs(key))")
 
     def configure_optimizers(self) -> optax.GradientTransformation:
-        """Builds one head's optimiser, an optax transformation; hyper-parameters may be traced scalars."""
+        """Builds the optimiser of one head.
+
+        A `PerHead` hyper-parameter is a traced scalar here: `optax.adamw(self.hparams.lr)` works, a Python `if` on it
+        does not.
+
+        Returns:
+          An optax transformation.
+        """
         raise _missing(self, "configure_optimizers(self)", "return optax.adamw(1e-3)")
 
     def training_step(self, model: Any, batch: Any, ctx: Context) -> Any:
-        """The loss of one head on one batch: pure.
+        """Computes the loss of one head on one batch. It must be pure: no side effects but `self.log`.
 
         Args:
-          model: what `configure_model` built.
-          batch: the dataset's columns, each `[B, ...]`.
-          ctx: see `Context`.
+          model: what `configure_model` returned, with the current parameters.
+          batch: the columns of the dataset, each `[B, ...]`.
+          ctx: key, mask, row numbers and step number; see `Context`.
 
         Returns:
-          The loss, float `[B]` (averaged over live slots for you) or a float scalar (only where no slot can be
-          padding); or a dict with "loss", and with "model" where a plain pytree's own state (such as Linen's batch
-          statistics) moves on.
+          The loss, float `[B]`: Hydrax averages it over the live slots. A float scalar is accepted only where no slot
+          can be padding. Or a dict with the loss as "loss" and, if the model is a plain pytree with state of its own
+          (such as Linen's batch statistics), the changed model as "model".
         """
         raise _missing(self, "training_step(self, model, batch, ctx)", "return one loss for each slot, [B]")
 
     def update(self, head: TrainingHead, batch: Any, ctx: Context) -> TrainingHead:
-        """One training step of one head: pure. The one way out for training that is more than one gradient of one loss.
+        """Makes one training step of one head. Override it when one gradient of one loss is not enough.
 
-        The default is the ordinary step, and the example of how to write another:
+        The default shows the form:
 
             loss, gradients, head = head.gradient(self.training_step, batch, ctx)
             return head.apply(gradients)
 
-        Two gradients a step, several losses, noise on gradients, parts that take turns: `TrainingHead` has what it
-        takes. `self.log` works here, and in every loss function. With `accumulate_grad_batches` it stays the default,
-        as an update sees one batch.
+        `TrainingHead` also serves two gradients in one step, several losses, noise on gradients, or parts that are
+        trained in turn. The method must be pure; `self.log` works in it and in every loss function. It cannot be
+        combined with `accumulate_grad_batches`, since an update sees a single batch.
 
         Args:
           head: parameters, model state and optimiser state before the step.
@@ -74,48 +84,61 @@ class HeadModule:
         return head.apply(gradients)
 
     def validation_step(self, model: Any, batch: Any, ctx: Context) -> Any:
-        """As `training_step`, without an update; a returned loss is logged as `val_loss`. May return None."""
+        """Evaluates one head on one batch of the validation set.
+
+        Arguments and return value are those of `training_step`. A returned loss is logged as `val_loss`; return None if
+        there is none.
+        """
         raise _missing(self, "validation_step(self, model, batch, ctx)", "return one loss for each slot, [B]")
 
     def test_step(self, model: Any, batch: Any, ctx: Context) -> Any:
-        """As `validation_step`, for the test set; a returned loss is logged as `test_loss`. May return None."""
+        """Evaluates one head on one batch of the test set, as `validation_step`; its loss is logged as `test_loss`."""
         raise _missing(self, "test_step(self, model, batch, ctx)", "return one loss for each slot, [B]")
 
     def predict_step(self, model: Any, batch: Any, ctx: Context) -> Any:
-        """As `training_step`, but gives any pytree whose leaves lead with `[B]`. The default calls the model."""
+        """Predicts for one batch with one head; by default it calls the model on the whole batch.
+
+        Arguments are those of `training_step`.
+
+        Returns:
+          Any pytree of arrays `[B, ...]`, one entry for each slot.
+        """
         return model(batch)
 
     @property
     def hparams(self) -> Hyperparameters:
-        """The hyper-parameters; inside a step each `PerHead` is this head's own value, a traced scalar."""
+        """The hyper-parameters. Inside a step each `PerHead` is replaced by this head's value, a traced scalar."""
         hparams: Hyperparameters = self.__dict__.get("_hparams", Hyperparameters({}))
         return hparams
 
     def log(
         self, name: str, value: Any, prog_bar: bool = False, on_step: bool | None = None, on_epoch: bool | None = None
     ) -> None:
-        """Records one value of this head and step.
+        """Logs one value of this head in this step.
 
         Args:
-          name: the metric's name.
-          value: a scalar, `[B]` values (averaged over live slots), or a `clu.metrics.Metric` (merged, then computed).
-          prog_bar: show it in the progress bar.
-          on_step: report it for each step; default: in `training_step` only.
-          on_epoch: report its mean over the epoch, weighted by live slots; default: everywhere but in `training_step`.
+          name: name of the metric.
+          value: a scalar; `[B]` values, which are averaged over the live slots; or a `clu.metrics.Metric`, which is
+            merged over steps and computed at the end of the epoch.
+          prog_bar: whether to show it in the progress bar.
+          on_step: whether to report the value of each step. Default: only in `training_step`.
+          on_epoch: whether to report the mean over the epoch, weighted by live slots. Default: everywhere except in
+            `training_step`.
 
         Raises:
-          ModuleError: it is called outside a step or inside your own scan, or the name is taken.
+          ModuleError: the call is outside a step or inside a jax transformation of your own, or the name is already
+            logged in this step.
         """
         recorder = self.__dict__.get("_recorder")
         if recorder is None:
             raise ModuleError(
-                f"A value is logged outside a step: {type(self).__name__}.log({name!r}). Got a call outside "
-                "training_step, validation_step and test_step, expected one inside. Fix: move the call into the step."
+                f"A value is logged outside a step: {type(self).__name__}.log({name!r}). Got a call from elsewhere, "
+                "expected one in training_step, validation_step, test_step or update. Fix: move the call into a step."
             )
         recorder.add(name, value, prog_bar, on_step, on_epoch)
 
     def log_dict(self, values: Mapping[str, Any], prog_bar: bool = False, **when: bool | None) -> None:
-        """Records several values, as `log` does each."""
+        """Logs several values by name; the other arguments are those of `log`."""
         for name, value in values.items():
             self.log(name, value, prog_bar, **when)
 
@@ -123,14 +146,14 @@ class HeadModule:
         if self.__dict__.get("_frozen"):
             raise ModuleError(
                 f"An attribute is set while the module is frozen: {type(self).__name__}.{name}. Got an assignment "
-                "during a run, expected none: a compiled step runs for every head, so a value kept on the module "
-                "would be a leaked tracer. Fix: return it, log it with self.log, or keep it in the model's own state."
+                "during a run, expected none: the step is traced once for all heads, so the module would keep a "
+                "tracer and not a value. Fix: return it, log it with self.log, or keep it in the model's own state."
             )
         object.__setattr__(self, name, value)
 
 
 def per_head_values(module: HeadModule) -> dict[str, PerHead]:
-    """Every `PerHead` a module holds, by dotted name: `hparams.<name>`, or the attribute's own name."""
+    """Every `PerHead` that a module holds, by dotted name: `hparams.<name>`, or the name of the attribute."""
     found = {f"hparams.{name}": value for name, value in module.hparams.items() if isinstance(value, PerHead)}
     return found | {name: value for name, value in vars(module).items() if isinstance(value, PerHead)}
 
@@ -141,13 +164,14 @@ def has_own_update(module: HeadModule) -> bool:
 
 
 def bind(module: _Module, values: Mapping[str, Any], stage: str) -> tuple[_Module, Recorder]:
-    """A frozen copy of the module as one head sees it, and the recorder of what it logs.
+    """Makes a frozen copy of the module as one head sees it, and a recorder of what the copy logs.
 
     Args:
       module: the user's module.
-      values: this head's scalars, by the names of `per_head_values`.
+      values: this head's scalars, under the names of `per_head_values`.
       stage: "training", "validation", "test", "predict" or "configure"; only the first three may log.
     """
+    # A copy, because a traced scalar on the user's own object would outlive its trace.
     bound = copy.copy(module)
     recorder = Recorder(stage, "update" if stage == "training" and has_own_update(module) else None)
     own = {name: value for name, value in values.items() if not name.startswith("hparams.")}
@@ -158,7 +182,7 @@ def bind(module: _Module, values: Mapping[str, Any], stage: str) -> tuple[_Modul
 
 
 def set_frozen(module: HeadModule, frozen: bool) -> None:
-    """Freezes or thaws the user's own module around a run."""
+    """Freezes or unfreezes the user's module itself, around a run."""
     vars(module)["_frozen"] = frozen
 
 

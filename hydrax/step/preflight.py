@@ -1,4 +1,4 @@
-"""What is checked before anything compiles: the user's functions, traced for one head by shapes alone."""
+"""Preflight: traces the user's functions for one head, by shapes alone, before anything compiles."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _STEP = jax.ShapeDtypeStruct((), jnp.int32)
 
 
 class TrainingShapes(NamedTuple):
-    """What tracing one head's training gives.
+    """What tracing the training of one head finds.
 
     Attributes:
-      epoch: empty accumulators of one head for what is logged on_epoch, by name.
-      state: shapes of one head's state.
-      step: one head's step as a jaxpr, in JAX's own operations.
+      epoch: empty accumulators for the values that are logged on_epoch, by name.
+      state: shapes of the state of one head.
+      step: the step of one head as a jaxpr, in JAX's own operations.
     """
 
     epoch: dict[str, Any]
@@ -37,12 +37,15 @@ class TrainingShapes(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Preflight:
-    """One head's shapes: what every trace below starts from.
+    """The shapes of one head, from which every trace below starts.
+
+    Nothing touches the device: a mistake in the user's functions is reported within seconds, by the name of the method
+    and the shapes that it received, however large the run is.
 
     Attributes:
-      program: one head's functions, with the model's structure known.
-      inputs: shapes of one head's id and `PerHead` values.
-      parts: shapes of one head's `(trainable, state)`.
+      program: the functions of one head, with the structure of its model.
+      inputs: shapes of the head's id and `PerHead` values.
+      parts: shapes of its `(trainable, state)`.
     """
 
     program: HeadProgram
@@ -54,8 +57,11 @@ class Preflight:
         """Traces `configure_model`.
 
         Args:
-          program: with any structure.
+          program: the functions of one head; its structure is not looked at.
           inputs: arrays or shapes of all heads, `[H, ...]`.
+
+        Raises:
+          ModuleError: `configure_model` fails, or the model has no parameters.
         """
         # NumPy's float64 becomes jax's float32 unless the run is in 64 bits; jax 0.11 warns of it in shapes.
         one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], jax.dtypes.canonicalize_dtype(a.dtype)), inputs)
@@ -63,28 +69,25 @@ class Preflight:
 
         def build(inputs: HeadInputs, key: Any) -> Any:
             parts = program.build(inputs, key)
-            found.append(parts.structure)  # not the parts: no traced array may outlive its trace
+            found.append(parts.structure)  # not the arrays: a tracer must not outlive its trace
             return parts[:2]
 
         with _explained(program, "configure_model", "a PRNG key"):
             parts = jax.eval_shape(build, one, _KEY)
         if not jax.tree.leaves(parts[0]):
             raise ModuleError(
-                f"A model has nothing to train: {type(program.module).__name__}.configure_model. Got no floating "
-                "array, expected at least one. Fix: return the model itself, with its parameters made."
+                f"A model has nothing to train: {type(program.module).__name__}.configure_model. Got no floating-point "
+                "array, expected at least one. Fix: return a model whose parameters are already created."
             )
         return cls(dataclasses.replace(program, structure=found[-1]), one, parts)
 
     def training(self, data: Any, batch_size: int, accumulate: int) -> TrainingShapes:
-        """Traces `training_step`, `configure_optimizers` and the callbacks' second tier.
+        """Traces `training_step` or `update`, `configure_optimizers` and the second tier of callbacks.
 
         Args:
-          data: the training dataset: arrays or shapes, columns `[N, ...]`.
-          batch_size: B.
-          accumulate: A.
-
-        Returns:
-          What was found.
+          data: the training dataset, columns `[N, ...]`, as arrays or shapes.
+          batch_size: slots B of a batch.
+          accumulate: micro-batches A of a step.
         """
         shapes = _shapes(data)
         accumulators = self.evaluation("training", shapes, batch_size, train=True)
@@ -101,7 +104,14 @@ class Preflight:
         return "update" if has_own_update(self.program.module) else "training_step"
 
     def evaluation(self, stage: str, data: Any, batch_size: int, train: bool = False) -> dict[str, Any]:
-        """Traces one of the steps that log, and returns empty accumulators of one head, by name."""
+        """Traces the step of a stage, and returns empty accumulators for what it logs, by name.
+
+        Args:
+          stage: "training", "validation" or "test".
+          data: the dataset, columns `[N, ...]`, as arrays or shapes.
+          batch_size: slots B of a batch.
+          train: whether the model is in training mode.
+        """
         shapes = _shapes(data)
 
         def run(head: Any, given: StepInput) -> Any:
@@ -115,7 +125,7 @@ class Preflight:
         return {name: empty_accumulator(accumulator) for name, accumulator in found.items()}
 
     def prediction(self, data: Any, batch_size: int) -> Any:
-        """Traces `predict_step`; its output must lead with the slots."""
+        """Traces `predict_step`, whose output must have the slots as its leading axis; returns its shapes."""
         shapes = _shapes(data)
         with _explained(self.program, "predict_step", _one_head_view(shapes, batch_size)):
             output = jax.eval_shape(self.program.predict, self.parts, self._given(shapes, batch_size))
@@ -129,14 +139,19 @@ class Preflight:
         return output
 
     def _given(self, data: Any, *slots: int) -> StepInput:
-        """Shapes of what a step reads."""
+        """Shapes of what a step reads, with these axes of slots."""
         rows, mask = (jax.ShapeDtypeStruct(slots, dtype) for dtype in (jnp.int32, jnp.bool_))
         return StepInput(self.inputs, _KEY, DeviceRows(data), rows, mask, _STEP)
 
 
 @contextlib.contextmanager
 def _explained(program: HeadProgram, method: str, view: str) -> Iterator[None]:
-    """Turns what goes wrong while a user's method is traced into an error that names the method and what it got."""
+    """Turns an error raised while a user's method is traced into one that names the method and the shapes it received.
+
+    Args:
+      method: name of the method.
+      view: what the method received, in words.
+    """
     where = f"{type(program.module).__name__}.{method}"
     try:
         yield
@@ -144,8 +159,8 @@ def _explained(program: HeadProgram, method: str, view: str) -> Iterator[None]:
         raise
     except jax.errors.TracerBoolConversionError as error:
         raise ModuleError(
-            f"Python looks at a value that is not known yet: {where}. Got a Python `if`, `while`, `and` or `assert` on "
-            f"a traced array, expected branches on shapes only; the step got {view} for one head. Fix: use jnp.where "
+            f"Python control flow depends on a traced value: {where}. Got a Python `if`, `while`, `and` or `assert` on "
+            f"a traced array, expected conditions on shapes only; the step got {view} for one head. Fix: use jnp.where "
             "or jax.lax.cond."
         ) from error
     except (
@@ -154,17 +169,17 @@ def _explained(program: HeadProgram, method: str, view: str) -> Iterator[None]:
         jax.errors.TracerIntegerConversionError,
     ) as error:
         raise ModuleError(
-            f"Python needs a value that is not known yet: {where}. Got float(), int(), numpy, a shape or a range made "
-            f"from a traced array ({_first_line(error)}), expected jax.numpy on arrays; the step got {view} for one "
-            "head. Fix: use jax.numpy; a PerHead value is traced, so it cannot be a size."
+            f"Python needs the value of a traced array: {where}. Got float(), int(), numpy, a shape or a range on a "
+            f"traced array ({_first_line(error)}), expected jax.numpy on arrays; the step got {view} for one head. "
+            "Fix: use jax.numpy; a PerHead value is traced, so it cannot be a size."
         ) from error
     except Exception as error:
-        fix = "the cause above names your line"
+        fix = "see the line of yours that the cause above names"
         if getattr(type(program.module), method) is getattr(HeadModule, method):
-            fix = f"define {method}: the default calls the model on the whole batch, not on a part of it"
+            fix = f"define {method}; the default calls the model on the whole batch, with all its columns"
         if "concrete values" in str(error):
             fix = "a PerHead value is traced, so it cannot be a size"
-        if type(error).__name__ == "TraceContextError":  # flax has no public name for it
+        if type(error).__name__ == "TraceContextError":  # Flax has no public name for it
             fix = "call an nnx model with dropout or batch statistics on the whole batch, not inside jax.vmap"
         raise ModuleError(
             f"A method failed while it was traced for one head: {where} got {view} for one head. Got "
@@ -177,7 +192,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _one_head_view(shapes: Any, batch_size: int) -> str:
-    """Such as `image float32[32, 8, 8], label int32[32]`."""
+    """Describes the batch of one head, such as `image float32[32, 8, 8], label int32[32]`."""
     leaves = jax.tree_util.tree_flatten_with_path(shapes)[0]
     names = [jax.tree_util.keystr(path, simple=True, separator=".") or "batch" for path, _ in leaves]
     forms = [_form(jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype)) for _, leaf in leaves]

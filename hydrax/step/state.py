@@ -1,4 +1,4 @@
-"""HeadsState: everything that changes while heads train, stacked on axis 0."""
+"""What a step changes (`HeadsState`) and what it reads (`StepInput`)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import jax.numpy as jnp
 
 
 class HeadsState(NamedTuple):
-    """The state of all heads, every leaf `[H, ...]`; under the head axis, the state of one.
+    """All that changes while heads train: leaves `[H, ...]` for all heads, or `[...]` for one under the head axis.
 
     Attributes:
-      trainable: parameters.
-      state: the models' other arrays: batch statistics, dropout keys.
-      opt_state: the optimisers' state.
-      callbacks: state of callbacks' second tier, by callback key.
-      epoch: accumulators of what is logged on_epoch, by name.
+      trainable: the parameters.
+      state: the other arrays of the models, such as batch statistics and dropout keys.
+      opt_state: the state of the optimisers.
+      callbacks: the state of callbacks with a second tier, by callback key.
+      epoch: accumulators of the values that are logged on_epoch, by name.
       live: bool[H], False once a head is frozen.
     """
 
@@ -29,11 +29,11 @@ class HeadsState(NamedTuple):
 
 
 class HeadInputs(NamedTuple):
-    """What tells one head from another and never changes.
+    """What distinguishes heads from each other and never changes.
 
     Attributes:
-      ids: int32[H].
-      per_head: the `PerHead` values `[H, ...]`, by dotted name.
+      ids: int32[H], the ids of the heads.
+      per_head: the `PerHead` values, `[H, ...]`, by dotted name.
     """
 
     ids: Any
@@ -44,8 +44,8 @@ class DeviceRows(NamedTuple):
     """Rows of a dataset on the device.
 
     Attributes:
-      columns: pytree of arrays, [N, ...] or, of some rows only, [U, ...].
-      numbers: None where row i stands at place i; else int32[U], the base row at each place.
+      columns: pytree of arrays: all rows, `[N, ...]`, or the U rows that were fetched, `[U, ...]`.
+      numbers: None if the columns hold all rows; otherwise int32[U], the base row at each place.
     """
 
     columns: Any
@@ -53,16 +53,17 @@ class DeviceRows(NamedTuple):
 
 
 class StepInput(NamedTuple):
-    """What a function of one head reads besides the head itself.
+    """All that one step reads besides the head's own state, for one head or, under the head axis, for several.
 
     Attributes:
       inputs: the head's id and `PerHead` values.
-      key: PRNG key. Of the run in `HeadProgram.train` and `find_fault`, which fold the head and the step into it;
-        of this head and batch in `evaluate` and `predict`.
+      key: PRNG key: of the run where it enters `HeadProgram.train` and `find_fault`, which fold the head and the step
+        into it; of this head and batch in `evaluate` and `predict`.
       data: the rows on the device.
-      rows: int32[B], places in `data`; in `train` and `find_fault` int32[A, B], one batch for each micro-batch.
-      mask: bool, shaped like `rows`: the live slots. In training a micro-batch without any does not count.
-      step: int32 scalar, updates done before.
+      rows: int32[B], places in `data`; for `train` and `find_fault` int32[A, B], a line for each micro-batch. None in
+        the arguments of a program, which draws them itself.
+      mask: bool, shaped like `rows`, True for live slots.
+      step: int32 scalar, the number of updates done so far.
     """
 
     inputs: HeadInputs
@@ -74,7 +75,10 @@ class StepInput(NamedTuple):
 
 
 def select(condition: jax.Array, new: Any, old: Any) -> Any:
-    """`new` where the condition holds, else `old` bit for bit, in `old`'s dtypes; leaves may have more axes than it."""
+    """Picks `new` where the condition holds and `old`, bit for bit, elsewhere; dtypes are those of `old`.
+
+    Leaves may have more axes than the condition, which applies to the leading ones.
+    """
 
     def pick(a: jax.Array, b: jax.Array) -> jax.Array:
         a = a if a.dtype == b.dtype else a.astype(b.dtype)

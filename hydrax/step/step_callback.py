@@ -1,4 +1,4 @@
-"""The part of a callback that runs inside the compiled program, for one head."""
+"""The second tier of a callback: pure functions of one head that run inside the compiled program."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import jax
 
 
 class StepInfo(NamedTuple):
-    """What a callback's `on_step` sees of one head's update, inside the compiled program.
+    """What `on_step` and `metrics` of a callback see of one head's update.
 
     Attributes:
       trainable: the parameters after the update.
-      gradients: gradients after clipping, shaped like `trainable`.
+      gradients: the gradients after clipping, shaped like `trainable`.
       updates: what the optimiser added to the parameters.
-      loss: the mean loss over live slots, a scalar.
-      step: updates done before this one, int32 scalar.
-      opt_state: the optimiser's state after the update.
-      hparams: the module's hyper-parameters; each `PerHead` is this head's own value, a traced scalar.
+      loss: the mean loss over the live slots, a scalar.
+      step: int32 scalar, the number of updates done before this one.
+      opt_state: the state of the optimiser after the update.
+      hparams: the hyper-parameters of the module; each `PerHead` is this head's value, a traced scalar.
     """
 
     trainable: Any
@@ -31,32 +31,42 @@ class StepInfo(NamedTuple):
 
 
 class StepCallback:
-    """The second tier of a callback: pure functions of one head, whose state is trained and saved with the head."""
+    """The second tier of a callback; its state is carried along and saved with each head.
+
+    The methods are traced into the training program, so they must be pure, and they cost nothing on the host.
+    """
 
     def init(self, head: Any) -> Any:
-        """Tier two: this callback's state for one head, a pytree of arrays, from the head's fresh parameters."""
+        """Second tier: creates the callback's state of one head.
+
+        Args:
+          head: the parameters of the head before its first step.
+
+        Returns:
+          A pytree of arrays; shapes and dtypes must stay the same from step to step.
+        """
         return ()
 
     def on_step(self, state: Any, info: StepInfo) -> Any:
-        """Tier two: the state after one update of one head.
+        """Second tier: computes the state after one update of one head.
 
         Args:
-          state: before it, as `init` or this gave it.
-          info: what is known of the update.
+          state: the state before the update, as `init` or the last `on_step` returned it.
+          info: the update.
         """
         return state
 
     def metrics(self, state: Any, info: StepInfo) -> Mapping[str, Any]:
-        """Tier two: scalars of one head's update by name; logged as the step's own are.
+        """Second tier: returns scalars to log for one update of one head, by name.
 
         Args:
-          state: after the update.
-          info: what is known of it.
+          state: the state after the update.
+          info: the update.
         """
         return {}
 
 
 def has_second_tier(callback: StepCallback) -> bool:
-    """Whether a callback takes part in the compiled program."""
+    """Whether a callback has anything to run inside the compiled program."""
     kind = type(callback)
     return kind.on_step is not StepCallback.on_step or kind.metrics is not StepCallback.metrics

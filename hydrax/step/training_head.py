@@ -1,4 +1,4 @@
-"""TrainingHead: one head inside a training step, as `HydraModule.update` gets it and gives it back."""
+"""TrainingHead: one head inside a training step, as `HydraModule.update` receives and returns it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from hydrax.errors import ModuleError
 from hydrax.step.checks import check_same_form, read_logged, read_loss
 from hydrax.step.context import Context
 from hydrax.step.logged import Logged, Recorder, masked_mean
-from hydrax.step.lowering.lowering import Lowering, lower
+from hydrax.step.lowering import Lowering, lower
 from hydrax.step.model import Structure
 
 
 class Applied(NamedTuple):
-    """What the optimiser last got and gave, each shaped like the parameters.
+    """What the optimiser received and returned in its last call, each shaped like the parameters.
 
     Attributes:
-      gradients: as they were handed to `apply`.
-      clipped: what the optimiser got.
+      gradients: the gradients that were passed to `apply`.
+      clipped: what the optimiser received of them.
       updates: what it added to the parameters.
     """
 
@@ -34,7 +34,7 @@ class Applied(NamedTuple):
 
 
 class TrainsOneHead(Protocol):
-    """What an update needs of the user's module; `HeadModule`, which stands on this file, has it."""
+    """What an update needs of the user's module. `HeadModule` has it, and imports this file."""
 
     def training_step(self, model: Any, batch: Any, ctx: Context) -> Any: ...
 
@@ -43,17 +43,17 @@ class TrainsOneHead(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tools:
-    """What a step is made with, the same from its start to its end.
+    """What a training step works with; it stays the same from the start of the step to its end.
 
     Attributes:
       module: the user's module, bound to this head.
-      recorder: takes down what the step logs.
-      structure: what turns arrays into a model.
-      model: a model in training mode of (trainable, state), in the precision that it computes in.
-      optimizer: makes the optimiser.
-      clip: bounds gradients.
+      recorder: records what the step logs.
+      structure: turns arrays into a model.
+      model: builds a model in training mode from (trainable, state), in the precision that it computes in.
+      optimizer: builds the optimiser.
+      clip: clips gradients.
       lowering: in which forms operations are computed.
-      padding: why a slot can be padding, or None where none can.
+      padding: why a slot can be padding, or None if none can.
     """
 
     module: TrainsOneHead
@@ -67,7 +67,7 @@ class Tools:
 
     @contextlib.contextmanager
     def recording(self, recorder: Recorder) -> Iterator[None]:
-        """Inside, `self.log` of the module writes to another recorder."""
+        """Makes `self.log` of the module write to another recorder inside the block."""
         vars(self.module)["_recorder"] = recorder
         try:
             yield
@@ -78,16 +78,17 @@ class Tools:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainingHead:
-    """One head inside a training step. It never changes: each method gives a new one.
+    """One head inside a training step. It is immutable: each method returns a new one.
 
     Attributes:
-      trainable: the parameters: of an `nnx.Module` nested dicts by attribute, of Linen variables "params", of any other
-        pytree itself, with None for what is not trained.
-      state: the model's other arrays, such as batch statistics.
-      opt_state: the state of the optimiser that `configure_optimizers` gives.
-      loss: what `gradient` last logged, a float scalar: callbacks get it, and a head is lost where it is not finite.
-      applied: what the optimiser last got and gave, for callbacks.
-      tools: what the step is made with; Hydrax's own.
+      trainable: the parameters. For an `nnx.Module` nested dicts by attribute name, for Linen the variables "params",
+        for any other pytree the pytree itself, with None in place of what is not trained.
+      state: the other arrays of the model, such as batch statistics.
+      opt_state: the state of the optimiser that `configure_optimizers` returns.
+      loss: the loss of the step, a float scalar: the last one that `gradient` computed with `log=True`. Callbacks see
+        it, and the head is quarantined if it is not finite.
+      applied: what the optimiser received and returned, for callbacks.
+      tools: what the step works with; internal to Hydrax.
     """
 
     trainable: Any
@@ -103,31 +104,32 @@ class TrainingHead:
         return self.tools.model(self.trainable, self.state)
 
     def replace(self, **changes: Any) -> TrainingHead:
-        """The head with other `trainable`, `state`, `opt_state` or `loss`; shapes and dtypes must stay."""
+        """Returns the head with another `trainable`, `state`, `opt_state` or `loss` of the same shapes and dtypes."""
         return dataclasses.replace(self, **changes)
 
     def gradient(
         self, loss_function: Callable[..., Any], batch: Any, ctx: Context, *, log: bool = True
     ) -> tuple[jax.Array, Any, TrainingHead]:
-        """The loss, and its gradient by all parameters.
+        """Computes a loss and its gradient with respect to all parameters.
 
         Args:
-          loss_function: `self.training_step`, or a function of the same form: of (model, batch, ctx), pure, with the
-            loss as float `[B]`, which is averaged over live slots, or as a scalar.
-          batch: columns `[B, ...]`.
-          ctx: as the update got it, or one with another key.
-          log: whether what it logs counts, and its loss as the loss of the step; `self.training_step` logs
-            `train_loss` then. Say False for a second look at the same loss.
+          loss_function: `self.training_step`, or another pure function of (model, batch, ctx) with the same return
+            value: the loss as float `[B]`, which is averaged over the live slots, or as a scalar.
+          batch: columns, `[B, ...]`.
+          ctx: the context of the update, or one with another key.
+          log: whether the values that the function logs are reported, and its loss is the loss of the step;
+            `self.training_step` then also logs `train_loss`. Pass False for a second evaluation of the same function.
 
         Returns:
-          The loss, a float scalar; the gradient, shaped like `trainable`; and the head with the model's own state
-          after the call, its parameters as they were.
+          The loss, a float scalar; the gradient, shaped like `trainable`; and the head with the state of the model
+          after the call and unchanged parameters.
 
         Raises:
-          ModuleError: what came back is no loss, or something is logged twice.
+          ModuleError: the function returned no loss, or logs a name twice.
         """
         tools = self.tools
         name = getattr(loss_function, "__name__", "a loss function")
+        entries: dict[str, Logged] = {}
 
         def run(trainable: Any) -> tuple[jax.Array, tuple[dict[str, Any], Any]]:
             model, recorder = tools.model(trainable, self.state), Recorder("training")
@@ -139,14 +141,13 @@ class TrainingHead:
             assert loss is not None
             if loss_function == tools.module.training_step and "train_loss" not in recorder.logged:
                 recorder.add("train_loss", loss, prog_bar=True, on_step=None, on_epoch=None)
+            # Values leave the differentiated function as its outputs; a traced one kept aside would leak.
             entries.update({n: dataclasses.replace(entry, value=None) for n, entry in recorder.logged.items()})
             logs = {n: read_logged(n, entry.value, "training", ctx.mask) for n, entry in recorder.logged.items()}
-            return masked_mean(loss, ctx.mask), (
-                logs,
-                check_same_form(tools.structure.read_state(model), self.state, "state"),
-            )
+            state = check_same_form(tools.structure.read_state(model), self.state, "state")
+            return masked_mean(loss, ctx.mask), (logs, state)
 
-        entries: dict[str, Logged] = {}
+        # Lowered after differentiation: the rules know no derivatives.
         differentiated = lower(jax.value_and_grad(run, has_aux=True), tools.lowering)
         (loss, (logs, state)), gradients = differentiated(self.trainable)
         if not log:
@@ -157,20 +158,23 @@ class TrainingHead:
         return loss, gradients, self.replace(state=state, loss=loss)
 
     def apply(self, gradients: Any) -> TrainingHead:
-        """The head after the optimiser's step by these gradients, which `gradient_clip_val` bounds before.
+        """Makes one step of the optimiser; `gradient_clip_val` clips the gradients first.
 
         Args:
           gradients: shaped like `trainable`.
 
+        Returns:
+          The head after the step.
+
         Raises:
-          ModuleError: they are not.
+          ModuleError: the gradients have another structure.
         """
         tools = self.tools
         got, expected = str(jax.tree.structure(gradients)), str(jax.tree.structure(self.trainable))
         if got != expected:
             raise ModuleError(
-                f"Gradients have another form than the parameters: head.apply. Got {got}, expected {expected}. Fix: "
-                "pass what head.gradient gives, whole."
+                f"Gradients and parameters differ in structure: head.apply. Got {got}, expected {expected}. Fix: pass "
+                "all that head.gradient returns as the gradient."
             )
         clipped = tools.clip(gradients)
         updates, opt_state = tools.optimizer().update(clipped, self.opt_state, self.trainable)
@@ -182,12 +186,12 @@ class TrainingHead:
         )
 
 
-def start(trainable: Any, state: Any, opt_state: Any, tools: Tools, own_update: bool) -> TrainingHead:
-    """A head at the start of a step.
+def start_update(trainable: Any, state: Any, opt_state: Any, tools: Tools, own_update: bool) -> TrainingHead:
+    """Makes the head that an update receives.
 
     Args:
-      own_update: whether the step is the user's own: it may apply no gradient, or several inside a scan, which carries
-        arrays only.
+      own_update: whether the update is the user's own. It may apply no gradient, or several inside a scan, which
+        carries arrays only; so `loss` and `applied` then start as zeros.
     """
     if not own_update:
         return TrainingHead(trainable, state, opt_state, None, None, tools)
@@ -195,18 +199,28 @@ def start(trainable: Any, state: Any, opt_state: Any, tools: Tools, own_update: 
     return TrainingHead(trainable, state, opt_state, jnp.zeros(()), Applied(zeros, zeros, zeros), tools)
 
 
-def finished(head: Any, before: TrainingHead, where: str) -> TrainingHead:
-    """What the user's own update gave back, checked; its `updates` are all that changed the parameters."""
+def finish_update(head: Any, before: TrainingHead, where: str) -> TrainingHead:
+    """Checks what the user's own update returned, and sets `updates` to all that changed the parameters.
+
+    Args:
+      head: what the update returned.
+      before: what it received.
+      where: class and method, for error messages.
+
+    Raises:
+      ModuleError: it is not a head, the same as before, or of another structure.
+    """
     if not isinstance(head, TrainingHead):
         raise ModuleError(
-            f"No head came back: {where}. Got {type(head).__name__}, expected the head of the last call. Fix: return "
-            "for example head.apply(gradients)."
+            f"An update returned no head: {where}. Got {type(head).__name__}, expected the head of its last call. Fix: "
+            "return for example head.apply(gradients)."
         )
+    # By identity: inside a trace an array that nothing was done to is the same tracer.
     old, new = ([*map(id, jax.tree.leaves((one.trainable, one.opt_state)))] for one in (before, head))
     if old == new:
         raise ModuleError(
-            f"An update changes nothing: {where}. Got back the parameters and the optimiser's state that it was given, "
-            "expected those after a step. Fix: a head never changes itself, so return what head.apply(gradients) gives."
+            f"An update changes nothing: {where}. Got the parameters and optimiser state that it received, expected "
+            "those after a step. Fix: return what head.apply(gradients) returns; it does not change the head in place."
         )
     for part in ("trainable", "state", "opt_state", "loss"):
         check_same_form(getattr(head, part), getattr(before, part), part)

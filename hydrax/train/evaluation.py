@@ -113,7 +113,7 @@ class Evaluation:
         """
         if not self.empty:
             return {}  # a step may log nothing and return None
-        accumulators = engine.spread(self.empty)
+        accumulators = engine.broadcast(self.empty)
         for first, count, rows in self._walk(engine.num_heads, limit):
             check()
             accumulators = engine.evaluate(_STEPS[self.source.stage], accumulators, heads, rows, step, first, count)

@@ -31,8 +31,8 @@ from hydrax.engine import (
     head_inputs,
     heads_of,
     lay_out,
-    limits,
     make_plan,
+    measure_limits,
     room,
     step_secs,
     too_large,
@@ -272,7 +272,7 @@ class PlannedFit:
             self.candidates,
             self.memory,
             self.spec.step_cost,
-            limits(self.spec.devices[0], self.plan.devices),
+            measure_limits(self.spec.devices[0], self.plan.devices),
             step_secs or timed,
         )
 

@@ -76,8 +76,8 @@ def test_a_name_that_the_module_logs_itself_is_refused_before_anything_compiles(
     ("answer", "refusal"),
     [
         (1.0, r"have no names: Bad\.metrics\. Got float"),
-        ({"x": np.ones(2)}, r"is no number: Bad\.metrics, 'x'\. Got float32\[2\]"),
-        ({"x": "text"}, r"is no number: Bad\.metrics, 'x'\. Got str"),
+        ({"x": np.ones(2)}, r"is not a scalar: Bad\.metrics, 'x'\. Got float32\[2\]"),
+        ({"x": "text"}, r"is not a scalar: Bad\.metrics, 'x'\. Got str"),
     ],
 )
 def test_metrics_that_are_no_scalars_are_refused(answer, refusal):

@@ -20,9 +20,9 @@ def programs(fitted):
 
 @pytest.mark.parametrize(("steps", "expected"), [(6, 2), (7, 2), (2, 1)])
 def test_it_learns_the_same_and_is_made_where_a_superstep_is_whole(monkeypatch, steps, expected):
-    monkeypatch.setattr(devices, "tells_host", lambda device: False)
+    monkeypatch.setattr(devices, "loops_need_host", lambda device: False)
     plain = fit(steps)
-    monkeypatch.setattr(devices, "tells_host", lambda device: True)
+    monkeypatch.setattr(devices, "loops_need_host", lambda device: True)
     whole = fit(steps)
     assert (programs(plain), programs(whole)) == (1, expected)
     assert list(whole.arrays) == list(plain.arrays)

@@ -53,7 +53,7 @@ def busy(folder):
     return fit(Busy(folder))
 
 
-ONCE = dict.fromkeys(("init", "superstep", "evaluate", "compute", "freeze", "keep", "finite", "spread"), 1) | {
+ONCE = dict.fromkeys(("init", "superstep", "evaluate", "compute", "freeze", "select", "finite", "broadcast"), 1) | {
     "predict": 0,
     "find_fault": 0,
 }

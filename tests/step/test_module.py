@@ -262,7 +262,7 @@ def test_setup_and_teardown_hear_the_stage_and_may_set_attributes(trained):
 
 def test_the_module_is_thawed_and_torn_down_after_an_error_too():
     module = Recorded(loss=lambda x: None)
-    with pytest.raises(hx.ModuleError, match="No loss came back"):
+    with pytest.raises(hx.ModuleError, match="A step returned no loss"):
         fit(module)
     module.best = 1.0
     assert module.heard == [("setup", "fit"), ("teardown", "fit")]

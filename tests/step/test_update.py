@@ -316,13 +316,13 @@ def over_padding(self, head, batch, ctx):
 @pytest.mark.parametrize(
     ("update", "error", "parts"),
     [
-        (nothing, hx.ModuleError, ["No head came back: Mine.update. Got dict"]),
+        (nothing, hx.ModuleError, ["An update returned no head: Mine.update. Got dict"]),
         (
             another_shape,
             hx.ModuleError,
-            ["changes an array's form: trainable['bias']", "float32[7], expected float32[3]"],
+            ["changes the form of an array: trainable['bias']", "float32[7], expected float32[3]"],
         ),
-        (another_tree, hx.ModuleError, ["changes what a head consists of: its opt_state"]),
+        (another_tree, hx.ModuleError, ["changes the structure of a head: its opt_state"]),
         (a_mistake, hx.ModuleError, ["Mine.update got x float32[8, 6], y int32[8] for one head. Got KeyError: 'z'"]),
         (twice, hx.ModuleError, ["self.log('accuracy') in update. Got a second", "log=False"]),
         (no_loss, hx.ModuleError, ["A loss has no gradient: accuracy. Got dtype bool"]),

@@ -186,10 +186,10 @@ class Confusion(clu.metrics.Metric):
 
 
 LOSSES = [
-    case("None", stepping(lambda *a: None), "No loss came back: training_step", "Got NoneType", "[B]"),
-    case("a string", stepping(lambda *a: "low"), "No loss came back: training_step", "Got str"),
-    case("a tuple", stepping(lambda *a: (loss_of(*a), 1)), "No loss came back: training_step", "Got tuple"),
-    case("a Python int", stepping(lambda *a: 1), "No loss came back: training_step", "Got int"),
+    case("None", stepping(lambda *a: None), "A step returned no loss: training_step", "Got NoneType", "[B]"),
+    case("a string", stepping(lambda *a: "low"), "A step returned no loss: training_step", "Got str"),
+    case("a tuple", stepping(lambda *a: (loss_of(*a), 1)), "A step returned no loss: training_step", "Got tuple"),
+    case("a Python int", stepping(lambda *a: 1), "A step returned no loss: training_step", "Got int"),
     case("a dict without loss", stepping(lambda *a: {"cost": 1.0}), "holds no loss: training_step", "Got 'cost'"),
     case("an empty dict", stepping(lambda *a: {}), "holds no loss: training_step", "Got no keys"),
     case("a dict whose loss is None", stepping(lambda *a: {"loss": None}), "training_step", "Got NoneType"),
@@ -315,9 +315,9 @@ def test_logging_inside_the_users_own_transformation_is_refused(run, parts):
 
 LOGS = [
     case("twice", stepping(log_twice), "logged twice in one step: self.log('score') in training_step"),
-    case("a string", logging(lambda m, b: "high"), "no number: self.log('score') in training_step", "Got str"),
-    case("a list", logging(lambda m, b: [1.0, 2.0]), "no number: self.log('score')", "Got list", "[4]"),
-    case("None", logging(lambda m, b: None), "no number: self.log('score')", "Got NoneType"),
+    case("a string", logging(lambda m, b: "high"), "not a number: self.log('score') in training_step", "Got str"),
+    case("a list", logging(lambda m, b: [1.0, 2.0]), "not a number: self.log('score')", "Got list", "[4]"),
+    case("None", logging(lambda m, b: None), "not a number: self.log('score')", "Got NoneType"),
     case("[B, 3]", logging(lambda m, b: m(b["image"])), "self.log('score')", "Got float32[4, 3] for one head", "[4]"),
     case("no name", logging(lambda m, b: 1.0, name=7), "no name: self.log in training_step", "Got 7"),
     case("a metric of many numbers", logging(lambda m, b: Confusion.empty()), "computes no scalar", "Got (3, 3)"),
@@ -363,7 +363,11 @@ PARTS = [
         "no model", lambda: fit(module(configure_model=lambda s, k: None)), "nothing to train: Broken.configure_model"
     ),
     case("a class as model", lambda: fit(module(configure_model=lambda s, k: nnx.Linear)), "nothing to train"),
-    case("a model of integers", lambda: fit(module(configure_model=lambda s, k: jnp.arange(3))), "no floating array"),
+    case(
+        "a model of integers",
+        lambda: fit(module(configure_model=lambda s, k: jnp.arange(3))),
+        "no floating-point array",
+    ),
     case(
         "predictions without slots", lambda: walk("predict", module(predict_step=lambda s, m, b, c: m.bias[...])), "[3]"
     ),
@@ -401,7 +405,7 @@ PARTS = [
             {"params": {"w": jnp.ones(4)}, "stats": {"mean": jnp.zeros(())}},
             lambda s, m, b, c: {"loss": b["image"] @ m["params"]["w"], "model": {"params": m["params"]}},
         ),
-        "changes what a head consists of: its state",
+        "changes the structure of a head: its state",
         "expected PyTreeDef({'stats': {'mean': *}})",
     ),
     case("hyper-parameters outside __init__", lambda: Works().save_hyperparameters(), "Works.save_hyperparameters"),
@@ -420,9 +424,9 @@ PER_HEAD = [
     case("None among them", lambda: hx.PerHead([None, 1.0]), "not numbers", "object"),
     case("NaN", lambda: hx.PerHead([1.0, np.nan]), "head 1", "Got nan", "values[1]"),
     case("Inf", lambda: hx.PerHead([[1.0, 2.0], [np.inf, 1.0]]), "head 1", "inf"),
-    case("empty", lambda: hx.PerHead([]), "no sequence of values", "Got []"),
-    case("one number", lambda: hx.PerHead(1e-3), "no sequence of values", "Got 0.001"),
-    case("ragged", lambda: hx.PerHead([[1.0], [1.0, 2.0]]), "unequal shapes", "expected [H, ...]"),
+    case("empty", lambda: hx.PerHead([]), "needs a sequence of values", "Got []"),
+    case("one number", lambda: hx.PerHead(1e-3), "needs a sequence of values", "Got 0.001"),
+    case("ragged", lambda: hx.PerHead([[1.0], [1.0, 2.0]]), "different shapes", "expected [H, ...]"),
     case("beyond 32 bits", lambda: hx.PerHead([0, 2**40]), "beyond 32 bits", "Got 0 to 1099511627776"),
 ]
 

@@ -1,10 +1,10 @@
-"""Rewrites one head's program into forms that stay fast under the head axis; measured by `benchmarks/engine.py`.
+"""Rewrites the program of one head into forms that stay fast under the head axis; `benchmarks/engine.py` measures it.
 
 Files, in reading order:
-  lowering.py      `Lowering`, `lower`: rewrites a traced function
-  convolutions.py  convolutions as matrix products of shifted slices
-  pooling.py       pooling as arithmetic on slices
-  products.py      narrow matrix products, and gradients of weights
+  lowering.py      `Lowering` names what is rewritten, `lower` rewrites a function
+  convolutions.py  convolutions: XLA's own in a fast layout, or matrix products of shifted slices
+  pooling.py       pooling and its gradient as arithmetic on slices
+  products.py      matrix products with few columns, and gradients of weights
   reductions.py    sums over many rows as products with ones
 """
 

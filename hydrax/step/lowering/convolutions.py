@@ -1,8 +1,11 @@
 """Convolutions of one head in forms that a CPU computes fast, and that stay fast when every head has its own kernel.
 
-A convolution here is in canonical form: rows `[N, *S, C]` (channels last), kernel `[*K, C / groups, F]`, result
-`[N, *O, F]`. JAX's gradients of a convolution are convolutions too, in other layouts: in canonical form the gradient of
-the kernel has the channels as N, the batch as C and the output's places as K.
+`jax.vmap` over kernels makes one grouped convolution, which XLA's CPU backend computes group by group with its slowest
+code: 32 heads of a small CNN took more than 15 s a step that way, and 0.14 s in these forms.
+
+All convolutions are first brought to one canonical form: rows `[N, *S, C]` with channels last, kernel
+`[*K, C / groups, F]`, result `[N, *O, F]`. JAX's gradients of a convolution are convolutions in other layouts: in
+canonical form the gradient of the kernel has the channels as N, the batch as C and the places of the output as K.
 """
 
 from __future__ import annotations
@@ -18,8 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-# Beyond this many heads a loop over them: the program would grow with them.
-_UNROLL = 8
+_UNROLL = 8  # More heads than this run in a loop; unrolled, the program would grow with their number.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +38,7 @@ class _Window:
     dtype: Any
 
     def output(self, size: tuple[int, ...], kernel: tuple[int, ...]) -> tuple[int, ...]:
-        """O of S and K."""
+        """The output size O for rows of size S and a kernel of size K."""
         padded = [
             low + max((n - 1) * dilation + 1, 0) + high
             for n, (low, high), dilation in zip(size, self.padding, self.lhs_dilation, strict=True)
@@ -60,7 +62,7 @@ def _convolution(
     preferred_element_type: Any,
     **others: Any,
 ) -> Any:
-    """The rule for `conv_general_dilated`; takes its operands and parameters."""
+    """The rule for `conv_general_dilated`."""
     dtype = jnp.dtype(preferred_element_type or lhs.dtype)
     empty = not (lhs.size and rhs.size)
     if any(value is not None for value in others.values()) or not jnp.issubdtype(dtype, jnp.floating) or empty:
@@ -88,10 +90,11 @@ def _convolution(
 
 
 def _canonical(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
-    """The convolution in the form that suits it.
+    """Computes a convolution in the form that is fastest for its shape.
 
-    Patches and one matrix product instead of XLA's convolution for groups (which it computes one by one: 8 times slower
-    depthwise), for few channels (3: 2.5 times slower) and in double precision, which Eigen's convolution lacks.
+    That is XLA's own convolution, except in three cases, where patches and one matrix product are faster: with groups,
+    which XLA computes one by one (8 times slower if depthwise); with few input channels (2.5 times slower for 3); and
+    in double precision, for which Eigen has no convolution.
     """
     taps, places = math.prod(kernel.shape[:-2]), math.prod(window.output(x.shape[1:-1], kernel.shape[:-2]))
     grouped = window.feature_groups * window.batch_groups > 1
@@ -104,10 +107,10 @@ def _canonical(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
 
 
 def _native(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
-    """XLA's own convolution, one head after the other.
+    """Computes a convolution with XLA's own, one head after the other.
 
-    In this layout XLA's CPU compiler calls Eigen's convolution, which packs patches straight into a matrix product: 100
-    to 130 GFLOP/s on two cores, and the gradient of a kernel 60 to 90 times faster than in the layout JAX gives it.
+    In this layout XLA's CPU backend calls Eigen's convolution, which packs patches straight into a matrix product. It
+    reaches 100 to 130 GFLOP/s on two cores; the gradient of a kernel is 60 to 90 times faster than in JAX's layout.
     """
     plain: Callable[..., jax.Array] = lambda x, kernel: lax.conv_general_dilated(  # noqa: E731
         x,
@@ -124,14 +127,14 @@ def _native(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
     @run.def_vmap
     def over_heads(axis_size: int, batched: Any, x: jax.Array, kernel: jax.Array) -> Any:
         if not all(batched):
-            # Rows or kernel are the same for all heads: one wide convolution.
+            # Rows or kernel are shared by all heads: vmap makes one wide convolution of it, without groups.
             return jax.vmap(plain, [0 if b else None for b in batched])(x, kernel), True
         if axis_size > _UNROLL:
             return lax.map(lambda pair: run(*pair), (x, kernel)), True
         return jnp.stack([run(x[i], kernel[i]) for i in range(axis_size)]), True
 
-    # Without the barriers XLA folds transposes and flips into the convolution, which Eigen cannot compute.
-    # Half precision is computed in float32 and rounded once, as XLA does on a CPU.
+    # Without the barriers XLA folds transposes and flips into the convolution, in a layout that Eigen does not have.
+    # Half precision is computed in float32 and rounded once, as XLA itself does on a CPU.
     x, kernel = (lax.optimization_barrier(a.astype(jnp.float32)) for a in (x, kernel))
     found: jax.Array = run(x, kernel)
     return found.astype(window.dtype)
@@ -150,7 +153,7 @@ def _padded(x: jax.Array, window: _Window) -> jax.Array:
 
 
 def _slices(x: jax.Array, starts: Any, counts: Any, strides: Any, steps: Any) -> list[jax.Array]:
-    """For each index in `ndindex(starts)`: `counts` places of x, `strides` apart, from index * steps on."""
+    """For each index in `ndindex(starts)`: `counts` places of x, `strides` apart, beginning at index * steps."""
     found = []
     for index in _indices(starts):
         low = [i * step for i, step in zip(index, steps, strict=True)]
@@ -164,7 +167,7 @@ def _indices(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 def _by_taps(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
-    """What each place of the kernel meets, side by side, times the kernel: one matrix product."""
+    """Multiplies patches with the kernel: one matrix product (im2col)."""
     shape, groups, features = kernel.shape[:-2], window.feature_groups, kernel.shape[-1]
     assert window.batch_groups == 1
     out = window.output(x.shape[1:-1], shape)
@@ -173,7 +176,7 @@ def _by_taps(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
     options = {"precision": window.precision, "preferred_element_type": window.dtype}
     if channels == 1 and groups > 1:
         slices = _slices(_padded(x, window), shape, out, window.strides, window.rhs_dilation)
-        # Depthwise: nothing to add up but the taps, so no product; XLA makes one loop of it.
+        # Depthwise: only the taps are summed, so there is no matrix product, and XLA fuses the sum into one loop.
         wide = [jnp.repeat(part, features // groups, axis=-1) for part in slices]
         taps_first = kernel.reshape(taps, *(1,) * (x.ndim - 1), features)
         total = sum(part * tap for part, tap in zip(wide, taps_first, strict=True))
@@ -187,10 +190,11 @@ def _by_taps(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
 
 
 def _patches(x: jax.Array, shape: tuple[int, ...], out: tuple[int, ...], window: _Window) -> jax.Array:
-    """`[N, *O, taps * C]`: what each place of the kernel meets in the padded `x`.
+    """Gathers the patches `[N, *O, taps * C]`: for each place of the result, what the kernel meets in the padded `x`.
 
-    One axis after the other: XLA concatenates runs of C numbers, and with three channels all nine taps at once take 4
-    times as long. The barrier keeps it from doing so anyhow.
+    Built from slices, since `conv_general_dilated_patches` is itself a grouped convolution. And one axis after the
+    other: XLA concatenates runs of C numbers, so with three channels all nine taps at once take 4 times as long. The
+    barrier keeps XLA from merging the steps again.
     """
     for axis in reversed(range(len(shape))):
         step, stride = window.rhs_dilation[axis], window.strides[axis]
@@ -203,7 +207,10 @@ def _patches(x: jax.Array, shape: tuple[int, ...], out: tuple[int, ...], window:
 
 
 def _by_places(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
-    """One slice of x for each place of the result, times the whole kernel: for gradients of kernels."""
+    """Multiplies one slice of x for each place of the result with the whole kernel.
+
+    For gradients of kernels, whose canonical kernel is large and whose result is small.
+    """
     groups, out = window.batch_groups, window.output(x.shape[1:-1], kernel.shape[:-2])
     slices = _slices(_padded(x, window), out, kernel.shape[:-2], window.rhs_dilation, window.strides)
     features = kernel.shape[-1]

@@ -1,9 +1,9 @@
-"""How operations of a user's model are computed under the head axis: a rewrite of one head's program.
+"""Rewrites the operations of a user's model into forms that are fast under the head axis.
 
-XLA computes some operations far slower than the machine can once `jax.vmap` has given them a head axis, and some even
-for one head. `lower` traces a function of one head, gradient included, and runs its operations one by one; those that a
-rule knows a faster form for run in that form, all others as they came. The rules see single primitives after
-differentiation: none needs a derivative of its own, and models of any library pass through unmodified.
+Once `jax.vmap` has given them a head axis, XLA computes some operations far slower than the machine can, and some even
+for a single head. `lower` traces a function of one head, including its gradient, and interprets the jaxpr: an operation
+that a rule has a faster form for runs in that form, all others stay as they are. Rules see single primitives after
+differentiation, so none needs a derivative of its own, and models of any library work unmodified.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from hydrax.step.lowering import convolutions, pooling, products, reductions
 
 Rule = Callable[..., Any]
 
-# Their bodies run in place: after differentiation and inside one program, a call means nothing but its body.
+# Calls, with the parameter that holds the body. The body is interpreted in place of the call: after differentiation,
+# and inside one program, a call has no other meaning.
 _CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -29,7 +30,7 @@ _CALLS = {
     "custom_vjp_call": "call_jaxpr",
     "custom_vjp_call_jaxpr": "call_jaxpr",
 }
-# Their bodies are lowered where they stand.
+# Control flow, with the parameters that hold bodies. Each body is rewritten and the operation itself stays.
 _BODIES = {
     "scan": ("jaxpr",),
     "while": ("cond_jaxpr", "body_jaxpr"),
@@ -41,12 +42,12 @@ _BODIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Lowering:
-    """Which kinds of operations run in Hydrax's form; it shapes a head's bits.
+    """Which kinds of operations run in Hydrax's own form. A head's bits depend on it.
 
     Attributes:
       convolutions: convolutions of any kind, and their gradients.
-      pooling: windowed maxima and sums, and their gradients.
-      products: skinny matrix products.
+      pooling: maxima and sums over windows, and their gradients.
+      products: matrix products with few columns, and gradients of weights.
       reductions: sums over many rows.
     """
 
@@ -57,7 +58,7 @@ class Lowering:
 
     @classmethod
     def auto(cls, backend: str) -> Lowering:
-        """The lowering for "cpu", "gpu" or "tpu": the rules were measured on CPUs, elsewhere XLA's own forms stay."""
+        """The default for a backend: everything on "cpu", where the rules were measured, and nothing on others."""
         return cls(True, True, True, True) if backend == "cpu" else cls()
 
     def __str__(self) -> str:
@@ -65,7 +66,11 @@ class Lowering:
         return "+".join(kinds) or "plain"
 
     def rules(self) -> Mapping[str, Rule]:
-        """Primitive name to `rule(*operands, **params) -> result`, or `NotImplemented` for what it leaves as it is."""
+        """The rules by name of their primitive.
+
+        A rule is called as `rule(*operands, **params)`. It returns the result, or `NotImplemented` to leave the
+        operation as it is.
+        """
         kinds = {
             "convolutions": convolutions.RULES,
             "pooling": pooling.RULES,
@@ -76,14 +81,14 @@ class Lowering:
 
 
 def lower(fun: Callable[..., Any], lowering: Lowering) -> Callable[..., Any]:
-    """`fun` with its operations in the forms that `lowering` names; the same values but for rounding.
+    """Rewrites the operations of a function; the new function gives the same values up to rounding.
 
-    Lower what is differentiated, not before: `lower(jax.value_and_grad(f), lowering)`. The result cannot be
-    differentiated itself. Map it over heads afterwards: `jax.vmap(lower(...))`.
+    Differentiate first, then lower, then map over heads: `jax.vmap(lower(jax.value_and_grad(f), lowering))`. The result
+    cannot be differentiated.
 
     Args:
-      fun: a function of pytrees of arrays; it is traced once per call, and what it raises comes through as it is.
-      lowering: what to replace.
+      fun: a function of pytrees of arrays. It is traced once per call; its exceptions are passed on.
+      lowering: which operations to rewrite.
     """
     rules = lowering.rules()
     if not rules:
@@ -105,19 +110,21 @@ def lower(fun: Callable[..., Any], lowering: Lowering) -> Callable[..., Any]:
 
 
 class _Interpreter:
-    """Runs a jaxpr's equations one by one, each under its rule.
+    """Evaluates a jaxpr equation by equation, applying the rules.
 
     Source: "Writing custom Jaxpr interpreters in JAX", docs.jax.dev.
     """
 
     def __init__(self, rules: Mapping[str, Rule]) -> None:
         self._rules = rules
+        # By id of a jaxpr, whether a rule may apply inside: nested bodies would otherwise be searched again and again.
         self._concerned: dict[int, bool] = {}
 
     def run(self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
         values: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
         read: Callable[[Any], Any] = lambda atom: atom.val if isinstance(atom, jex.Literal) else values[atom]  # noqa: E731
         for equation in jaxpr.eqns:
+            # The context holds settings of the place where the equation was traced, such as 64-bit mode.
             with equation.ctx.manager:
                 results = self._equation(equation, [read(atom) for atom in equation.invars])
             values.update(zip(equation.outvars, results, strict=True))
@@ -135,14 +142,14 @@ class _Interpreter:
                 return self.run(*_opened(params[_CALLS[primitive.name]]), operands)
             if primitive.name in _BODIES:
                 params = self._lowered_bodies(primitive.name, params)
-        # A dict in JAX 0.10.2, a pair in other versions.
+        # JAX 0.10.2 returns a dict here, other versions a pair.
         bound = primitive.get_bind_params(params)
         functions, bound = bound if isinstance(bound, tuple) else ((), bound)
         results = primitive.bind(*functions, *operands, **bound)
         return results if primitive.multiple_results else [results]
 
     def _lowered_bodies(self, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameters with every body lowered."""
+        """The parameters of a control flow operation with every body rewritten."""
         new = dict(params)
         for key in _BODIES[name]:
             value = params[key]
@@ -151,7 +158,8 @@ class _Interpreter:
             elif isinstance(value, jex.ClosedJaxpr):
                 new[key] = self._lowered(value)
             else:
-                # An open body takes all it needs as operands; rules make scalars only, which stand in the body itself.
+                # An open jaxpr has no place for constants. It needs none: it takes all arrays as operands, and rules
+                # add only scalars, which become literals.
                 closed = self._lowered(jex.ClosedJaxpr(value, ()))
                 assert not closed.consts
                 new[key] = closed.jaxpr
@@ -162,7 +170,7 @@ class _Interpreter:
         return jax.make_jaxpr(run)(*(_shape(aval) for aval in body.in_avals))
 
     def _concerns(self, body: Any) -> bool:
-        """Whether a rule may apply somewhere inside."""
+        """Whether a rule may apply somewhere inside a body."""
         jaxpr = _opened(body)[0]
         if id(jaxpr) not in self._concerned:
             self._concerned[id(jaxpr)] = any(

@@ -1,7 +1,7 @@
 """Maxima and sums over windows, and their gradients, as arithmetic on strided slices.
 
-XLA's CPU compiler walks windows element by element: the gradient of a 2 x 2 maximum takes 12 to 14 times as long there.
-Slices are loops that it fuses with what stands around them.
+XLA's CPU backend goes through windows element by element; the gradient of a 2 x 2 maximum takes 12 to 14 times as long.
+Arithmetic on slices is fused into one vectorised loop with the operations around it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Beyond this many places a window's own loop costs less than that many slices.
-_MOST_PLACES = 32
+_MOST_PLACES = 32  # For larger windows XLA's own loop is cheaper than that many slices.
 
 
 def _pool(combine: Callable[[Any, Any], Any], neutral: float) -> Callable[..., Any]:
-    """The rule for a `reduce_window_*` primitive."""
+    """Makes the rule for a `reduce_window_*` primitive."""
 
     def rule(
         x: jax.Array,
@@ -54,18 +53,18 @@ def _gradient_of_max(
     padding: Sequence[tuple[int, int]],
     **others: Any,
 ) -> Any:
-    """The rule for `select_and_scatter_add`: a window's gradient goes to its first maximum, as it does there."""
+    """The rule for `select_and_scatter_add`: the gradient of a window goes to its first maximum, as in XLA."""
     if select_prim.name != "ge" or not _fits(x, window_dimensions, others):
         return NotImplemented
     padded = lax.pad(x, jnp.array(-jnp.inf, x.dtype), [(low, high, 0) for low, high in padding])
     slices = _slices(padded, window_dimensions, window_strides, [1] * x.ndim)
-    # Not `new > best`: of a NaN both are false, and select_and_scatter moves on from it.
+    # Not `new > best`: with a NaN both comparisons are false, and select_and_scatter then moves on to the new value.
     best, winner = slices[0], jnp.zeros(g.shape, jnp.int32)
     for place, new in enumerate(slices[1:], 1):
         stays = best >= new
         best, winner = jnp.where(stays, best, new), jnp.where(stays, winner, place)
-    # Without the first barrier every element of the result would search its windows anew; without the second every
-    # reader of the result would spread it anew: twice the time of a CNN's backward pass.
+    # XLA would fuse the search for winners into every element of the result, and the result into everything that reads
+    # it, and compute them again each time. The two barriers halve the backward pass of a CNN.
     winner = lax.optimization_barrier(winner)
     tiled = tuple(window_dimensions) == tuple(window_strides) and not any(map(any, padding))
     spread = _spread_tiles if tiled else _spread
@@ -80,7 +79,7 @@ def _spread(
     strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
 ) -> jax.Array:
-    """Adds each window's `g` to the place that its `winner` names, counted inside the window."""
+    """Adds the `g` of each window at the place inside the window that `winner` gives."""
     zero = jnp.zeros((), g.dtype)
     parts = []
     for place, offset in enumerate(itertools.product(*map(range, window))):
@@ -95,7 +94,7 @@ def _spread(
 def _spread_tiles(
     g: jax.Array, winner: jax.Array, shape: tuple[int, ...], window: Sequence[int], strides: Any, padding: Any
 ) -> jax.Array:
-    """`_spread` where windows do not meet: each place looks up its own window, half the time."""
+    """Does the same for windows that do not overlap, in half the time: each place looks up its only window."""
     tiles = tuple(n for pair in zip(g.shape, window, strict=True) for n in pair)
     over = tuple(range(0, 2 * g.ndim, 2))
     own = jnp.arange(math.prod(window), dtype=winner.dtype).reshape(window)
@@ -111,7 +110,7 @@ def _fits(x: jax.Array, window: Sequence[int], others: Mapping[str, Any]) -> boo
 
 
 def _slices(x: jax.Array, window: Sequence[int], strides: Sequence[int], steps: Sequence[int]) -> list[jax.Array]:
-    """For each place of the window, in order, what every window has there."""
+    """For each place inside a window, in order: the elements that all windows have there."""
     ends = [size - (count - 1) * step for size, count, step in zip(x.shape, window, steps, strict=True)]
     offsets = [
         [i * step for i, step in zip(index, steps, strict=True)] for index in itertools.product(*map(range, window))

@@ -1,4 +1,4 @@
-"""Matrix products in the forms that XLA's CPU compiler is fast at: narrow ones, and those that add up rows."""
+"""Matrix products in forms that XLA computes fast on a CPU: those with few columns, and those that sum over rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_NARROW = 4  # So few columns cost less one by one (784 x 2: 3 us instead of 10); eight cost more.
+_NARROW = 4  # Up to 4 columns are faster one by one (784 x 2: 3 us instead of 10); 8 are slower.
 
 
 def _product(lhs: jax.Array, rhs: jax.Array, *, dimension_numbers: Any, precision: Any, **params: Any) -> Any:
@@ -29,10 +29,10 @@ def _product(lhs: jax.Array, rhs: jax.Array, *, dimension_numbers: Any, precisio
 
 
 def _narrow(dot: Callable[..., jax.Array], lhs: jax.Array, rhs: jax.Array, over_lhs: int, over_rhs: int) -> Any:
-    """A product of two matrices, vector by vector where one of its three sizes is small."""
+    """Multiplies two matrices vector by vector if one of the three sizes is small."""
     rows, inner, columns = lhs.shape[1 - over_lhs], lhs.shape[over_lhs], rhs.shape[1 - over_rhs]
     if 1 < inner <= _NARROW and over_rhs == 1:
-        # XLA is slow at a second operand in transposed order.
+        # XLA is slow if the second operand is transposed; stacking its columns stores it in order.
         return dot(lhs, jnp.stack(_vectors(rhs, 0)), (over_lhs,), (0,))
     if 1 < columns <= _NARROW and columns < rows:
         return jnp.stack([dot(lhs, y, (over_lhs,), (0,)) for y in _vectors(rhs, over_rhs)], axis=1)
@@ -42,12 +42,12 @@ def _narrow(dot: Callable[..., jax.Array], lhs: jax.Array, rhs: jax.Array, over_
 
 
 def _of_rows(dot: Callable[..., jax.Array], lhs: jax.Array, rhs: jax.Array, over_lhs: Any, over_rhs: Any) -> Any:
-    """A gradient of weights: a sum over rows, which JAX computes in transposed order and then transposes.
+    """Computes a gradient of weights: a sum over rows, which JAX computes transposed and transposes afterwards.
 
-    XLA copies the first operand into the transposed order, and computes it anew in that order where it can: of a wide
-    layer's gradient that costs more than the product (9 % of a transformer's step for each gelu). So the smaller one
-    goes first. But where the result outweighs both, and the optimiser would read it in the wrong order three times
-    (16 % of a step of 784-128-10), the order of the weights counts.
+    XLA copies the first operand into transposed order, or computes it a second time in that order. For the gradient of
+    a wide layer that costs more than the product itself (9 % of a transformer's step for each gelu), so the smaller
+    operand goes first. The exception is a result larger than both operands: the optimiser would read it in the wrong
+    order three times (16 % of a step of 784-128-10), so there the order of the weights decides.
     """
     if not tuple(over_lhs) == tuple(over_rhs) == tuple(range(len(over_lhs))):
         return NotImplemented

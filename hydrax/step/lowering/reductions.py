@@ -1,4 +1,4 @@
-"""Sums over rows that keep the last axis: gradients of biases and scales, batch statistics."""
+"""Sums over all axes but the last, as in gradients of biases and scales and in batch statistics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jax import lax
 
 
 def _sum(x: jax.Array, *, axes: Sequence[int], **others: Any) -> Any:
-    """The rule for `reduce_sum`: ones times x; XLA's CPU compiler adds column by column, 3 times slower."""
+    """The rule for `reduce_sum`: a product with ones. XLA's CPU backend sums column by column, 3 times slower."""
     rows = math.prod(x.shape[:-1])
     leading = tuple(axes) == tuple(range(x.ndim - 1))
     if others.get("out_sharding") is not None or x.dtype != jnp.float32 or not leading or rows < 256:
