@@ -1,4 +1,4 @@
-"""Plug-ins that hear a run: import them from here."""
+"""Callbacks, to be imported from here: each is told of the stages of a run and may log, save or stop."""
 
 from hydrax.callbacks.csv_logger import CSVLogger
 from hydrax.callbacks.early_stopping import EarlyStopping

@@ -1,4 +1,4 @@
-"""Writes what a run logs as a table, one line for each head and metric."""
+"""Logs a run to a CSV file, one line per head and metric."""
 
 from __future__ import annotations
 
@@ -10,38 +10,36 @@ from pathlib import Path
 import numpy as np
 
 from hydrax import Callback, Event
-from hydrax.errors import ArgumentError
+from hydrax.arguments import require
 from hydrax.files import csv_text, encoded
 
 COLUMNS = ("step", "head", "metric", "value")
 
 
 class CSVLogger(Callback):
-    """Writes `metrics.csv` into `trainer.log_dir`: step, head (its id), metric, value; nothing where that is None.
+    """Logs metrics to `metrics.csv` in `trainer.log_dir`, with the columns step, head (its id), metric and value.
 
-    The module's hyper-parameters go into `hparams.yaml` beside it.
+    The module's hyper-parameters are saved beside it, in `hparams.yaml`. If `trainer.log_dir` is None, nothing is
+    written.
 
-    Training metrics are written at every step that `trainer.log_every_n_steps` divides, the others whenever they come;
-    values that are NaN, of heads in quarantine or without a value yet, are left out. A file that cannot be written
-    never stops a fit: what does not get there is counted, the logger "hydrax" says so once, and what comes later is
-    tried again.
+    Training metrics are logged at every step that `trainer.log_every_n_steps` divides, all others whenever they are
+    computed. NaN values are left out: those of quarantined heads and of heads without a value yet. A file that cannot
+    be written never stops a fit. The values are dropped and counted, the logger "hydrax" warns once, and later values
+    are tried again.
 
     Args:
-      filename: of the table.
+      filename: name of the table; default: `metrics.csv`.
 
     Raises:
-      ArgumentError: the filename is none.
+      ArgumentError: `filename` is neither a string nor a path.
 
     Attributes:
-      num_dropped: values that could not be written.
+      num_dropped: number of values that could not be written.
     """
 
     def __init__(self, filename: str | os.PathLike[str] = "metrics.csv") -> None:
-        if not isinstance(filename, str | os.PathLike):
-            raise ArgumentError(
-                f"A file has no such name: CSVLogger(filename=...). Got {filename!r}, expected a name or path. Fix: "
-                'leave it out for "metrics.csv".'
-            )
+        is_name = isinstance(filename, str | os.PathLike)
+        require(is_name, "CSVLogger(filename=...)", filename, "a file name", 'leave it out for "metrics.csv"')
         self.filename = filename
         self.num_dropped = 0
         self._ids = np.zeros(0, np.int64)
@@ -75,9 +73,9 @@ class CSVLogger(Callback):
 
     def _write(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
         if self._path is None:
-            return  # nothing is to be written, or this is no fit
+            return  # the run has no log folder, or this is an evaluation outside a fit
         lines = [
-            (step, head, name, str(value))  # the fewest digits that are still this number
+            (step, head, name, str(value))  # NumPy's str has the fewest digits that still give this number
             for name, values in metrics.items()
             for head, value in zip(self._ids.tolist(), values, strict=True)
             if not np.isnan(value)
@@ -86,15 +84,15 @@ class CSVLogger(Callback):
             self.num_dropped += len(lines)
 
     def _append(self, lines: Iterable[tuple[int | str, ...]]) -> bool:
-        """Whether all lines are in the file now; else none of them is.
+        """Appends all lines or none of them, and returns whether it did.
 
-        It is opened each time: it may be gone, or its disk may have had no room before.
+        The file is opened anew each time, as someone may have deleted it, or the disk may have been full before.
         """
         assert self._path is not None
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("ab") as file:
-                # A disk that fills up takes the first half of a line.
+                # A disk that fills up may have taken half of the last lines; they were counted as dropped.
                 whole = file.truncate(min(file.tell(), self._whole_bytes))
                 text = encoded(csv_text(lines if whole else [COLUMNS, *lines]))
                 file.write(text)
@@ -108,8 +106,8 @@ class CSVLogger(Callback):
         if not self._warned:
             self._warned = True
             logging.getLogger("hydrax").warning(
-                "Values are dropped: CSVLogger, %s. Got %r, expected a file that takes them. Fix: make room there, or "
-                "give Trainer another default_root_dir; the run goes on without them.",
+                "Values were dropped: CSVLogger, %s. Got %r, expected a writable file with free space. Fix: free some "
+                "space there, or pass another default_root_dir to Trainer; the run continues without these values.",
                 self._path,
                 error,
             )

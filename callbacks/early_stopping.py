@@ -1,39 +1,39 @@
-"""Stops each head by its own score."""
+"""Stops each head early, by its own score."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
 from hydrax import Callback, Control, Event
-from hydrax.errors import ArgumentError
+from hydrax.arguments import is_int, is_number, require
 
 MODES = ("min", "max")
 
 
 class EarlyStopping(Callback):
-    """Freezes a head whose validation metric no longer improves; the others go on. The fit ends when none is left.
+    """Freezes a head when its validation metric no longer improves, and lets all other heads train on.
 
-    Each head is judged by its own scores alone, at every validation. A score counts as better if it is so by more than
-    `min_delta`. A stopped head is frozen bit for bit; its reason stands in `heads.csv` and in what the fit says at its
-    end.
+    Each head is judged by its own scores alone, at every validation; the check before training does not count. A
+    stopped head does not change by a single bit any more. The reason is written to `heads.csv` and logged at the end of
+    the fit. The fit ends when no head is left.
 
     Args:
-      monitor: the validation metric that scores a head.
-      min_delta: what a score must gain to count as better, 0 or more.
-      patience: validations in a row without a better score after which a head stops.
-      mode: "min" if a lower score is better, else "max".
-      check_finite: stop a head whose score is NaN or infinite; else such a score counts as no better.
-      stopping_threshold: stop a head as soon as its score is better than this.
-      divergence_threshold: stop a head as soon as its score is worse than this.
-      restore_best_weights: give a head the model of its best score back when it stops; and all others at the end of
-        fit, after the last checkpoint was written, which a resume goes on from.
+      monitor: name of the validation metric that scores a head. Default: "val_loss".
+      min_delta: smallest change of the score that counts as an improvement, 0 or more. Default: 0.
+      patience: number of validations in a row without improvement after which a head stops, 1 or more. Default: 3.
+      mode: "min" if a lower score is better (the default), "max" if a higher one is.
+      check_finite: whether to stop a head whose score is NaN or infinite; if False, such a score counts as no
+        improvement. Default: True.
+      stopping_threshold: a head stops as soon as its score is better than this; by default there is no threshold.
+      divergence_threshold: a head stops as soon as its score is worse than this; by default there is no threshold.
+      restore_best_weights: whether to restore the weights of a head's best score: when the head stops, and for all
+        other heads at the end of the fit. That happens after the last checkpoint is saved, so a resumed fit continues
+        from the weights as trained. Default: False.
 
     Raises:
-      ArgumentError: an argument is out of its range; in `setup`, before training, no validation metric is called
-        `monitor`.
+      ArgumentError: an argument is out of range, or (in `setup`, before training) validation does not log `monitor`.
     """
 
     def __init__(
@@ -47,18 +47,18 @@ class EarlyStopping(Callback):
         divergence_threshold: float | None = None,
         restore_best_weights: bool = False,
     ) -> None:
-        if mode not in MODES:
-            raise _error("mode", mode, '"min" or "max"', '"min" for a loss, "max" for an accuracy')
-        if isinstance(patience, bool) or not isinstance(patience, int | np.integer) or patience < 1:
-            raise _error("patience", patience, "an int of 1 or more", "pass patience=1 for none")
-        if not _is_number(min_delta) or min_delta < 0:
-            raise _error("min_delta", min_delta, "a number of 0 or more", "leave it out for 0")
+        _require(mode in MODES, "mode", mode, '"min" or "max"', 'pass "min" for a loss, "max" for an accuracy')
+        whole = is_int(patience, least=1)
+        _require(
+            whole, "patience", patience, "an int of 1 or more", "pass 1 to stop at the first score that is no better"
+        )
+        known = is_number(min_delta) and min_delta >= 0
+        _require(known, "min_delta", min_delta, "a number of 0 or more", "leave it out for 0")
         for name, value in (("stopping", stopping_threshold), ("divergence", divergence_threshold)):
-            if value is not None and not _is_number(value):
-                raise _error(f"{name}_threshold", value, "a number, or None", "leave it out for none")
+            known = value is None or is_number(value)
+            _require(known, f"{name}_threshold", value, "a number or None", "leave it out for no threshold")
         for name, flag in (("check_finite", check_finite), ("restore_best_weights", restore_best_weights)):
-            if not isinstance(flag, bool):
-                raise _error(name, flag, "True or False", "pass a bool")
+            _require(isinstance(flag, bool), name, flag, "True or False", "pass a bool")
         self.monitor, self.mode, self.min_delta, self.patience = monitor, mode, float(min_delta), int(patience)
         self.check_finite, self.restore_best_weights = check_finite, restore_best_weights
         self.stopping_threshold, self.divergence_threshold = stopping_threshold, divergence_threshold
@@ -67,21 +67,22 @@ class EarlyStopping(Callback):
 
     @property
     def best_scores(self) -> np.ndarray | None:
-        """Float[H], the best score of each head, NaN where it has none; None before training."""
+        """float[H], the best score of each head, NaN for a head without one; None before training."""
         return self._best
 
     @property
     def wait_counts(self) -> np.ndarray | None:
-        """int64[H], validations since each head's best score; None before training."""
+        """int64[H], the number of validations since each head's best score; None before training."""
         return self._waited
 
     def setup(self, event: Event) -> None:
         if event.stage == "fit" and self.monitor not in event.trainer.validation_metrics:
             names = ", ".join(sorted(event.trainer.validation_metrics)) or "none, as this fit has no validation"
-            raise _error("monitor", self.monitor, f"one of what validation logs: {names}", "log it in validation_step")
+            expected, fix = f"one of the validation metrics: {names}", "log it in validation_step"
+            _require(False, "monitor", self.monitor, expected, fix)
 
     def on_train_start(self, event: Event) -> None:
-        if event.step == 0 or self._best is None:  # a resumed fit has it from load_state_dict
+        if event.step == 0 or self._best is None:  # load_state_dict has set it for a resumed fit
             self._best = np.full(event.trainer.num_heads, np.nan, np.float32)
             self._waited = np.zeros(event.trainer.num_heads, np.int64)
 
@@ -107,7 +108,7 @@ class EarlyStopping(Callback):
         return {"monitor": self.monitor, "mode": self.mode, "best": self._best, "waited": self._waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes scores and counts back, unless another metric is monitored now: they would mean nothing."""
+        """Restores scores and counts, but not those of another metric: they say nothing about this one."""
         if (state["monitor"], state["mode"]) == (self.monitor, self.mode) and state["best"] is not None:
             self._best, self._waited = np.array(state["best"]), np.array(state["waited"])
 
@@ -117,7 +118,7 @@ class EarlyStopping(Callback):
         return better
 
     def _reasons(self, scores: np.ndarray, finite: np.ndarray, waited: np.ndarray) -> np.ndarray:
-        """Why each head must stop, "" where it need not; the first that holds."""
+        """Returns why each head must stop, by the first condition that holds; "" for a head that need not."""
         name, none = self.monitor, np.zeros(len(scores), bool)
         reached, gone = self.stopping_threshold, self.divergence_threshold
         cases = {
@@ -132,12 +133,5 @@ class EarlyStopping(Callback):
         return scores > than if self.mode == "min" else scores < than
 
 
-def _is_number(value: Any) -> bool:
-    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    return number and not math.isnan(value)
-
-
-def _error(name: str, value: Any, expected: str, fix: str) -> ArgumentError:
-    return ArgumentError(
-        f"An argument has no meaning: EarlyStopping({name}=...). Got {value!r}, expected {expected}. Fix: {fix}."
-    )
+def _require(holds: bool, name: str, value: Any, expected: str, fix: str) -> None:
+    require(holds, f"EarlyStopping({name}=...)", value, expected, fix)

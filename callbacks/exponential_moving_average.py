@@ -1,4 +1,4 @@
-"""Averages of each head's parameters, made inside the compiled program."""
+"""Averages the parameters of each head inside the compiled program."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ import jax
 import jax.numpy as jnp
 
 from hydrax import Callback, Heads, StepInfo, TrainerView
-from hydrax.errors import ArgumentError
+from hydrax.arguments import is_int, is_number, require
 
 
 class ExponentialMovingAverage(Callback):
-    """Keeps `decay * average + (1 - decay) * parameters` of each head, from its start values on.
+    """Keeps an exponential moving average of each head's parameters, from their initial values on.
 
-    It is part of a head: frozen, taken back, saved and resumed with it. `heads(trainer)` gives the averaged models.
+    Each update sets `average = decay * average + (1 - decay) * parameters`. The average belongs to its head: it is
+    frozen, rolled back, saved and resumed together with it. `heads(trainer)` returns the averaged models.
 
     Args:
-      decay: weight of what was, 0 < decay < 1.
-      start_step: updates done before averaging begins; until then the average is the parameters.
+      decay: weight of the old average, 0 < decay < 1; default: 0.999.
+      start_step: number of updates before averaging begins; until then the average equals the parameters. Default: 0.
 
     Raises:
-      ArgumentError: an argument is out of its range.
+      ArgumentError: an argument is out of range.
     """
 
     def __init__(self, decay: float = 0.999, start_step: int = 0) -> None:
-        if isinstance(decay, bool) or not isinstance(decay, float) or not 0 < decay < 1:
-            raise _error("decay", decay, "a float, 0 < decay < 1", "0.999 averages some 1,000 steps")
-        if isinstance(start_step, bool) or not isinstance(start_step, int) or start_step < 0:
-            raise _error("start_step", start_step, "an int of 0 or more", "leave it out for 0")
-        self.decay, self.start_step = decay, start_step
+        name, fix = type(self).__name__, "0.999 averages over about 1,000 steps"
+        require(is_number(decay) and 0 < decay < 1, f"{name}(decay=...)", decay, "a float, 0 < decay < 1", fix)
+        whole = is_int(start_step, least=0)
+        require(whole, f"{name}(start_step=...)", start_step, "an int of 0 or more", "leave it out for 0")
+        self.decay, self.start_step = float(decay), int(start_step)
 
     def init(self, head: Any) -> Any:
         return {"average": jax.tree.map(jnp.asarray, head)}
@@ -43,13 +44,6 @@ class ExponentialMovingAverage(Callback):
         return {"average": jax.tree.map(average, state["average"], info.trainable)}
 
     def heads(self, trainer: TrainerView) -> Heads:
-        """The heads with averaged parameters; their other state (batch statistics) is that of their last step."""
+        """Returns the heads with averaged parameters; all other state, such as batch statistics, is as last trained."""
         now: Heads = trainer.heads
         return now.with_trainable(jax.tree.map(jnp.asarray, trainer.callback_state(self)["average"]))
-
-
-def _error(name: str, value: Any, expected: str, fix: str) -> ArgumentError:
-    return ArgumentError(
-        f"An argument has no meaning: ExponentialMovingAverage({name}=...). Got {value!r}, expected {expected}. "
-        f"Fix: {fix}."
-    )

@@ -1,4 +1,4 @@
-"""The norm of each head's gradient, logged from inside the compiled program."""
+"""Logs the norm of each head's gradient from inside the compiled program."""
 
 from __future__ import annotations
 
@@ -8,25 +8,23 @@ from typing import Any
 import optax
 
 from hydrax import Callback, StepInfo
-from hydrax.errors import ArgumentError
+from hydrax.arguments import require
 
 
 class GradientNormMonitor(Callback):
-    """Logs `grad_norm`, the 2-norm of each head's gradient after clipping, as the other metrics of its steps.
+    """Logs `grad_norm`, the 2-norm of each head's gradient after clipping, as a training metric.
 
     Args:
-      by_group: whether to log `grad_norm/<group>` too, for each of the model's outermost parts.
+      by_group: whether to log `grad_norm/<group>` as well, for each outermost part of the model, such as a layer.
+        Default: False.
 
     Raises:
-      ArgumentError: `by_group` is no bool.
+      ArgumentError: `by_group` is not a bool.
     """
 
     def __init__(self, by_group: bool = False) -> None:
-        if not isinstance(by_group, bool):
-            raise ArgumentError(
-                f"An argument has no meaning: GradientNormMonitor(by_group=...). Got {by_group!r}, expected True or "
-                "False. Fix: leave it out for False."
-            )
+        is_bool, where = isinstance(by_group, bool), "GradientNormMonitor(by_group=...)"
+        require(is_bool, where, by_group, "True or False", "leave it out for False")
         self.by_group = by_group
 
     def metrics(self, state: Any, info: StepInfo) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Which heads were lost to NaN or infinity, as a table."""
+"""Writes a table of the heads that were quarantined for NaN or infinity."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from hydrax.files import table_text, warn_if_unwritable, write_text
 
 
 class HeadQuarantineReport(Callback):
-    """Writes `quarantine.csv` into `trainer.log_dir` when a fit that lost heads ends or fails: a line for each of them.
+    """Writes `quarantine.csv` into `trainer.log_dir`, one line per quarantined head, when a fit ends or fails.
 
-    What makes the head this head (recipe, seed, slice length, axes, `PerHead` values), the updates it keeps, and the
-    first array that the next one made NaN or infinite. A fit that loses none writes nothing.
+    A line holds what identifies the head (recipe, seed, slice length, axes, `PerHead` values), the number of updates it
+    keeps, and the first array that the next update made NaN or infinite. A fit without quarantined heads writes
+    nothing.
 
     Attributes:
-      rows: one dict for each lost head, in the order of the heads.
+      rows: one dict per quarantined head, in the order of the heads.
     """
 
     def __init__(self) -> None:
@@ -39,5 +40,5 @@ class HeadQuarantineReport(Callback):
         if not self.rows or event.trainer.log_dir is None:
             return
         path = Path(event.trainer.log_dir) / "quarantine.csv"
-        with warn_if_unwritable("The table of lost heads", path, "read trainer.quarantined"):
+        with warn_if_unwritable("The table of quarantined heads", path, "read trainer.quarantined"):
             write_text(path, table_text(self.rows))

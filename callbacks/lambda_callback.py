@@ -1,4 +1,4 @@
-"""A callback made of functions."""
+"""Makes a callback from plain functions."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ from collections.abc import Callable
 from typing import Any
 
 from hydrax import Callback, Control, Event
+from hydrax.arguments import require
 from hydrax.errors import ArgumentError
 
 
 class LambdaCallback(Callback):
-    """Calls a function for each hook that is given: `LambdaCallback(on_fit_end=lambda event: print(event.step))`.
+    """Calls the given functions as hooks.
+
+    >>> callback = LambdaCallback(on_train_end=lambda event: print("training ended at step", event.step))
+    >>> callback.on_train_end(Event(trainer=None, stage="fit", step=300, epoch=3))
+    training ended at step 300
 
     Args:
-      hooks: functions of an `Event`, by the name of a hook of the first tier.
+      hooks: functions of an `Event`, each under the name of a host hook of `hydrax.Callback`.
 
     Raises:
-      ArgumentError: there is no such hook, or it is given no function.
+      ArgumentError: a hook does not exist, or a value is not a function.
     """
 
     def __new__(cls, **hooks: Callable[[Event], Control | None]) -> LambdaCallback:
@@ -27,20 +32,17 @@ class LambdaCallback(Callback):
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
                 raise ArgumentError(
-                    f"There is no such hook: LambdaCallback({name}=...). Got {name!r}, expected a hook of "
-                    f"hydrax.Callback that gets an event. Fix: the nearest is {near}."
+                    f"Unknown hook: LambdaCallback({name}=...). Got {name!r}, expected a hook of hydrax.Callback that "
+                    f"takes an event. Fix: the closest name is {near}."
                 )
-            if not callable(function):
-                raise ArgumentError(
-                    f"A hook is no function: LambdaCallback({name}=...). Got {type(function).__name__}, expected a "
-                    "function of an event. Fix: pass lambda event: ..."
-                )
-        # A class of its own, as a hook costs only where a class overrides it.
+            where = f"LambdaCallback({name}=...)"
+            require(callable(function), where, function, "a function of an event", "pass lambda event: ...")
+        # Each callback gets a class of its own, because the loop calls only hooks that a class overrides.
         methods: dict[str, Any] = {name: _method(function) for name, function in hooks.items()}
         return super().__new__(type(cls.__name__, (cls,), methods))
 
     def __init__(self, **hooks: Callable[[Event], Control | None]) -> None:
-        """`__new__` did it all."""
+        """Does nothing: `__new__` has checked and kept the hooks."""
 
 
 def _method(function: Callable[[Event], Control | None]) -> Callable[[Any, Event], Control | None]:

@@ -1,4 +1,4 @@
-"""The learning curve, as a picture and a table, at the end of a fit."""
+"""Draws the learning curve at the end of a fit."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from hydrax.loggers import CURVE_COLUMNS, can_draw, curve_of, learning_curve, to
 
 
 class LearningCurvePlot(Callback):
-    """Draws a metric against slice length when a fit ends, into `trainer.log_dir`; nothing where that is None.
+    """Draws a metric against slice length at the end of a fit.
 
-    `learning_curve_<metric>.csv` has a line for each length: heads, mean, standard deviation, minimum, quantiles and
-    maximum. Heads in quarantine are in none. `learning_curve_<metric>.png` is drawn where matplotlib is installed.
+    Two files are written into `trainer.log_dir`: `learning_curve_<metric>.csv`, with one line per slice length (number
+    of heads, mean, standard deviation, minimum, quantiles, maximum), and, if matplotlib is installed, the figure
+    `learning_curve_<metric>.png`. Quarantined heads are left out. If `trainer.log_dir` is None, nothing is written.
 
     Args:
-      metric: what to draw, as it is last logged; None: `val_loss`, or `train_loss` in a fit without validation.
+      metric: name of the metric, whose last logged value is drawn. Default: `val_loss`, or `train_loss` in a fit
+        without validation.
 
     Raises:
-      ArgumentError: the metric is no text, or nothing of that name was logged.
+      ArgumentError: `metric` is not a string, or no metric of that name was logged.
     """
 
     def __init__(self, metric: str | None = None) -> None:
@@ -31,17 +33,17 @@ class LearningCurvePlot(Callback):
         self.metric = metric
 
     def setup(self, event: Event) -> None:
-        # What training logs is known by its first step; what validation logs now.
+        # Names of validation metrics are known before training, those of training metrics only after its first step.
         if event.stage == "fit" and self.metric is not None and self.metric.startswith("val_"):
             if self.metric not in event.trainer.validation_metrics:
                 names = ", ".join(sorted(event.trainer.validation_metrics)) or "none, as this fit has no validation"
-                raise _error(self.metric, f"one of what validation logs: {names}")
+                raise _error(self.metric, f"one of the validation metrics: {names}")
 
     def on_fit_end(self, event: Event) -> None:
         known, folder = event.trainer.callback_metrics, event.trainer.log_dir
         metric = self.metric or ("val_loss" if "val_loss" in known else "train_loss")
         if metric not in known:
-            raise _error(metric, f"one of what was logged: {', '.join(sorted(known))}")
+            raise _error(metric, f"one of the logged metrics: {', '.join(sorted(known))}")
         if folder is None:
             return
         lengths = np.array([head["length"] for head in event.trainer.head_settings()])
@@ -56,6 +58,6 @@ class LearningCurvePlot(Callback):
 
 def _error(metric: object, expected: str) -> ArgumentError:
     return ArgumentError(
-        f"There is no such metric: LearningCurvePlot(metric=...). Got {metric!r}, expected {expected}. Fix: name one "
-        "that the module logs, or leave it out for val_loss."
+        f"Unknown metric: LearningCurvePlot(metric=...). Got {metric!r}, expected {expected}. Fix: pass the name of a "
+        "metric that the module logs, or leave it out for val_loss."
     )

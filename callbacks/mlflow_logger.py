@@ -1,4 +1,4 @@
-"""Hands what a run logs to MLflow: one run for all heads."""
+"""Logs a run to MLflow, one run for all heads."""
 
 from __future__ import annotations
 
@@ -11,25 +11,29 @@ import numpy as np
 from hydrax.files import table_text
 from hydrax.loggers import RemoteLogger, missing_package
 
-MOST_METRICS = 1_000
-"""Numbers of one request: MLflow takes no more."""
+MAX_METRICS = 1_000
+"""Most numbers in one request that MLflow accepts."""
 
 
 class MLflowLogger(RemoteLogger):
-    """Hands a fit to MLflow: one run for all heads, whose id a resumed fit goes on with.
+    """Logs a fit to MLflow as one run for all heads, which a resumed fit continues.
 
-    Beside the numbers of `RemoteLogger` it writes the artifacts `heads/<metric>_<step>.csv`, the values of all heads at
-    each validation, as MLflow has no histograms; and at the end `heads.csv`, one row a head (slice, seed,
-    hyper-parameters, score, status), and learning curves as images. The run's parameters are the module's
-    hyper-parameters, a `PerHead` in short. Where `trainer.log_dir` is None nothing is written.
+    In addition to the numbers of `hydrax.loggers.RemoteLogger` it logs
+
+    - the parameters of the run: the module's hyper-parameters, each `PerHead` in its short form;
+    - the artifacts `heads/<metric>_<step>.csv`: the values of all heads at each validation (MLflow has no histograms);
+    - at the end the artifact `heads.csv`, with one row per head (slice, seed, hyper-parameters, score, status), and
+      learning curves as images.
+
+    If `trainer.log_dir` is None, nothing is logged.
 
     Args:
-      experiment: that the run belongs to; made if it is not there.
-      name: of the run; None: the service makes one up.
-      tracking_uri: where the service is; None: as the environment says.
+      experiment: name of the experiment that the run belongs to; made if it is missing. Default: "hydrax".
+      name: name of the run; by default MLflow makes one up.
+      tracking_uri: address of the tracking server; by default MLflow takes it from the environment.
 
     Raises:
-      ArgumentError: mlflow is not installed; `mlflow-skinny` will do.
+      ArgumentError: mlflow is not installed; `mlflow-skinny` is enough.
     """
 
     def __init__(self, experiment: str = "hydrax", name: str | None = None, tracking_uri: str | None = None) -> None:
@@ -48,7 +52,7 @@ class MLflowLogger(RemoteLogger):
 
         self._client, self._first_step = MlflowClient(tracking_uri=self.tracking_uri), 0
         if self.run_id is not None:
-            # MLflow keeps what comes twice, and a run that was cut off may have logged beyond its checkpoint.
+            # MLflow keeps duplicates, and an interrupted run may have logged beyond its last checkpoint.
             known = self._client.get_metric_history(self.run_id, "heads/live")
             self._first_step = 1 + max((metric.step for metric in known), default=-1)
             return self.run_id
@@ -65,8 +69,8 @@ class MLflowLogger(RemoteLogger):
             return
         now = int(time.time() * 1e3)
         metrics = [Metric(name, value, now, step) for name, value in numbers.items()]
-        for first in range(0, len(metrics), MOST_METRICS):
-            self._client.log_batch(self.run_id, metrics=metrics[first : first + MOST_METRICS])
+        for first in range(0, len(metrics), MAX_METRICS):
+            self._client.log_batch(self.run_id, metrics=metrics[first : first + MAX_METRICS])
         for name, values in heads.items():
             rows = [{"place": place, name: value} for place, value in enumerate(values.tolist())]
             self._client.log_text(self.run_id, table_text(rows), f"heads/{name.replace('/', '_')}_{step}.csv")

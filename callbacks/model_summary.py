@@ -1,4 +1,4 @@
-"""A table of one head's parameters, before training starts."""
+"""Logs a table of one head's parameters before training starts."""
 
 from __future__ import annotations
 
@@ -9,28 +9,25 @@ from typing import Any
 import jax
 
 from hydrax import Callback, Event
-from hydrax.errors import ArgumentError
+from hydrax.arguments import is_int, require
 
 
 class ModelSummary(Callback):
-    """Says, once a fit starts, which parameters a head has, and what all heads take in memory.
+    """Logs the parameters of one head and the memory that all heads take, when a fit starts.
 
     Args:
-      max_lines: most arrays that the table names, 1 or more; the total counts all.
+      max_lines: number of arrays that the table lists, 1 or more; the total counts all of them. Default: 20.
 
     Raises:
-      ArgumentError: `max_lines` is out of its range.
+      ArgumentError: `max_lines` is out of range.
 
     Attributes:
-      text: what it said last; "" before.
+      text: the last table; empty before the first fit.
     """
 
     def __init__(self, max_lines: int = 20) -> None:
-        if isinstance(max_lines, bool) or not isinstance(max_lines, int) or max_lines < 1:
-            raise ArgumentError(
-                f"Count out of range: ModelSummary(max_lines=...). Got {max_lines!r}, expected an int of 1 or more. "
-                "Fix: leave it out for 20, or pass Trainer(enable_model_summary=False) for no table."
-            )
+        fix = "leave it out for 20, or pass Trainer(enable_model_summary=False) for no table"
+        require(is_int(max_lines, least=1), "ModelSummary(max_lines=...)", max_lines, "an int of 1 or more", fix)
         self.max_lines, self.text = max_lines, ""
 
     def on_fit_start(self, event: Event) -> None:
@@ -47,12 +44,12 @@ class ModelSummary(Callback):
         sizes = [_num_bytes(tree) for tree in (shapes.trainable, shapes.state, shapes.opt_state)]
         return (
             f"Parameters of one head:\n{table}\n{num_heads:,} heads: {num_heads * count:,} parameters; "
-            f"{_megabytes(num_heads * sum(sizes))} for parameters, model state and optimiser."
+            f"{_megabytes(num_heads * sum(sizes))} for parameters, model state and optimiser state."
         )
 
 
 def _table(leaves: dict[str, Any], max_lines: int) -> str:
-    """Names, shapes, dtypes and sizes. clu.parameter_overview has such a table, but imports Flax: half a second."""
+    """Formats names, shapes, dtypes and sizes. clu.parameter_overview does too, but takes half a second to import."""
     rows = [
         (name, str(list(leaf.shape)), str(leaf.dtype), f"{math.prod(leaf.shape):,}") for name, leaf in leaves.items()
     ]

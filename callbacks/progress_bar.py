@@ -1,4 +1,4 @@
-"""A progress bar over the steps of a fit; plain lines where nobody watches a terminal."""
+"""Shows the progress of a fit as a bar, or as plain lines if stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -14,42 +14,40 @@ from tqdm import TqdmWarning
 from tqdm.asyncio import tqdm_asyncio
 
 from hydrax import Callback, Event
-from hydrax.errors import ArgumentError
+from hydrax.arguments import is_number, require
 
 with warnings.catch_warnings():
-    # In a notebook without ipywidgets tqdm asks for them; plain lines will do.
+    # In a notebook without ipywidgets tqdm warns that they are missing; plain lines are good enough.
     warnings.simplefilter("ignore", TqdmWarning)
     from tqdm.auto import tqdm
 
 MAX_REFRESH_PER_SECOND = 10.0
 LINE_SECS = 5.0
-"""Shortest time between two plain lines: a job's log should stay readable."""
+"""Shortest time between two plain lines, so that the log of a batch job stays readable."""
 RATE_SECS = 1.0
-"""Shortest time over which head-steps are counted: a rate per refresh would flicker."""
+"""Shortest time over which head-steps are counted, so that the rate does not flicker."""
 
 
 class ProgressBar(Callback):
-    """Shows how far a fit is: steps, time left, median and worst head of each progress-bar metric, live heads, speed.
+    """Shows the progress of a fit: steps, time left, metrics, live heads and speed.
 
-    Worst is the minimum over heads where a metric's name holds "acc", else the maximum. Heads whose metric is NaN are
-    left out and counted as `nan=`. The speed is in head-steps per second: steps per second times live heads. Where
-    stderr is no terminal, and this no notebook, it writes plain lines instead, at most one in 5 seconds besides the
-    first and the last.
+    A progress-bar metric is shown as its median over the heads, followed by its minimum and maximum:
+    `val_loss=0.31 (0.2 to 0.9)`. Heads whose metric is NaN are left out and counted as `nan=`. The speed is in
+    head-steps per second, which is steps per second times live heads. If stderr is neither a terminal nor a notebook,
+    plain lines are printed instead: the first, the last, and at most one every 5 seconds in between.
 
     Args:
-      refresh_per_second: how often the bar is drawn anew, 0 < refresh_per_second <= 10. Steps in between cost two
-        comparisons, nothing is computed for them.
+      refresh_per_second: how often the bar is redrawn, 0 < refresh_per_second <= 10. Steps in between cost two
+        comparisons each. Default: 10.
 
     Raises:
-      ArgumentError: `refresh_per_second` is out of its range.
+      ArgumentError: `refresh_per_second` is out of range.
     """
 
     def __init__(self, refresh_per_second: float = MAX_REFRESH_PER_SECOND) -> None:
-        if not 0 < refresh_per_second <= MAX_REFRESH_PER_SECOND:
-            raise ArgumentError(
-                f"Refresh rate out of range: ProgressBar(refresh_per_second=...). Got {refresh_per_second!r}, expected "
-                f"0 < refresh_per_second <= {MAX_REFRESH_PER_SECOND:g}. Fix: leave it out for the fastest one."
-            )
+        in_range = is_number(refresh_per_second) and 0 < refresh_per_second <= MAX_REFRESH_PER_SECOND
+        where, expected = "ProgressBar(refresh_per_second=...)", f"0 < refresh_per_second <= {MAX_REFRESH_PER_SECOND:g}"
+        require(in_range, where, refresh_per_second, expected, "leave it out for the highest rate")
         self.refresh_per_second = refresh_per_second
         self._display: _Bar | _Lines | None = None
         self._next_refresh_secs = 0.0
@@ -59,17 +57,17 @@ class ProgressBar(Callback):
     def on_train_start(self, event: Event) -> None:
         self._close()
         total, refresh_secs = event.trainer.estimated_stepping_batches, 1.0 / self.refresh_per_second
-        if _in_notebook() or sys.stderr.isatty():
-            self._display = _Bar(event.step, total, refresh_secs)
-        else:
-            self._display = _Lines(event.step, total, refresh_secs)
+        if sys.stderr is None:  # in a service or a windowed program there may be none
+            return
+        display = _Bar if _in_notebook() or sys.stderr.isatty() else _Lines
+        self._display = display(event.step, total, refresh_secs)
         self._rate = self._counted_from = None
         self._refresh(event, time.monotonic())
 
     def on_train_steps_end(self, event: Event) -> None:
         now = time.monotonic()
         if self._counted_from is None:
-            # Counted from here and not from the start, so that the speed leaves compilation out.
+            # Counting starts after the first superstep, so that the speed leaves compile time out.
             self._counted_from = now, event.step
         if now >= self._next_refresh_secs:
             self._refresh(event, now)
@@ -113,11 +111,11 @@ class ProgressBar(Callback):
 
 
 class _Bar:
-    """tqdm's bar, drawn when told to and never by itself."""
+    """Draws tqdm's bar, only when `show` is called."""
 
     def __init__(self, step: int, total: int, refresh_secs: float) -> None:
         self.refresh_secs = refresh_secs
-        # No intervals of tqdm's own: it would skip some of the refreshes asked for.
+        # Without intervals of its own, as tqdm would skip some of the refreshes.
         self._bar = tqdm(
             desc="fit",
             unit="step",
@@ -139,7 +137,7 @@ class _Bar:
 
 
 class _Lines:
-    """tqdm's numbers as plain lines."""
+    """Prints tqdm's numbers as plain lines."""
 
     def __init__(self, step: int, total: int, refresh_secs: float) -> None:
         self.refresh_secs = max(LINE_SECS, refresh_secs)
@@ -158,16 +156,16 @@ class _Lines:
             postfix=postfix,
             initial=self._initial,
         )
-        # A log that can no longer be written must not end the fit; tqdm's bar takes the same care.
+        # A stream that can no longer be written to must not end the fit; tqdm's bar takes the same care.
         with contextlib.suppress(OSError, ValueError):
             print(line, file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Does nothing, as nothing is held open."""
 
 
 def _in_notebook() -> bool:
-    # tqdm.auto offers a child of the notebook's bar there, and the very class of tqdm.asyncio elsewhere.
+    # In a notebook tqdm.auto exports a subclass of the notebook's bar, elsewhere the class of tqdm.asyncio itself.
     return tqdm is not tqdm_asyncio
 
 
@@ -183,9 +181,9 @@ def _metric_text(name: str, values: np.ndarray) -> str:
     numbers = np.sort(values)[: values.size - np.count_nonzero(np.isnan(values))]  # NaN sorts to the end
     text = name
     if numbers.size:
-        # The middle of -inf and inf is NaN, which is then what to show.
+        # The median of -inf and inf is NaN, which is shown as it is.
         with np.errstate(invalid="ignore"):
-            text += f"={np.median(numbers):.3g} worst={numbers[0] if 'acc' in name else numbers[-1]:.3g}"
+            text += f"={np.median(numbers):.3g} ({numbers[0]:.3g} to {numbers[-1]:.3g})"
     if numbers.size < values.size:
         text += f" nan={values.size - numbers.size}"
     return text

@@ -1,16 +1,16 @@
-"""Writes what a run logs for TensorBoard: one run for all heads, their spread instead of a line for each."""
+"""Logs a run for TensorBoard: the spread over all heads instead of one line per head."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hydrax import Callback, Event
-from hydrax.errors import ArgumentError
+from hydrax.arguments import is_int, require
 from hydrax.loggers import EventFiles, HeadsOverTime, can_draw, heat_map, learning_curve, summaries
 
 if TYPE_CHECKING:
@@ -18,52 +18,53 @@ if TYPE_CHECKING:
 
 MAX_FIGURE_METRICS = 4
 DRAW_SHARE = 50
-"""Between figures drawn in a fit lies so many times the time that drawing takes."""
+"""Figures are drawn again after this many times the time that drawing them takes."""
 
 
 class TensorBoardLogger(Callback):
-    """Writes the spread over heads of every metric into `trainer.log_dir`; writes nothing where that is None.
+    """Logs the spread of every metric over the heads to TensorBoard event files in `trainer.log_dir`.
 
-    Training metrics are written at every step that `trainer.log_every_n_steps` divides, the others whenever they come.
+    Training metrics are logged at every step that `trainer.log_every_n_steps` divides, all others whenever they are
+    computed. If `trainer.log_dir` is None, nothing is written. The tags are
 
     - `<metric>/mean`, `/min`, `/q10`, `/median`, `/q90`, `/max`: over all heads, live or not, whose value is finite;
-    - `<metric>/heads`: histogram over the same heads; validation metrics only;
-    - `heads/live`: heads that still learn;
-    - `heads/not_finite`: heads with a NaN or an infinity in one of the metrics written together;
-    - `heads/steps_per_sec`: head-steps per second since training metrics were last written, evaluation included;
-    - `learning_curve/<metric>`: figure, the metric against slice length, where there are three lengths or more;
-    - `heads_over_time/<metric>`: figure, a heat map, heads (by slice length) x time;
-    - others: numbers of the run as a whole, which callbacks gave to `trainer.log_scalars`.
+    - `<metric>/heads`: a histogram over the same heads, for validation metrics;
+    - `heads/live`: number of heads that still learn;
+    - `heads/not_finite`: number of heads with NaN or infinity in one of the metrics logged together;
+    - `heads/steps_per_sec`: head-steps per second since the last training metrics, evaluation included;
+    - `learning_curve/<metric>`: figure, the metric against slice length, if there are three lengths or more;
+    - `heads_over_time/<metric>`: figure, a heat map of heads (ordered by slice length) and time;
+    - any other tag: a number of the whole run that a callback passed to `trainer.log_scalars`.
 
-    A margin chart of each metric (min, median, max) stands under "Custom Scalars" from the end of the first epoch on.
-    TensorBoard takes one layout a run, so a metric that first comes later gets no chart.
+    From the end of the first epoch on, "Custom Scalars" has a margin chart (min, median, max) of each metric.
+    TensorBoard reads one layout per run, so a metric that is first logged later has no chart.
 
-    Some heads have a run of their own beside it, `head_<id>`, with every metric under its plain name. Their
-    hyper-parameters, with slice length, seed and axes, stand under "HParams", with their scores.
+    Some heads also have a run of their own, `head_<id>`, with every metric under its plain name. "HParams" lists their
+    hyper-parameters, slice length, seed and axes beside their scores.
 
-    Figures, of the first four validation metrics, need matplotlib (`pip install 'hydrax-heads[plots]'`). They are drawn
-    at the end of a fit, and during it as often as takes no more than 2 % of its time.
+    Figures are drawn for the first four validation metrics and need matplotlib
+    (`pip install 'hydrax-heads[plots]'`). They are drawn at the end of a fit and during it, but take at most 2 % of the
+    time of a fit.
 
-    A disk that is full or cannot be written never stops or delays a fit: logs are then dropped and counted, and the
-    logger "hydrax" says so once.
+    A disk that is full or cannot be written never stops or delays a fit. Logs are dropped and counted, and the logger
+    "hydrax" warns once.
 
     Args:
-      max_head_runs: how many heads have a run of their own, from the one with the shortest slice to the one with the
-        longest; 0: none. TensorBoard becomes slow beyond some 250 runs.
-      heads: ids of the heads that have one instead.
-      figures: whether to draw any.
+      max_head_runs: number of heads with a run of their own, evenly chosen from the shortest slice to the longest;
+        0 for none. TensorBoard becomes slow beyond about 250 runs. Default: 8.
+      heads: ids of the heads that have a run of their own, in place of an even choice.
+      figures: whether to draw figures. Default: True.
 
     Raises:
-      ArgumentError: an argument is out of its range; in `on_train_start`, no head has such an id.
+      ArgumentError: an argument is out of range, or (in `on_train_start`) no head has one of the ids in `heads`.
     """
 
     def __init__(self, max_head_runs: int = 8, heads: Sequence[int] | None = None, figures: bool = True) -> None:
-        if isinstance(max_head_runs, bool) or not isinstance(max_head_runs, int) or max_head_runs < 0:
-            raise _error("max_head_runs", max_head_runs, "an int of 0 or more", "leave it out for 8")
-        if heads is not None and not all(isinstance(head, int | np.integer) for head in heads):
-            raise _error("heads", heads, "ids of heads, ints", "leave it out for an even choice")
-        if not isinstance(figures, bool):
-            raise _error("figures", figures, "True or False", "leave it out for True")
+        whole = is_int(max_head_runs, least=0)
+        _require(whole, "max_head_runs", max_head_runs, "an int of 0 or more", "leave it out for 8")
+        ids = heads is None or (isinstance(heads, Iterable) and all(is_int(head) for head in heads))
+        _require(ids, "heads", heads, "a list of head ids", "leave it out for an even choice")
+        _require(isinstance(figures, bool), "figures", figures, "True or False", "leave it out for True")
         self.max_head_runs, self.heads, self.figures = max_head_runs, heads, figures
         self._files: EventFiles | None = None
         self._dropped = 0
@@ -71,19 +72,19 @@ class TensorBoardLogger(Callback):
         self._begin()
 
     def _begin(self) -> None:
-        """Forgets the run before."""
+        """Forgets the previous run."""
         self._close()
         self._warned = self._charted = False
-        self._metric_names: dict[str, None] = {}  # a set that keeps the order
+        self._metric_names: dict[str, None] = {}  # an ordered set
         self._counted_from: tuple[float, int] | None = None
         self._settings: list[dict[str, Any]] = []
-        self._own_runs: dict[str, int] = {}  # the places of the heads that have one
+        self._own_runs: dict[str, int] = {}  # positions of heads by the name of their run
         self._without_hparams: set[str] = set()
-        self._drawn_at, self._draw_secs = time.monotonic(), 1.0  # a guess, until the first is drawn
+        self._drawn_at, self._draw_secs = time.monotonic(), 1.0  # a guess until the first figures are drawn
 
     @property
     def num_dropped(self) -> int:
-        """Logs that could not be written."""
+        """Number of logs that could not be written."""
         return self._dropped + (0 if self._files is None else self._files.num_dropped)
 
     def on_train_start(self, event: Event) -> None:
@@ -95,14 +96,14 @@ class TensorBoardLogger(Callback):
         self._settings = event.trainer.head_settings()
         self._own_runs = {f"head_{self._settings[place]['head']}": place for place in self._places()}
         self._without_hparams = set(self._own_runs)
-        # A run that was cut off may have logged beyond the step it resumes from. What it logged at that step stays:
-        # it is not logged again.
+        # An interrupted run may have logged beyond the step it resumes from. What it logged at that step itself stays,
+        # as that step is not logged again.
         self._open(event, purge_step=event.step + 1 if event.step > 0 else None)
         event.trainer.save_hparams()
 
     def on_train_steps_end(self, event: Event) -> None:
         if self._counted_from is None and event.steps.size:
-            # Counted from here and not from the start, so that the speed leaves compilation out.
+            # Counting starts after the first superstep, so that the speed leaves compile time out.
             self._counted_from = time.monotonic(), int(event.steps[-1])
         due = np.flatnonzero(event.steps % event.trainer.log_every_n_steps == 0)
         if due.size == 0:
@@ -115,7 +116,7 @@ class TensorBoardLogger(Callback):
     def on_validation_end(self, event: Event) -> None:
         self._log(event, event.metrics, event.step, histograms=True)
         if event.stage != "fit":
-            self._close()  # nothing else ends an evaluation outside a fit
+            self._close()  # no later hook would: this is trainer.validate(), outside a fit
             return
         self._remember(event)
         if time.monotonic() - self._drawn_at > DRAW_SHARE * self._draw_secs:
@@ -129,7 +130,7 @@ class TensorBoardLogger(Callback):
 
     def on_save_checkpoint(self, event: Event) -> None:
         if self._files is not None:
-            self._files.flush_soon()  # a run that is killed goes on from here, and logs nothing of before again
+            self._files.flush_soon()  # a killed run resumes from this checkpoint and does not log earlier steps again
 
     def on_fit_end(self, event: Event) -> None:
         self._draw(event)
@@ -146,7 +147,7 @@ class TensorBoardLogger(Callback):
         self._close()
 
     def state_dict(self) -> dict[str, Any]:
-        # By number: a metric's name may hold what a checkpoint cannot have in the name of an array.
+        # Numbered, because names of metrics may hold characters that names of arrays in a checkpoint must not.
         arrays = {
             f"{part}_{number}": array
             for number, known in enumerate(self._history.values())
@@ -191,7 +192,7 @@ class TensorBoardLogger(Callback):
         of_heads = summaries.of_single_heads(metrics, list(self._own_runs.values()))
         assert self._files is not None
         self._files.add({"": numbers, **dict(zip(self._own_runs, of_heads, strict=True))}, step)
-        # TensorBoard takes the table's columns from what comes first: so from where all that scores a head is known.
+        # TensorBoard takes the columns of the HParams table from the first entry, so it waits until all scores exist.
         scores = sorted(event.trainer.validation_metrics) or list(metrics)
         if self._without_hparams and set(scores) <= set(metrics):
             self._files.add({run: self._hparams(event, run, scores) for run in self._without_hparams}, step)
@@ -199,11 +200,11 @@ class TensorBoardLogger(Callback):
 
     def _hparams(self, event: Event, run: str, scores: Sequence[str]) -> Summary:
         hparams = event.trainer.module.hparams if event.trainer.module else {}
-        values = {**hparams, **self._settings[self._own_runs[run]], "head": None}  # its name says which
+        values = {**hparams, **self._settings[self._own_runs[run]], "head": None}  # the name of its run has the id
         return summaries.hyperparameters(values, scores)
 
     def _places(self) -> list[int]:
-        """The places of the heads that have runs of their own."""
+        """Returns the positions of the heads that have runs of their own."""
         ids = [settings["head"] for settings in self._settings]
         if self.heads is None:
             order = self._by_length()
@@ -211,15 +212,17 @@ class TensorBoardLogger(Callback):
             return sorted(order[chosen].tolist())
         unknown = [head for head in self.heads if head not in ids]
         if unknown:
-            raise _error("heads", unknown[0], f"ids of heads: {min(ids)} to {max(ids)}", "leave it out")
+            _require(
+                False, "heads", unknown[0], f"ids of heads: {min(ids)} to {max(ids)}", "leave it out for an even choice"
+            )
         return [ids.index(head) for head in self.heads]
 
     def _by_length(self) -> np.ndarray:
-        """int64[H], places of the heads, the shortest slice first."""
+        """Returns int64[H], the positions of the heads, the shortest slice first."""
         return np.argsort([settings["length"] for settings in self._settings], kind="stable")
 
     def _remember(self, event: Event) -> None:
-        """Notes what the heat maps show."""
+        """Adds the present metrics to the history that the figures show."""
         if not self.figures or not self._settings:
             return
         for name, values in list(event.metrics.items())[:MAX_FIGURE_METRICS]:
@@ -256,9 +259,9 @@ class TensorBoardLogger(Callback):
             if not self._warned:
                 self._warned = True
                 logging.getLogger("hydrax").warning(
-                    "Logs for TensorBoard are dropped: TensorBoardLogger, folder %s. Got %s, expected a folder that "
-                    "takes them. Fix: make room there, or give Trainer another default_root_dir; the run goes on "
-                    "without them.",
+                    "Logs for TensorBoard were dropped: TensorBoardLogger, folder %s. Got %s, expected a writable "
+                    "folder with free space. Fix: free some space there, or pass another default_root_dir to Trainer; "
+                    "the run continues without these logs.",
                     folder,
                     trouble,
                 )
@@ -275,7 +278,5 @@ class TensorBoardLogger(Callback):
         self._files = None
 
 
-def _error(name: str, value: Any, expected: str, fix: str) -> ArgumentError:
-    return ArgumentError(
-        f"An argument has no meaning: TensorBoardLogger({name}=...). Got {value!r}, expected {expected}. Fix: {fix}."
-    )
+def _require(holds: bool, name: str, value: Any, expected: str, fix: str) -> None:
+    require(holds, f"TensorBoardLogger({name}=...)", value, expected, fix)

@@ -1,4 +1,4 @@
-"""How fast a fit runs, in numbers that loggers write."""
+"""Gives the speed of a fit to its loggers."""
 
 from __future__ import annotations
 
@@ -8,30 +8,27 @@ import time
 import numpy as np
 
 from hydrax import Callback, Event
-from hydrax.errors import ArgumentError
+from hydrax.arguments import is_number, require
 
 
 class ThroughputMonitor(Callback):
-    """Gives loggers the speed of the steps of late, evaluation and callbacks included.
+    """Measures the speed of the most recent steps, and gives it to the loggers of the run.
 
-    `throughput/steps_per_sec`, `throughput/head_steps_per_sec` (steps times heads that learn) and
-    `throughput/slots_per_sec` (head-steps times slots of a batch, padding included). Compilation is left out: it counts
-    from the end of the first superstep on.
+    It measures `throughput/steps_per_sec`, `throughput/head_steps_per_sec` (steps times heads that still learn) and
+    `throughput/slots_per_sec` (head-steps times slots of a batch, padding included). Time spent on evaluation and
+    callbacks counts. Measuring starts after the first superstep, which leaves compile time out.
 
     Args:
-      window_secs: over how long, more than 0; a longer superstep counts whole.
+      window_secs: length of the window in seconds, above 0; a superstep that takes longer counts as a whole.
+        Default: 10.
 
     Raises:
-      ArgumentError: `window_secs` is out of its range.
+      ArgumentError: `window_secs` is out of range.
     """
 
     def __init__(self, window_secs: float = 10.0) -> None:
-        is_number = isinstance(window_secs, int | float) and not isinstance(window_secs, bool)
-        if not is_number or not window_secs > 0:
-            raise ArgumentError(
-                f"Time out of range: ThroughputMonitor(window_secs=...). Got {window_secs!r}, expected more than 0. "
-                "Fix: leave it out for 10."
-            )
+        positive, where = is_number(window_secs) and window_secs > 0, "ThroughputMonitor(window_secs=...)"
+        require(positive, where, window_secs, "a number of seconds above 0", "leave it out for 10")
         self.window_secs = window_secs
         self._marks: collections.deque[tuple[float, int, int]] = collections.deque()
 
@@ -39,12 +36,12 @@ class ThroughputMonitor(Callback):
         self._marks.clear()
 
     def on_train_steps_end(self, event: Event) -> None:
-        """Marks are (time, steps, head-steps), counted from the first one."""
+        # Marks are (time, steps, head-steps), counted from the first one.
         now, marks = time.monotonic(), self._marks
         steps, head_steps = marks[-1][1:] if marks else (0, 0)
         marks.append((now, steps + len(event.steps), head_steps + len(event.steps) * int(np.count_nonzero(event.live))))
         while len(marks) > 2 and now - marks[1][0] >= self.window_secs:
-            marks.popleft()
+            marks.popleft()  # keeps one mark outside the window, from which the window is measured
         secs = now - marks[0][0]
         if secs <= 0:
             return

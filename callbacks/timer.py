@@ -1,4 +1,4 @@
-"""Ends a fit after a time, and says how long its stages took."""
+"""Stops a fit after a given time, and measures how long its stages take."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hydrax import Callback, Event
+from hydrax.arguments import require
 from hydrax.errors import ArgumentError
 
 STAGES = ("train", "validate", "test", "predict")
@@ -17,16 +18,21 @@ _FORM = re.compile(r"(\d+):(\d\d):(\d\d):(\d\d)")
 
 
 class Timer(Callback):
-    """Measures how long a fit trains, and ends it in good order after `duration`.
+    """Measures the training time of a fit, and stops the fit after `duration`.
 
-    It looks between supersteps. What ends is saved and returned as it then is; no head is frozen, and a fit that goes
-    on from the checkpoint goes on counting, so give it a longer `duration`. A clock that is set does not matter.
+    The time is checked between supersteps. A fit that is stopped saves its last checkpoint and returns its result as
+    usual, and no head is marked as stopped. A resumed fit continues to count from its checkpoint, so pass a longer
+    `duration` to train on. Changes of the machine's clock have no effect.
+
+    >>> Timer("00:12:00:00").time_remaining(), Timer({"minutes": 1.5}).time_remaining(), Timer().time_remaining()
+    (43200.0, 90.0, None)
 
     Args:
-      duration: a text "DD:HH:MM:SS", a `timedelta`, a dict of its arguments, or None for no end.
+      duration: the longest training time: a string "DD:HH:MM:SS", a `datetime.timedelta`, or a dict of its arguments.
+        If None, the default, the fit is not stopped.
 
     Raises:
-      ArgumentError: the duration is none of these, or not above 0.
+      ArgumentError: `duration` is none of these, or is not above 0.
     """
 
     def __init__(self, duration: str | datetime.timedelta | Mapping[str, float] | None = None) -> None:
@@ -35,25 +41,25 @@ class Timer(Callback):
         self._since: dict[str, float] = {}
 
     def time_elapsed(self, stage: str = "train") -> float:
-        """Seconds so far of "train" (validation in it included), "validate", "test" or "predict".
+        """Returns the seconds spent so far in a stage.
+
+        Args:
+          stage: "train", the default, which includes validation during the fit; "validate", "test" or "predict".
 
         Raises:
-          ArgumentError: there is no such stage.
+          ArgumentError: `stage` is unknown.
         """
-        if stage not in STAGES:
-            raise ArgumentError(
-                f"No such stage: Timer.time_elapsed(stage=...). Got {stage!r}, expected one of {', '.join(STAGES)}. "
-                "Fix: leave it out for training."
-            )
+        choices, fix = f"one of {', '.join(STAGES)}", "leave it out for training"
+        require(stage in STAGES, "Timer.time_elapsed(stage=...)", stage, choices, fix)
         running = time.monotonic() - self._since[stage] if stage in self._since else 0.0
         return self._secs[stage] + running
 
     def time_remaining(self) -> float | None:
-        """Seconds of training left, 0 where they are over; None without a duration."""
+        """Returns the seconds of training left, at least 0; None without a duration."""
         return None if self.duration_secs is None else max(0.0, self.duration_secs - self.time_elapsed())
 
     def on_train_start(self, event: Event) -> None:
-        if event.step == 0:  # a resumed fit goes on from load_state_dict
+        if event.step == 0:  # a resumed fit continues from load_state_dict
             self._secs["train"] = 0.0
         self._start("train")
         self._check(event)
@@ -105,7 +111,7 @@ class Timer(Callback):
         if self.time_remaining() == 0.0 and not event.trainer.should_stop:
             event.trainer.should_stop = True
             logging.getLogger("hydrax").info(
-                "Timer: %.0f s of training are over at step %d.", self.time_elapsed(), event.step
+                "Timer: stopping at step %d, after %.0f s of training.", event.step, self.time_elapsed()
             )
 
 
@@ -123,7 +129,7 @@ def _seconds(duration: Any) -> float:
             found = None
     if found is None or found <= 0:
         raise ArgumentError(
-            f"A duration has no meaning: max_time, Timer(duration=...). Got {duration!r}, expected "
-            '"DD:HH:MM:SS", a timedelta or a dict such as {"hours": 2}, above 0. Fix: pass for example "00:02:00:00".'
+            f"Invalid duration: max_time, Timer(duration=...). Got {duration!r}, expected a time above 0 as "
+            '"DD:HH:MM:SS", a timedelta or a dict such as {"hours": 2}. Fix: pass for example "00:02:00:00".'
         )
     return found

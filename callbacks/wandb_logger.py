@@ -1,4 +1,4 @@
-"""Hands what a run logs to Weights & Biases: one run for all heads."""
+"""Logs a run to Weights & Biases, one run for all heads."""
 
 from __future__ import annotations
 
@@ -7,26 +7,31 @@ from typing import Any
 
 import numpy as np
 
-from hydrax.errors import ArgumentError
+from hydrax.arguments import require
 from hydrax.loggers import RemoteLogger, finite, missing_package, to_pixels
 
 
 class WandbLogger(RemoteLogger):
-    """Hands a fit to Weights & Biases: one run for all heads, whose id a resumed fit goes on with.
+    """Logs a fit to Weights & Biases as one run for all heads, which a resumed fit continues.
 
-    Beside the numbers of `RemoteLogger` it has a histogram over heads of each validation metric (`<metric>/heads`); and
-    at the end a table `heads` with one row a head (slice, seed, hyper-parameters, score, status), and learning curves
-    as images. The config holds the module's hyper-parameters, a `PerHead` in short. Logs lie in `trainer.log_dir` until
-    they are sent; where that is None nothing is written.
+    In addition to the numbers of `hydrax.loggers.RemoteLogger` it logs
+
+    - the config of the run: the module's hyper-parameters, each `PerHead` in its short form;
+    - `<metric>/heads`: a histogram over the heads, for each validation metric;
+    - at the end the table `heads`, with one row per head (slice, seed, hyper-parameters, score, status), and learning
+      curves as images.
+
+    Logs are kept in `trainer.log_dir` until they are sent; if that is None, nothing is logged.
 
     Args:
-      project: that the run belongs to.
-      name: of the run; None: the service makes one up.
-      mode: "online", "offline" (to be sent later, by `wandb sync`), "disabled"; None: as the environment says.
+      project: name of the project that the run belongs to. Default: "hydrax".
+      name: name of the run; by default the service makes one up.
+      mode: "online", "offline" (`wandb sync` sends the logs later) or "disabled"; by default wandb takes it from the
+        environment.
       init: further arguments of `wandb.init`, such as `{"entity": ..., "tags": [...]}`.
 
     Raises:
-      ArgumentError: an argument is none of these, or wandb is not installed.
+      ArgumentError: `mode` is unknown, or wandb is not installed.
     """
 
     def __init__(
@@ -36,20 +41,16 @@ class WandbLogger(RemoteLogger):
         mode: str | None = None,
         init: Mapping[str, Any] | None = None,
     ) -> None:
-        if mode not in (None, "online", "offline", "disabled"):
-            raise ArgumentError(
-                f'An argument has no meaning: WandbLogger(mode=...). Got {mode!r}, expected "online", "offline", '
-                '"disabled" or None. Fix: leave it out to go by the environment.'
-            )
+        known, choices = mode in (None, "online", "offline", "disabled"), '"online", "offline", "disabled" or None'
+        require(known, "WandbLogger(mode=...)", mode, choices, "leave it out to follow the environment")
         try:
             import wandb  # noqa: F401
         except ImportError as error:
             raise missing_package("WandbLogger", "wandb", "wandb") from error
         super().__init__()
+        # Not self.init, which is a hook of every callback.
         self.project, self.name, self.mode, self.init_arguments = project, name, mode, dict(init or {})
         self._run: Any = None
-
-    # `init` is a hook of every callback, so the arguments have another name here.
 
     def open_run(self, folder: str, hparams: Mapping[str, Any], first_step: int) -> str:
         import wandb
@@ -77,7 +78,7 @@ class WandbLogger(RemoteLogger):
             for name, values in known.items()
             if values.size
         }
-        # Steps only go up in a run: the service drops what a fit that was cut off had logged already.
+        # Steps only increase in a run, so the service drops what an interrupted fit had logged already.
         self._run.log({**numbers, **histograms}, step=step)
 
     def finish_run(self, step: int, table: list[dict[str, Any]], figures: Mapping[str, Any], failed: bool) -> None:

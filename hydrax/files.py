@@ -103,8 +103,8 @@ def warn_if_unwritable(what: str, path: Path, fix: str) -> Iterator[None]:
         yield
     except (OSError, UnicodeError) as error:  # an ASCII locale cannot encode every file name
         logging.getLogger("hydrax").warning(
-            "%s could not be written: %s. Got %r, expected a writable folder with free space. Fix: free some space "
-            "there, or %s; the run continues without it.",
+            "%s could not be written: %s. Got %r, expected a path that can be written to. Fix: make room or fix the "
+            "permissions there, or %s; the run continues without it.",
             what,
             path,
             error,

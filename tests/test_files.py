@@ -78,3 +78,49 @@ def test_a_text_is_utf_8_under_an_ascii_locale(tmp_path):
     )
     run_in_ascii(code, str(tmp_path / "a"), check=True)
     assert (tmp_path / "a").read_bytes() == b"\xc3\xa4\\udc80"
+
+
+FIT = """
+import sys
+import jax.numpy as jnp
+import hydrax as hx
+from heads_under_test import NUM_ROWS, PlainClassifier, data_of
+from hydrax.callbacks import CSVLogger, HeadQuarantineReport, LearningCurvePlot, ModelCheckpoint, TensorBoardLogger
+
+class Named(PlainClassifier):
+    def __init__(self, name, lr, größe):
+        self.save_hyperparameters()
+
+    def configure_model(self, key):
+        return {**super().configure_model(key), "maß": jnp.ones(())}
+
+    def training_step(self, model, batch, ctx):
+        loss = super().training_step(model, batch, ctx) * jnp.sqrt(self.hparams.größe * model["maß"])
+        self.log("größe", loss)
+        return loss
+
+loggers = [CSVLogger(), TensorBoardLogger()]
+others = [LearningCurvePlot("größe"), HeadQuarantineReport(), ModelCheckpoint()]
+trainer = hx.Trainer(max_steps=3, log_every_n_steps=1, callbacks=[*loggers, *others], default_root_dir=sys.argv[1])
+slices = hx.Slices.random_subset([40, 17, 9], NUM_ROWS)
+trainer.fit(Named("ä\\udc80", 0.1, hx.PerHead([1.0, 2.0, -1.0])), data_of(slices))
+assert [logger.num_dropped for logger in loggers] == [0, 0]
+"""
+
+
+def test_under_an_ascii_locale_no_logger_and_no_ledger_ends_a_fit_and_all_text_is_utf_8(tmp_path):
+    (tmp_path / "fit.py").write_text(FIT, encoding="utf-8")
+    done = run_in_ascii(
+        "import runpy, sys; sys.path.insert(0, sys.argv[2]); runpy.run_path(sys.argv[1] + '/fit.py')",
+        str(tmp_path),
+        os.path.dirname(__file__),
+    )
+    assert done.returncode == 0, done.stderr
+    [run] = (tmp_path / "hydrax_logs").iterdir()
+    read = {
+        path.name: path.read_text(encoding="utf-8") for path in run.rglob("*.*") if path.suffix in (".csv", ".yaml")
+    }
+    assert sorted(read) == ["heads.csv", "hparams.yaml", "metrics.csv", "quarantine.csv"]
+    assert [name for name, text in read.items() if "größe" not in text] == []
+    # The file system's own encoding is ASCII there, so a file cannot have this name; that is said, and stops nothing.
+    assert b"The learning curve could not be written" in done.stderr

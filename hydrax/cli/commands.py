@@ -1,4 +1,4 @@
-"""The commands that run a module by a config, in the manner of LightningCLI: fit, validate, test, predict, plan."""
+"""The commands that run a module from a config file, as LightningCLI does: fit, validate, test, predict, plan."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ COMMANDS = {
     "fit": "train all heads",
     "validate": "validate the heads of a checkpoint",
     "test": "test the heads of a checkpoint",
-    "predict": "write what the heads of a checkpoint predict into a file",
-    "plan": "say how a fit would be laid out and what it takes, without training",
+    "predict": "write the predictions of a checkpoint's heads to a file",
+    "plan": "show the plan and the memory of a fit, without training",
 }
 _INTERRUPTED = 128 + signal.SIGINT
 
@@ -36,20 +36,21 @@ def run(command: str, argv: Sequence[str]) -> int:
     """Runs a command of `COMMANDS`.
 
     Args:
-      command: its name.
-      argv: the words behind it.
+      command: name of the command.
+      argv: the arguments after it.
 
     Returns:
-      The exit status: 0; 2 where words or config make no run, which one line on stderr says; 130 after Ctrl-C.
+      The exit status: 0; 2 for unusable arguments or an unusable config, which one line on stderr explains; 130 after
+      Ctrl-C.
 
     Raises:
-      HydraxError: the run cannot be made, or failed.
-      SystemExit: after --help, --print_config (0), and after SIGTERM (143).
+      HydraxError: the run cannot be started, or failed.
+      SystemExit: after --help or --print_config (status 0), and after SIGTERM (143).
     """
     jsonargparse = _jsonargparse()
     _open_to_configs(jsonargparse)
     here = os.getcwd()
-    if here not in sys.path:  # the user's modules lie beside the config; an installed command does not look there
+    if here not in sys.path:  # the user's modules are beside the config; an installed command does not search there
         sys.path.insert(0, here)
     parser = _parser(jsonargparse, command)
     try:
@@ -57,13 +58,13 @@ def run(command: str, argv: Sequence[str]) -> int:
         made = parser.instantiate(config)
     except jsonargparse.ArgumentError as error:
         return _refuse(command, error)
-    except ValueError as error:  # a class failed, or Hydrax refused what it was given, inside what jsonargparse tried
+    except ValueError as error:  # raised by the user's class, by Hydrax, or by jsonargparse itself
         root = _root(error)
         if isinstance(root, HydraxError) or not _is_of(jsonargparse, root):
             raise root from None
         return _refuse(command, error)
     if command == "fit":
-        config.ckpt_path = None  # else the saved config would go on with a run, not give it again
+        config.ckpt_path = None  # the saved config must repeat the run, not resume it
         made.trainer.callbacks.append(_ConfigSaver(parser.dump(config, skip_unset=False)))
     return _RUNS[command](made)
 
@@ -102,7 +103,7 @@ _RUNS = {"fit": _fit, "validate": _validate, "test": _test, "predict": _predict,
 
 
 class _ConfigSaver(Callback):
-    """Writes the config of a fit, with all defaults, into its folder."""
+    """Saves the config of a fit, with all defaults, in the folder of the run."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -128,10 +129,11 @@ def _jsonargparse() -> Any:
 
 
 def _open_to_configs(jsonargparse: Any) -> None:
-    """Lets a config make `PerHead` and `Slices` by `class_path`: they check their arguments themselves.
+    """Lets a config make `PerHead` and `Slices` by `class_path`.
 
-    jsonargparse goes by annotations. To it a list is no `ArrayLike`, and what gives `Self` gives no `Slices`. Of a
-    dataclass it takes no `class_path`, such as that of a constructor, unless it is told to.
+    jsonargparse checks values against annotations: a list is not an `ArrayLike` to it, and a method that returns `Self`
+    does not return `Slices`. Both classes check their arguments themselves, so their annotations are widened. For a
+    dataclass it accepts a `class_path`, such as that of a constructor, only if it is told to.
     """
     jsonargparse.set_parsing_settings(subclasses_enabled=[Slices])
     PerHead.__init__.__annotations__["values"] = Any
@@ -142,30 +144,30 @@ def _open_to_configs(jsonargparse: Any) -> None:
 
 
 def _parser(jsonargparse: Any, command: str) -> Any:
-    from hydrax import callbacks, datamodules  # noqa: F401  # a config may then call a class by its bare name
+    from hydrax import callbacks, datamodules  # noqa: F401  # lets a config name their classes without a module
 
     parser = jsonargparse.ArgumentParser(
         f"hydrax {command}",
         usage=f"hydrax {command} --config FILE [--trainer.ARGUMENT VALUE] [--model.ARGUMENT VALUE] ...",
-        description=f"{COMMANDS[command].capitalize()}. Options on the command line count more than the config.",
+        description=f"{COMMANDS[command].capitalize()}. Options on the command line override the config.",
         exit_on_error=False,
         allow_abbrev=False,  # --trainer.max_step would be taken for max_steps
     )
     parser.add_argument(
-        "--config", action="config", help="a YAML file with model, data, trainer; given twice: added up"
+        "--config", action="config", help="YAML file with model, data and trainer; a second one overrides the first"
     )
-    parser.add_subclass_arguments(HydraModule, "model", required=True, help="the module: its class, or its init_args")
-    parser.add_subclass_arguments(DataModule, "data", required=True, help="the data: its class, or its init_args")
+    parser.add_subclass_arguments(HydraModule, "model", required=True, help="class of the module, or its init_args")
+    parser.add_subclass_arguments(DataModule, "data", required=True, help="class of the data module, or its init_args")
     parser.add_class_arguments(Trainer, "trainer")
-    where = "a folder, last or best; default: last"
+    where = "checkpoint to read: a folder, last or best (default: last)"
     if command in ("fit", "plan"):
-        where = "goes on from a checkpoint: a folder, last, or auto: last if there is one"
+        where = "checkpoint to resume from: a folder, last, or auto (last if there is one)"
     parser.add_argument("--ckpt_path", type=str | None, default=None, help=where)
     if command == "predict":
         parser.add_argument(
-            "--to", type=str, default="predictions.npz", help=f"the file; ends in {' or '.join(SUFFIXES)}"
+            "--to", type=str, default="predictions.npz", help=f"file to write, ending in {' or '.join(SUFFIXES)}"
         )
-        parser.add_argument("--reduce", type=str | None, default=None, help="mean: the mean over heads")
+        parser.add_argument("--reduce", type=str | None, default=None, help="mean, to write the mean over the heads")
     return parser
 
 
@@ -175,11 +177,11 @@ def _refuse(command: str, error: Exception) -> int:
 
 
 def _root(error: BaseException) -> BaseException:
-    """What went wrong first."""
+    """Returns the first error of a chain."""
     return error if error.__cause__ is None else _root(error.__cause__)
 
 
 def _is_of(package: Any, error: BaseException) -> bool:
-    """Whether a package raised it itself."""
+    """Tells whether an error was raised by a package's own code."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and Path(frames[-1].filename).parent == Path(package.__file__).parent

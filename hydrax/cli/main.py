@@ -1,9 +1,10 @@
-"""The command `hydrax`: runs by a config, and what a run left, seen and taken out from a shell."""
+"""The entry point of the command `hydrax`, and the commands that read what a run has saved."""
 
 from __future__ import annotations
 
 import argparse
 import csv
+import io
 import math
 import os
 import sys
@@ -22,14 +23,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Args:
-      argv: its words; None: those of the process.
+      argv: the arguments of the command line; by default those of the process.
 
     Returns:
-      The exit status: 0, or 1 where it could not be done and one line on stderr says why. (argparse exits with 2 where
-      the words make no command.)
+      The exit status: 0, or 1 if the command failed, which one line on stderr explains. Unusable arguments make
+      argparse exit with status 2.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # under an ASCII locale a name with other letters must not fail
+        sys.stdout.reconfigure(errors="backslashreplace")
     words = sys.argv[1:] if argv is None else list(argv)
-    # These read their own words: what they know depends on the user's classes.
+    # These commands parse their own arguments, which depend on the user's classes.
     by_config = bool(words) and words[0] in commands.COMMANDS
     args = argparse.Namespace(command=words[0]) if by_config else _parser().parse_args(words)
     status = 0
@@ -39,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             args.run(args)
         sys.stdout.flush()
-    except BrokenPipeError:  # `hydrax heads RUN | head`; Python would flush once more at its end, and complain
+    except BrokenPipeError:  # `hydrax heads RUN | head`: Python flushes once more at its end, which must not fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (HydraxError, OSError) as error:
-        if error.__cause__ is not None:  # a mistake in the user's own code, whose line they need
+        if error.__cause__ is not None:  # an error in the user's own code: show the line
             traceback.print_exception(error.__cause__)
         print(f"hydrax {args.command}: {error}", file=sys.stderr)
         return 1
@@ -50,48 +53,51 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("hydrax", description="Trains many models at once, and shows what a run left.")
+    parser = argparse.ArgumentParser(
+        "hydrax", description="Trains many models at once, and reads what a run has saved."
+    )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, what in commands.COMMANDS.items():
         subparsers.add_parser(name, help=what)
 
     heads = subparsers.add_parser("heads", help="list the heads of a run", description="Lists the heads of a run.")
     heads.add_argument(
-        "folder", metavar="RUN", type=Path, help="its folder (hydrax_logs/version_3), or its checkpoints'"
+        "folder", metavar="RUN", type=Path, help="folder of the run (hydrax_logs/version_3), or of its checkpoints"
     )
-    heads.add_argument("--sort", metavar="COLUMN", help="the least first; what is empty or no number last")
-    heads.add_argument("--reverse", action="store_true", help="the greatest first")
-    heads.add_argument("--where", metavar="COLUMN=VALUE", action="append", default=[], help="these heads alone")
+    heads.add_argument(
+        "--sort", metavar="COLUMN", help="column to sort by, smallest number first; cells without a number come last"
+    )
+    heads.add_argument("--reverse", action="store_true", help="reverse the order")
+    heads.add_argument("--where", metavar="COLUMN=VALUE", action="append", default=[], help="list only these heads")
     heads.add_argument("--status", help='short for --where status=...: ok, stopped, quarantined or "not finite"')
-    heads.add_argument("--limit", metavar="N", type=_count, help="so many heads at most")
+    heads.add_argument("--limit", metavar="N", type=_count, help="list at most N heads")
     heads.set_defaults(run=_list_heads)
 
-    export = subparsers.add_parser(
-        "export", help="write heads into one file", description="Writes heads into one file."
+    export = subparsers.add_parser("export", help="write heads to one file", description="Writes heads to one file.")
+    export.add_argument("folder", metavar="RUN", type=Path, help="folder of the run, or of its checkpoints")
+    export.add_argument(
+        "--head",
+        metavar="PLACE",
+        type=int,
+        help="position of the only head to write, counted from 0 (default: all heads)",
     )
-    export.add_argument("folder", metavar="RUN", type=Path, help="its folder, or its checkpoints'")
-    export.add_argument("--head", metavar="PLACE", type=int, help="this one alone, counted from 0; else all")
-    export.add_argument("--kind", choices=("last", "best"), default="last", help="which checkpoint (default: last)")
-    export.add_argument("--to", metavar="FILE", type=Path, help="ends in .npz or .safetensors (default: heads.npz)")
+    export.add_argument(
+        "--kind", choices=("last", "best"), default="last", help="the checkpoint to read (default: last)"
+    )
+    export.add_argument(
+        "--to", metavar="FILE", type=Path, help="file to write, ending in .npz or .safetensors (default: heads.npz)"
+    )
     export.set_defaults(run=_export)
     return parser
 
 
 def _list_heads(args: argparse.Namespace) -> None:
-    path = _checkpoints(args.folder) / LEDGER
-    if not path.is_file():
-        raise ArgumentError(
-            f"A run has no ledger: {args.folder}. Got no {LEDGER} there, expected one. Fix: name the folder of a run "
-            "that has saved a checkpoint."
-        )
-    with path.open(newline="") as file:
-        lines = csv.DictReader(file)
-        rows, columns = list(lines), list(lines.fieldnames or [])
+    columns, rows = _read_ledger(args.folder)
     for condition in [*args.where, *([f"status={args.status}"] if args.status else [])]:
         column, equals, value = condition.partition("=")
         if not equals:
             raise ArgumentError(
-                f"A condition says nothing: --where. Got {condition!r}, expected COLUMN=VALUE. Fix: add the value."
+                f"Incomplete condition: --where. Got {condition!r}, expected COLUMN=VALUE. Fix: add the value."
             )
         _check_column(column, columns, "--where")
         rows = [row for row in rows if _same(row[column], value)]
@@ -103,9 +109,37 @@ def _list_heads(args: argparse.Namespace) -> None:
     elif args.reverse:
         rows.reverse()
     table = [columns, *([row[column] or "-" for column in columns] for row in rows[: args.limit])]
+    table = [[_printable(cell) for cell in cells] for cells in table]
     widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
     for cells in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+
+
+def _read_ledger(folder: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Reads the columns and the rows of a run's ledger."""
+    path = _checkpoints(folder) / LEDGER
+    if not path.is_file():
+        raise ArgumentError(
+            f"The run has no ledger: {folder}. Got no {LEDGER} there, expected one. Fix: pass the folder of a run that "
+            "has saved a checkpoint."
+        )
+    try:
+        columns, *lines = csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""), strict=True)
+        return columns, [dict(zip(columns, line, strict=True)) for line in lines]
+    except (ValueError, csv.Error) as error:  # not UTF-8, empty, or rows of unequal length
+        raise ArgumentError(
+            f"Damaged ledger: {path}. Got a file that cannot be read ({error}), expected a table as Hydrax writes it. "
+            "Fix: resume the run, which writes it again, or restore it from a copy."
+        ) from None
+
+
+def _printable(cell: str) -> str:
+    r"""Escapes what would move the cursor or change the terminal, as a name in a downloaded ledger may.
+
+    >>> print(_printable("größe\x1b[2J"))
+    größe\x1b[2J
+    """
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in cell)
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -114,7 +148,7 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _checkpoints(folder: Path) -> Path:
-    """Where a run's checkpoints are, of its folder or of that one itself."""
+    """Returns the folder of a run's checkpoints, from the folder of the run or from that folder itself."""
     below = folder / "checkpoints"
     return below if below.is_dir() else folder
 
@@ -122,8 +156,7 @@ def _checkpoints(folder: Path) -> Path:
 def _check_column(column: str, columns: Sequence[str], option: str) -> None:
     if column not in columns:
         raise ArgumentError(
-            f"A ledger has no such column: {option}. Got {column!r}, expected one of {', '.join(columns)}. Fix: name "
-            "one of them."
+            f"Unknown column: {option}. Got {column!r}, expected one of {', '.join(columns)}. Fix: pass one of them."
         )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hydrax.files import encoded
 from hydrax.loggers.plots import to_png
 from hydrax.loggers.quantiles import count_not_finite, ordered, spreads_of_ordered
 
@@ -93,13 +94,16 @@ def hyperparameters(values: Mapping[str, Any], metric_names: Sequence[str]) -> S
     """
     from tensorboardX.summary import hparams
 
-    known = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
-    shown = {name: v if v is None or isinstance(v, bool | int | float) else str(v) for name, v in known.items()}
-    merged, *others = hparams(shown, dict.fromkeys(metric_names, 0.0))
+    merged, *others = hparams({name: _plain(value) for name, value in values.items()}, dict.fromkeys(metric_names, 0.0))
     for other in others:
         merged.MergeFrom(other)
     summary: Summary = merged
     return summary
+
+
+def _plain(value: Any) -> bool | int | float | str | None:
+    value = value.item() if isinstance(value, np.generic) else value
+    return value if value is None or isinstance(value, bool | int | float) else encoded(str(value)).decode()
 
 
 def _histograms(table: np.ndarray, counts: np.ndarray) -> list[dict[str, Any]]:

@@ -56,7 +56,7 @@ def test_a_file_that_cannot_be_written_stops_nothing(tmp_path, caplog):
         )
     assert result.step == 12
     assert logger.num_dropped > 0
-    assert caplog.text.count("Values are dropped: CSVLogger") == 1
+    assert caplog.text.count("Values were dropped: CSVLogger") == 1
 
 
 def test_nothing_is_written_without_a_folder():
@@ -66,5 +66,5 @@ def test_nothing_is_written_without_a_folder():
 
 
 def test_a_name_that_is_none_is_refused():
-    with pytest.raises(hx.ArgumentError, match=r"CSVLogger\(filename=.*Got 3, expected a name or path"):
+    with pytest.raises(hx.ArgumentError, match=r"CSVLogger\(filename=.*Got 3, expected a file name"):
         CSVLogger(3)

@@ -233,5 +233,5 @@ def test_a_snapshot_of_the_moment_of_a_stop_holds_what_was_scored(after):
 
 
 def test_a_metric_that_validation_does_not_log_is_refused_before_training():
-    with pytest.raises(ArgumentError, match="monitor=.*Got 'val_los', expected one of what validation logs: score"):
+    with pytest.raises(ArgumentError, match="monitor=.*Got 'val_los', expected one of the validation metrics: score"):
         fit(EarlyStopping("val_los"))

@@ -64,7 +64,7 @@ def test_a_folder_that_takes_nothing_is_reported(tmp_path, caplog):
     trainer.callbacks.append(_Spoils())
     with caplog.at_level(logging.WARNING, "hydrax"):
         run()
-    assert "The table of lost heads could not be written: " in caplog.text
+    assert "The table of quarantined heads could not be written: " in caplog.text
 
 
 class _Spoils(hx.Callback):

@@ -35,9 +35,9 @@ def test_two_of_them_do_not_share_hooks():
 @pytest.mark.parametrize(
     ("hooks", "message"),
     [
-        ({"on_fit_ended": print}, "Got 'on_fit_ended'.*the nearest is on_fit_end"),
+        ({"on_fit_ended": print}, "Got 'on_fit_ended'.*the closest name is on_fit_end"),
         ({"on_step": print}, "Got 'on_step'"),
-        ({"on_fit_end": 3}, "A hook is no function: .*Got int"),
+        ({"on_fit_end": 3}, r"LambdaCallback\(on_fit_end=.*Got 3, expected a function"),
     ],
 )
 def test_what_is_no_hook_is_refused(hooks, message):

@@ -50,11 +50,13 @@ def test_a_folder_that_takes_nothing_is_reported_and_the_fit_ends_well(tmp_path,
 
 @pytest.mark.parametrize("metric", ["", 3])
 def test_a_metric_without_a_name_is_refused(metric):
-    with pytest.raises(ArgumentError, match="There is no such metric"):
+    with pytest.raises(ArgumentError, match="Unknown metric: LearningCurvePlot"):
         LearningCurvePlot(metric)
 
 
 def test_a_validation_metric_that_nobody_logs_is_refused_before_training(tmp_path):
     trainer = hx.Trainer(max_steps=1, callbacks=[LearningCurvePlot("val_acc")], default_root_dir=tmp_path, **QUIET)
-    with pytest.raises(ArgumentError, match="Got 'val_acc', expected one of what validation logs: val_loss, val_noise"):
+    with pytest.raises(
+        ArgumentError, match="Got 'val_acc', expected one of the validation metrics: val_loss, val_noise"
+    ):
         trainer.fit(PlainClassifier(), data_of(SLICES))

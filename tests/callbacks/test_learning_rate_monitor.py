@@ -50,7 +50,7 @@ def test_each_head_has_its_own_rate_at_each_step(case):
 @pytest.mark.parametrize(
     ("source", "refusal"),
     [
-        (None, "expected one learning rate in the optimiser's state, where there are 0"),
+        (None, "expected an optimiser state with one learning rate, not 0"),
         ("rate", "Got 'rate', expected one of the hyper-parameters: kind, lr"),
     ],
 )

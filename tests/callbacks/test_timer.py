@@ -32,9 +32,9 @@ def test_a_duration_is_that_many_seconds(duration, secs):
 
 @pytest.mark.parametrize("duration", ["12:00", "1:2:3:4", "", 5, {"years": 1}, {}, datetime.timedelta(0), "x"], ids=str)
 def test_another_form_is_refused(duration):
-    with pytest.raises(ArgumentError, match="A duration has no meaning: max_time, Timer"):
+    with pytest.raises(ArgumentError, match="Invalid duration: max_time, Timer"):
         Timer(duration)
-    with pytest.raises(ArgumentError, match="A duration has no meaning: max_time, Timer"):
+    with pytest.raises(ArgumentError, match="Invalid duration: max_time, Timer"):
         hx.Trainer(max_steps=1, max_time=duration)
 
 
@@ -106,5 +106,5 @@ def test_the_stages_have_times_of_their_own(clock):
     trainer.test(verbose=False)
     times = [timer.time_elapsed(stage) for stage in ("train", "validate", "test", "predict")]
     np.testing.assert_allclose(times, [7, 7, 3, 0])
-    with pytest.raises(ArgumentError, match="No such stage"):
+    with pytest.raises(ArgumentError, match=r"Timer\.time_elapsed\(stage="):
         timer.time_elapsed("fit")

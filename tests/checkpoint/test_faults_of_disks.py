@@ -203,7 +203,7 @@ def test_what_a_disk_refuses_is_counted_and_said_once(disk, trouble, whole, capl
         _, logger, fitted = troubled(disk, trouble, disk.folder / "run", disk.folder / "saves")
     assert len(table(fitted)) + logger.num_dropped == len(whole[1])
     assert logger.num_dropped > 0
-    assert caplog.text.count("Values are dropped: CSVLogger") == 1
+    assert caplog.text.count("Values were dropped: CSVLogger") == 1
     assert caplog.text.count("A save has failed: ModelCheckpoint") >= 2
 
 

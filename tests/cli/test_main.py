@@ -1,5 +1,6 @@
 """The command `hydrax`: what it prints is what the run holds; errors are one line, exit statuses are right."""
 
+import os
 import re
 import subprocess
 import sys
@@ -98,6 +99,39 @@ def test_what_is_no_number_comes_last(capsys, tmp_path):
     assert column(lines(capsys, "heads", tmp_path, "--sort", "score")[1][:3], "head") == ["3", "1"]
 
 
+def test_a_name_that_could_change_the_terminal_is_shown_with_its_escapes(capsys, tmp_path):
+    (tmp_path / "heads.csv").write_bytes("head,reason\r\n0,größe \x1b[2J\r\n".encode())
+    assert lines(capsys, "heads", tmp_path)[1][1] == ["0", r"größe \x1b[2J"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"head,score\n0,1.5,7\n",
+        b"head,score\n0\n",
+        b"head,score\n\xff\xfe,1\n",
+        b'head,score\n0,"1',
+        b"a\0b\n0,1\n",
+    ],
+    ids=["empty", "a cell too many", "a cell too few", "not UTF-8", "cut off", "a zero byte"],
+)
+def test_a_damaged_ledger_is_said_in_one_line(capsys, tmp_path, damage):
+    (tmp_path / "heads.csv").write_bytes(damage)
+    status = cli.main(["heads", str(tmp_path)])
+    said = capsys.readouterr().err
+    assert (status, said.count("\n")) == (1, 1)
+    assert said.startswith(f"hydrax heads: Damaged ledger: {tmp_path / 'heads.csv'}. Got ")
+
+
+def test_under_an_ascii_locale_other_letters_are_shown_as_escapes(tmp_path):
+    (tmp_path / "heads.csv").write_text("head,größe\r\n0,ä\r\n", encoding="utf-8", newline="")
+    code = f"from hydrax.cli import main; main(['heads', {str(tmp_path)!r}])"
+    ascii_locale = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env={**os.environ, **ascii_locale})
+    assert (done.returncode, done.stdout.split()) == (0, [b"head", rb"gr\xf6\xdfe", b"0", rb"\xe4"])
+
+
 @pytest.mark.parametrize("kind", ["last", "best"])
 def test_export_writes_the_arrays_of_one_head(capsys, result, folder, tmp_path, kind):
     status, printed = lines(capsys, "export", folder, "--head", 2, "--kind", kind, "--to", tmp_path / "two.npz")
@@ -117,7 +151,7 @@ def test_export_writes_all_heads_beside_the_caller(capsys, result, folder, tmp_p
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["heads", "{empty}"], ["A run has no ledger", "Got no heads.csv there"]),
+        (["heads", "{empty}"], ["The run has no ledger", "Got no heads.csv there"]),
         (["heads", "{run}", "--sort", "width"], ["--sort. Got 'width', expected one of head, ", "Fix: "]),
         (["heads", "{run}", "--where", "length"], ["Got 'length', expected COLUMN=VALUE"]),
         (["export", "{run}", "--to", "/dev/null/heads.npz"], ["/dev/null"]),
