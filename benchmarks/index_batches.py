@@ -22,7 +22,7 @@ import numpy as np
 from chunk_width import Classifier, Clock, machine
 
 import hydrax as hx
-from hydrax.data.feed import RotationBatches
+from hydrax.data.batches import ProgramBatches
 from hydrax.datamodules import ArrayDataModule
 from hydrax.engine.draw import OwnRotation
 
@@ -64,7 +64,7 @@ def draw_alone(slices: hx.Slices, turns: int) -> list[float]:
     law = slices.law()
     fixed = {"columns": law.columns, "tables": law.tables}
     how = {"max_steps": STEPS_PER_CALL, "accumulate": 1, "seed": 0, "small_slices": "mask", "passes": None}
-    batches = RotationBatches(OwnRotation(law.take, BATCH_SIZE), fixed, slices.lengths, **how)
+    batches = ProgramBatches(OwnRotation(law.take, BATCH_SIZE), fixed, slices.lengths, **how)
     axes = batches.draw.axes
 
     @jax.jit

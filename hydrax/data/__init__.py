@@ -1,36 +1,48 @@
 """From the user's rows to the device.
 
 Files, in reading order:
-  datamodule.py  `DataModule`: datasets, slices, index batches
-  columns.py     checks the columns of a dataset in memory
-  dataset.py     a checked dataset, on the device or on the host
-  reader.py      reads the rows of a superstep by threads or processes
-  access.py      reads rows of arrays and sources on the host
-  maps.py        columns in mapped files
-  workers.py     worker processes that read a source's rows
-  feed.py        what each superstep gets
-  stage.py       what a stage asks of the user's data module
+  datamodule.py  `DataModule`: the user's datasets and slices, and the Grain datasets of index batches
+  columns.py     dtypes and values that a column may have
+  access.py      rows of arrays and sources on the host
+  maps.py        columns in memory-mapped files
+  workers.py     processes that read the rows of a source
+  reader.py      `RowReader`: reads the rows of a superstep with threads or processes
+  dataset.py     `Dataset`: a checked dataset
+  stage.py       asks the data module for what a stage needs, once
+  batches.py     who draws the index batches: the compiled program or the host
+  feed.py        where the rows lie: on the device or on the host
+
+The last two files answer two independent questions:
+
+                          on the device, `DeviceFeed`              on the host, `HostFeed`
+  drawn by the program,   the superstep draws row numbers          a program of its own draws them one superstep
+  `ProgramBatches`        and looks the rows up                    ahead, and their rows are fetched
+  drawn by the host,      row numbers are sent to the device       row numbers are drawn one superstep ahead, and
+  `GrainBatches`          with each superstep                      their rows are fetched
+
+`hydrax.train.sampling` decides who draws; `DataModule.residence` and the size of the dataset decide where rows lie.
 """
 
+from hydrax.data.batches import Batches, GrainBatches, ProgramBatches
 from hydrax.data.columns import check_dataset, num_rows
 from hydrax.data.datamodule import DataModule
 from hydrax.data.dataset import Dataset
-from hydrax.data.feed import Batches, DrawnBatches, Feed, IndexBatches, RotationBatches
+from hydrax.data.feed import Feed, open_feed
 from hydrax.data.stage import EvaluationSet, TrainingSet, known_ids, positions, stage_evaluation, stage_training
 
 __all__ = [
     "Batches",
     "DataModule",
     "Dataset",
-    "DrawnBatches",
     "EvaluationSet",
     "Feed",
-    "IndexBatches",
-    "RotationBatches",
+    "GrainBatches",
+    "ProgramBatches",
     "TrainingSet",
     "check_dataset",
     "known_ids",
     "num_rows",
+    "open_feed",
     "positions",
     "stage_evaluation",
     "stage_training",

@@ -1,7 +1,8 @@
-"""Checks the columns of a dataset that is in memory, and gives them the dtypes the device will hold."""
+"""Columns of a dataset: the dtypes they may have, the dtypes the device holds, and the checks of their values."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from typing import Any
@@ -13,21 +14,21 @@ import numpy as np
 from hydrax.errors import DataError
 
 INT32 = np.iinfo(np.int32)
-# On a CPU jax takes a buffer that starts at a multiple of this as it is; it copies others, so nearly all of NumPy's.
+# On a CPU, JAX adopts a buffer without a copy only if it starts at a multiple of this; most of NumPy's do not.
 _ALIGNMENT = 64
 
 
 def check_dataset(dataset: Any, stage: str, check_finite: str = "off", wide: bool = False) -> Any:
-    """Checks a dataset and gives it the dtypes the device will hold.
+    """Checks a dataset in memory and converts it to the dtypes that the device holds.
 
     Args:
       dataset: pytree of arrays.
       stage: names the dataset in errors.
-      check_finite: what NaN or Inf leads to: "warn", "raise" or "off".
+      check_finite: reaction to NaN or Inf: "warn", "raise" or "off".
       wide: keep 64-bit columns (precision "64-true").
 
     Returns:
-      The same pytree of NumPy arrays; 64-bit columns narrowed to 32 bits, integers only where every value fits.
+      The same pytree of NumPy arrays. 64-bit columns are narrowed to 32 bits, integers only if every value fits.
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(dataset)
     if not leaves:
@@ -35,81 +36,158 @@ def check_dataset(dataset: Any, stage: str, check_finite: str = "off", wide: boo
             f"A dataset has no columns: {stage} dataset. Got {dataset!r}, expected at least one array. Fix: return a "
             "dict of arrays."
         )
-    named = [(f"{stage} dataset{jax.tree_util.keystr(path)}", leaf) for path, leaf in leaves]
-    columns = [check_column(name, leaf, wide) for name, leaf in named]
-    first_name, first = named[0][0], columns[0]
-    for (name, _), column in zip(named, columns, strict=True):
-        if len(column) != len(first):
+    names = [f"{stage} dataset{jax.tree_util.keystr(path)}" for path, _ in leaves]
+    columns = [check_column(name, leaf, wide) for name, (_, leaf) in zip(names, leaves, strict=True)]
+    length = len(columns[0])
+    for name, column in zip(names, columns, strict=True):
+        if len(column) != length:
             raise DataError(
-                f"Columns differ in length: {name}. Got {len(column)} rows, expected {len(first)}, as {first_name} "
-                "has. Fix: give every column one entry for each row."
+                f"Columns differ in length: {name}. Got {len(column)} rows, expected {length}, as {names[0]} has. "
+                "Fix: give every column one entry per row."
             )
-    if len(first) == 0 or len(first) > INT32.max:
+    if not 1 <= length <= INT32.max:
         raise DataError(
-            f"A dataset has no usable number of rows: {first_name}. Got {len(first)}, expected 1 to {INT32.max}. Fix: "
-            "check how it was loaded."
+            f"Invalid number of rows: {names[0]}. Got {length}, expected 1 to {INT32.max}. Fix: check how the "
+            "dataset was loaded."
         )
-    for (name, _), column in zip(named, columns, strict=True):
-        _check_finite(name, column, check_finite)
+    for name, column in zip(names, columns, strict=True):
+        if check_finite != "off" and jnp.issubdtype(column.dtype, np.inexact):
+            report_not_finite(name, _rows_not_finite(column).tolist(), raises=check_finite == "raise")
     return jax.tree.unflatten(treedef, columns)
 
 
 def num_rows(dataset: Any) -> int:
-    """Leading length N of a checked dataset."""
+    """Returns N, the leading length of a checked dataset."""
     return len(jax.tree.leaves(dataset)[0])
 
 
 def check_column(name: str, leaf: Any, wide: bool) -> np.ndarray:
-    """A column as an array in a dtype that the device can hold; `name` names it in errors."""
+    """Returns a column as an array of a dtype that the device holds; `name` names it in errors."""
     if not hasattr(leaf, "__array__") or np.ndim(leaf) == 0:
         raise DataError(
             f"A column is not an array: {name}. Got {type(leaf).__name__} {str(leaf)[:40]!r}, expected an array with "
-            "one entry for each row. Fix: wrap it in numpy.asarray; a list counts as a pytree of scalars."
+            "one entry per row. Fix: wrap it in numpy.asarray; JAX reads a list as a pytree of scalars."
         )
     column = np.asarray(leaf)
     column = column if column.dtype.isnative else column.astype(column.dtype.newbyteorder("="))
-    # "V" lets ml_dtypes' bfloat16 and float8 through, which NumPy reports as void.
+    # NumPy reports the bfloat16 and float8 of ml_dtypes as void ("V"); jnp knows that they are numbers.
     if column.dtype.kind not in "fiubc" and not jnp.issubdtype(column.dtype, jnp.number):
         raise DataError(
-            f"A column has a dtype that no device holds: {name}. Got {column.dtype}, expected floats, integers or "
-            "bools. Fix: encode it as numbers; ragged rows need padding to one shape."
+            f"A column has an unsupported dtype: {name}. Got {column.dtype}, expected floats, integers or bools. Fix: "
+            "encode it as numbers; pad ragged rows to one shape."
         )
     narrow = column.dtype.itemsize < (16 if column.dtype.kind == "c" else 8) or column.dtype.kind not in "fiuc"
     if narrow or (wide and column.dtype in (np.int64, np.uint64, np.float64, np.complex128)):
         return column
     if column.dtype.kind in "iu":
-        outside = (column > INT32.max) | (column < INT32.min)
-        if outside.any():
-            row = int(np.argmax(outside.reshape(len(column), -1).any(axis=1)))
-            raise DataError(
-                f"An integer does not fit 32 bits: {name}, row {row}. Got {column[row]} of {column.dtype}, "
-                f'expected {INT32.min} to {INT32.max}. Fix: re-number the column, or train with precision="64-true".'
-            )
+        if (found := _beyond_int32(column)) is not None:
+            raise DataError(f"An integer does not fit in 32 bits: {name}, row {found[0]}. {found[1]}")
         return column.astype(np.int32)
     with np.errstate(over="ignore"):  # a number beyond float32 becomes Inf, which check_finite reports
         floats = {"c": np.complex128, "f": np.float64} if wide else {"c": np.complex64, "f": np.float32}
         return column.astype(floats[column.dtype.kind])
 
 
-def _check_finite(name: str, column: np.ndarray, mode: str) -> None:
-    if mode == "off" or not jnp.issubdtype(column.dtype, np.inexact):
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of a dataset that stays on the host.
+
+    Attributes:
+      name: for errors, such as `train dataset['image']`.
+      shape: shape of one row.
+      stored: dtype in the dataset.
+      dtype: dtype on the device.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    stored: np.dtype
+    dtype: np.dtype
+
+    @property
+    def is_inexact(self) -> bool:
+        """Whether the column can hold NaN or Inf."""
+        return bool(jnp.issubdtype(self.dtype, np.inexact))
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row on the device."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def store(self, values: np.ndarray, rows: np.ndarray, out: np.ndarray, check: bool) -> list[int]:
+        """Copies the values [U, ...] of these rows into `out`, and narrows them if need be.
+
+        Returns:
+          The rows among `rows` that hold NaN or Inf; empty unless `check`.
+
+        Raises:
+          BadRow: an integer does not fit in 32 bits.
+        """
+        if values is not out:
+            if self.stored.kind in "iu" and self.dtype.itemsize < self.stored.itemsize:
+                if (found := _beyond_int32(values)) is not None:
+                    raise BadRow(int(rows[found[0]]), "An integer does not fit in 32 bits", self.name, found[1])
+            with np.errstate(over="ignore"):  # a number beyond float32 becomes Inf, which `check` finds
+                np.copyto(out, values, casting="unsafe")
+        bad: list[int] = rows[_rows_not_finite(out)].tolist() if check else []
+        return bad
+
+
+class BadRow(Exception):
+    """An unusable row of a dataset that stays on the host.
+
+    It is raised in reader threads and processes, which do not know the heads; the reader turns it into a DataError that
+    names them.
+    """
+
+    def __init__(self, row: int, problem: str, where: str, outcome: str) -> None:
+        super().__init__(row, problem, where, outcome)
+        self.row, self._problem, self._where, self._outcome = row, problem, where, outcome
+
+    def message(self, wanted: str) -> str:
+        """Returns the message; `wanted` names the heads that need the row, and is empty or begins with a comma."""
+        return f"{self._problem}: {self._where}, row {self.row}{wanted}. {self._outcome}"
+
+    def __str__(self) -> str:
+        return self.message("")
+
+
+def report_not_finite(where: str, rows: list[int], raises: bool, among: str = "") -> None:
+    """Warns of rows that hold NaN or Inf, or raises a DataError; does nothing if there are none."""
+    if not rows:
         return
-    bad = ~np.isfinite(column).reshape(len(column), -1).all(axis=1)
-    if not bad.any():
-        return
-    rows = ", ".join(map(str, np.flatnonzero(bad)[:5]))
     message = (
-        f"A column holds NaN or Inf: {name}. Got {int(bad.sum())} such rows (first: {rows}), expected finite numbers. "
-        'Fix: clean them, or set check_finite="off" on the data module.'
+        f"A column holds NaN or Inf: {where}. Got {len(rows)} such rows{among} (first: "
+        f"{', '.join(map(str, rows[:5]))}), expected finite numbers. Fix: clean them, or set "
+        'check_finite="off" on the data module.'
     )
-    if mode == "raise":
+    if raises:
         raise DataError(message)
-    warnings.warn(message, stacklevel=2)
+    warnings.warn(message, stacklevel=3)
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Zeros in a buffer that jax on a CPU takes without a copy."""
+    """Returns zeros in a buffer that JAX adopts without a copy on a CPU."""
     num_bytes = math.prod(shape) * dtype.itemsize
     buffer = np.zeros(num_bytes + _ALIGNMENT, np.uint8)
     start = -buffer.ctypes.data % _ALIGNMENT
     return buffer[start : start + num_bytes].view(dtype).reshape(shape)
+
+
+def _beyond_int32(values: np.ndarray) -> tuple[int, str] | None:
+    """Finds the first row with an integer outside int32: its place, and what the error says about it."""
+    outside = (values > INT32.max) | (values < INT32.min)
+    if not outside.any():
+        return None
+    place = int(np.argmax(outside.reshape(len(values), -1).any(axis=1)))
+    return place, (
+        f"Got {values[place][outside[place]].flat[0]} of {values.dtype}, expected {INT32.min} to {INT32.max}. Fix: "
+        're-number the column, or train with precision="64-true".'
+    )
+
+
+def _rows_not_finite(values: np.ndarray) -> np.ndarray:
+    finite = np.isfinite(values)
+    if finite.all():  # one look at all values is several times faster than one per row
+        return np.zeros(0, np.int64)
+    return np.flatnonzero(~finite.reshape(len(values), -1).all(axis=1))

@@ -1,22 +1,19 @@
-"""A dataset of a run: checked, and on the device or left where it lies."""
+"""Dataset: a dataset of a run, checked, with the answer to where its rows lie."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import os
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
+from hydrax.data.access import is_source
 from hydrax.data.columns import check_dataset, num_rows
 from hydrax.data.datamodule import DataModule
-from hydrax.data.feed import Batches, Feed, ResidentFeed
-from hydrax.data.reader import RowReader, is_source
-from hydrax.data.stream import StreamFeed
-from hydrax.engine import Layout
+from hydrax.data.reader import RowReader
 from hydrax.trees import named_leaves
 
 
@@ -26,8 +23,9 @@ class Dataset:
 
     Attributes:
       stage: "train", "val", "test" or "predict".
-      shapes: its columns as the device sees them, leaves with shape `[N, ...]` and dtype.
-      reader: reads rows where they stay on the host; None where the device holds them all.
+      shapes: its columns with the shapes `[N, ...]` and dtypes of the device: the arrays themselves if they go to the
+        device as a whole, otherwise `jax.ShapeDtypeStruct`.
+      reader: reads the rows if they stay on the host; otherwise None.
     """
 
     stage: str
@@ -37,7 +35,7 @@ class Dataset:
     @property
     def num_rows(self) -> int:
         """N."""
-        return num_rows(self.shapes) if self.reader is None else self.reader.num_rows
+        return num_rows(self.shapes)
 
     def __str__(self) -> str:
         columns = (f"{name or 'array'} {c.dtype}{list(c.shape[1:])}" for name, c in named_leaves(self.shapes).items())
@@ -45,35 +43,22 @@ class Dataset:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row on the device."""
+        """Bytes of one row on the device."""
         return sum(math.prod(c.shape[1:]) * np.dtype(c.dtype).itemsize for c in jax.tree.leaves(self.shapes))
 
     @property
     def fetched_row_bytes(self) -> int | None:
-        """Bytes of a row that must be fetched; None where the device holds them all."""
+        """Bytes of one row that must be fetched; None if the whole dataset is on the device."""
         return None if self.reader is None else self.reader.row_bytes
 
-    def feed(self, batches: Callable[[np.ndarray], Batches], layout: Layout, max_rows: int, ids: np.ndarray) -> Feed:
-        """What gives the program its rows.
-
-        Args:
-          batches: the index batches for heads at these places.
-          layout: where the heads stand.
-          max_rows: most distinct rows of a superstep, where they are fetched.
-          ids: int32[H], names the heads in errors.
-        """
-        if self.reader is None:
-            return ResidentFeed(self.shapes, batches, layout)
-        return StreamFeed(self.reader, batches, layout, min(max_rows, self.num_rows), ids)
-
     def close(self) -> None:
-        """Ends what reads the rows; a feed does it too."""
+        """Ends the threads and processes that read rows; closing a feed does so too."""
         if self.reader is not None:
             self.reader.close()
 
 
 def open_dataset(datamodule: DataModule, stage: str, wide: bool) -> Dataset | None:
-    """The checked dataset of a data module; None where it has none.
+    """Returns a checked dataset of a data module, or None if it has none for this stage.
 
     Args:
       stage: "train", "val", "test" or "predict".
@@ -104,7 +89,7 @@ def _stays_on_host(residence: str, dataset: Any) -> bool:
 
 
 def _device_room() -> int:
-    """Bytes that a dataset may take on the device: half of it; on a CPU a quarter of memory, as there it is a copy."""
+    """Returns the bytes that a dataset may take: half of the device; on a CPU, where it is a copy, a quarter of RAM."""
     stats = jax.devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"]) // 2

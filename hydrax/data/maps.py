@@ -1,4 +1,4 @@
-"""Columns in mapped files: what a read of theirs must look out for."""
+"""Columns in memory-mapped files: detects files that were cut short, and gives pages back after a read."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
-from hydrax.data.bad_row import BadRow
+from hydrax.data.columns import BadRow
 from hydrax.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)
 class MappedColumn:
-    """A column in a mapped file.
+    """A column in a memory-mapped file.
 
     Attributes:
       name: for errors.
       array: the column, [N, ...].
-      map: what it is a view of.
+      map: the memory map that `array` is a view of.
     """
 
     name: str
@@ -29,23 +29,23 @@ class MappedColumn:
 
     @property
     def _file(self) -> mmap.mmap:
-        base: Any = self.map.base  # NumPy's types have it as an array
+        base: Any = self.map.base  # NumPy's type stubs call it an array
         assert isinstance(base, mmap.mmap)
         return base
 
     def check(self, rows: np.ndarray) -> None:
-        """Looks whether the file was cut short: to read beyond its end would kill the process.
+        """Checks that the file was not cut short: reading beyond its end would kill the process (SIGBUS).
 
         Raises:
-          BadRow: it was, and one of these rows, int[U], lies beyond the end.
-          DataError: it was, but none of them does.
+          BadRow: it was cut short, and one of these rows, int[U], lies beyond its end.
+          DataError: it was cut short, but none of these rows is affected.
         """
         expected, found = self.map.offset + self.map.nbytes, self._file.size()
         if found >= expected:
             return
         problem, where = "A memory map is longer than its file", f"{self.name}, {self.map.filename}"
         outcome = (
-            f"Got a file of {found} bytes, expected at least {expected}. Fix: write the file anew; it was cut short "
+            f"Got a file of {found} bytes, expected at least {expected}. Fix: write the file again; it was cut short "
             "after it was mapped."
         )
         end_of_row_0 = self.map.offset + byte_bounds(self.array[:1])[1] - self.map.ctypes.data
@@ -55,11 +55,12 @@ class MappedColumn:
         raise DataError(f"{problem}: {where}. {outcome}")
 
     def release(self, rows: np.ndarray) -> None:
-        """Gives back the pages from the first to the last of these rows: the page cache keeps them, not this process.
+        """Releases the pages from the first to the last of these rows; the system's page cache may keep them.
 
-        Else each row would count as resident memory once it was read, and in the end the whole file.
+        Otherwise each row would count as resident memory of this process once it was read, in the end the whole file.
         """
-        if self.map.mode == "c" or not hasattr(mmap, "MADV_DONTNEED"):  # changed pages of "c" lie nowhere else
+        # In mode "c" the pages that the user changed exist nowhere else.
+        if self.map.mode == "c" or not hasattr(mmap, "MADV_DONTNEED"):
             return
         edges = [edge for row in (rows.min(), rows.max()) for edge in byte_bounds(self.array[row : row + 1])]
         start_of_map = self.map.ctypes.data - self.map.offset % mmap.ALLOCATIONGRANULARITY
@@ -69,7 +70,7 @@ class MappedColumn:
 
 
 def memory_map(array: np.ndarray) -> np.memmap | None:
-    """The map of a file that an array is a view of; a copy of a map has its type, but no file."""
+    """Returns the memory map that an array is a view of, or None; a copy of a map has its type, but no file."""
     base: Any = array
     while isinstance(base, np.ndarray):
         if isinstance(base, np.memmap) and isinstance(base.base, mmap.mmap):

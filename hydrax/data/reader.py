@@ -1,10 +1,9 @@
-"""RowReader: chosen rows of a dataset that stays on the host, checked and in the dtypes the device will hold."""
+"""RowReader: reads chosen rows of a dataset that stays on the host, checked and in the dtypes of the device."""
 
 from __future__ import annotations
 
 import hashlib
 import threading
-import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, ThreadPoolExecutor, wait
@@ -14,12 +13,9 @@ import jax
 import numpy as np
 
 from hydrax.data.access import ArrayRows, SourceRows, is_source
-from hydrax.data.bad_row import BadRow
-from hydrax.data.columns import aligned_zeros
+from hydrax.data.columns import BadRow, aligned_zeros, report_not_finite
 from hydrax.data.workers import Part, RowProcesses
 from hydrax.errors import DataError
-
-__all__ = ["RowReader", "is_source"]
 
 _DIGEST_ROWS = 16
 
@@ -31,28 +27,28 @@ def _no_owners(row: int) -> str:
 
 
 class RowReader:
-    """Reads rows that a superstep needs; nothing else of the dataset is touched.
+    """Reads the rows that a superstep needs, and nothing else of the dataset.
 
     Threads copy rows out of arrays. The items of a source are read by threads, several at a time, or by processes.
 
     Args:
-      dataset: pytree of arrays or memory maps with the same leading N; or a source (see `is_source`) whose items are
-        pytrees of arrays and numbers, all of the structure, shapes and dtypes of item 0. Where a source has
-        `__getitems__(list)`, threads ask it for many rows at once. Arrays that are not NumPy's (jax, torch, HDF5) are
-        made NumPy's as a whole: what does not fit in memory needs a memory map or a source.
+      dataset: pytree of arrays or memory maps with the same leading length N; or a source (see `is_source`) whose items
+        are pytrees of arrays and numbers, all with the structure, shapes and dtypes of item 0. If a source has
+        `__getitems__(list)`, threads ask it for many rows at once. Arrays of other libraries (jax, torch, HDF5) are
+        converted to NumPy as a whole: data that does not fit in memory needs a memory map or a source.
       stage: "train", "val", ...: names the dataset in errors.
-      threads: threads that read.
-      processes: processes that read a source; 0: none, the threads read.
-      check_finite: what NaN or Inf in a row leads to: "warn" (once a column), "raise" or "off".
+      threads: number of threads that read.
+      processes: number of processes that read a source; with 0, the threads read it.
+      check_finite: reaction to NaN or Inf in a row: "warn" (once per column), "raise" or "off".
       wide: keep 64-bit columns (precision "64-true").
 
     Attributes:
       num_rows: N.
-      shapes: pytree of `jax.ShapeDtypeStruct` [N, ...], the dtypes as the device will hold them.
+      shapes: pytree of `jax.ShapeDtypeStruct` [N, ...] with the dtypes of the device.
       row_bytes: bytes of one row on the device.
 
     Raises:
-      DataError: there is no row, row 0 cannot be read, columns differ in length or have a dtype that no device holds, a
+      DataError: there are no rows, row 0 cannot be read, columns differ in length or have an unsupported dtype, a
         mapped file was cut short, or processes cannot start.
     """
 
@@ -85,12 +81,12 @@ class RowReader:
         self._threads = ThreadPoolExecutor(threads, "hydrax-rows")
 
     def read(self, rows: np.ndarray, owners: Owners = _no_owners, size: int | None = None) -> Any:
-        """Reads rows into fresh buffers, which may go to the device without a copy.
+        """Reads rows into new buffers, which JAX may adopt without a copy.
 
         Args:
           rows: int[U], 0 <= row < N.
-          owners: whose a row is, for errors, such as "wanted by heads 3, 7 and 12 more".
-          size: leading length of the result, U or more; None: U.
+          owners: says for errors who needs a row, such as "wanted by heads 3, 7 and 12 more".
+          size: leading length of the result, at least U; None: U.
 
         Returns:
           The dataset's structure with arrays [size, ...]; zeros beyond U.
@@ -113,7 +109,7 @@ class RowReader:
                 places, job = jobs.popleft()
                 self._collect(places, self._result(job), bad)
         except BadRow as error:
-            raise DataError(error.message(_said(owners, error.row))) from error.__cause__
+            raise DataError(error.message(_wanted(owners, error.row))) from error.__cause__
         except (CancelledError, RuntimeError) as error:
             if not (self._closing.done() or isinstance(error, BrokenExecutor)):
                 raise
@@ -125,10 +121,10 @@ class RowReader:
         return self._tree(out)
 
     def digest(self) -> str:
-        """A digest of N, structure, dtypes and rows.
+        """Returns a digest of N, structure, dtypes and rows.
 
-        Of columns in memory it takes every row. Of memory maps and sources it takes at most 16, spread evenly, since to
-        read them all could take minutes: a change of other rows is not seen.
+        It covers every row of columns in memory. Of memory maps and sources it covers at most 16 rows, spread evenly,
+        because reading them all could take minutes: a change in other rows goes unnoticed.
         """
         columns = [(column.name, column.shape, str(column.dtype)) for column in self._columns]
         content = hashlib.sha256(repr((self.num_rows, str(self._rows.structure), columns)).encode())
@@ -140,7 +136,7 @@ class RowReader:
         return content.hexdigest()
 
     def close(self) -> None:
-        """Ends threads and processes, and any read under way with an error. May be called again."""
+        """Ends threads and processes; a read in progress raises an error. May be called again."""
         with self._close_once:
             if self._closing.done():
                 return
@@ -155,7 +151,7 @@ class RowReader:
         return self._threads.submit(lambda: (list(places), self._rows.fill(rows, places, check)))
 
     def _result(self, job: Future[Part]) -> Part:
-        # A source that never answers must not keep close() waiting for the thread that waits here.
+        # A source that never answers must not block close(), which would wait for the thread that waits here.
         wait([job, self._closing], return_when=FIRST_COMPLETED)
         if self._closing.done():
             raise CancelledError
@@ -168,42 +164,34 @@ class RowReader:
                 place[...] = read
             rows += more
 
-    def _report(self, bad: Sequence[Sequence[int]], owners: Owners) -> None:
-        """Warns or raises for the rows of each column that are not finite."""
-        for at, (column, rows) in enumerate(zip(self._columns, bad, strict=True)):
-            if not rows:
-                continue
-            raises = self._check_finite == "raise"
-            where = f"{column.name}, row {rows[0]}{_said(owners, rows[0])}" if raises else column.name
-            message = (
-                f"A column holds NaN or Inf: {where}. Got {len(rows)} such rows among those read by now (first: "
-                f"{', '.join(map(str, rows[:5]))}), expected finite numbers. Fix: clean them, or set "
-                'check_finite="off" on the data module.'
-            )
-            if raises:
-                raise DataError(message)
-            self._warned[at] = True
-            warnings.warn(message, stacklevel=3)
+    def _report(self, bad: Sequence[list[int]], owners: Owners) -> None:
+        """Warns of the rows of each column that are not finite, or raises."""
+        raises = self._check_finite == "raise"
+        for number, (column, rows) in enumerate(zip(self._columns, bad, strict=True)):
+            if rows:
+                self._warned[number] = not raises
+                where = f"{column.name}, row {rows[0]}{_wanted(owners, rows[0])}" if raises else column.name
+                report_not_finite(where, rows, raises, among=" among those read so far")
 
     def _stopped(self, owners: Owners) -> DataError:
         if self._closing.done():
             return DataError(
-                f"Rows are read from a closed reader: {self._name}. Got a read that close() ended or that came after "
-                "it, expected none. Fix: end the run before its reader is closed."
+                f"The row reader is closed: {self._name}. Got a read that was in progress at close() or began after "
+                "it, expected none. Fix: end the run before closing its reader."
             )
         assert self._processes is not None
         rows = self._processes.rows_at_death()
-        where = " or ".join(f"row {row}{_said(owners, row)}" for row in rows) or "between two rows"
+        where = " or ".join(f"row {row}{_wanted(owners, row)}" for row in rows) or "between two rows"
         return DataError(
-            f"A process that reads rows died: {self._name}, {where}. Got a process killed by a signal, by the lack of "
-            "memory or by an exit, expected one that lives as long as the run. Fix: set read_processes=0 to see what "
-            "the row does, or start fewer processes."
+            f"A reader process died: {self._name}, {where}. Got a process that was killed by a signal, ran out of "
+            "memory or exited, expected it to live as long as the run. Fix: set read_processes=0 to see what the row "
+            "does, or start fewer processes."
         )
 
     def _tree(self, leaves: Sequence[Any]) -> Any:
         return jax.tree.unflatten(self._rows.structure, leaves)
 
 
-def _said(owners: Owners, row: int) -> str:
-    said = owners(row)
-    return f", {said}" if said else ""
+def _wanted(owners: Owners, row: int) -> str:
+    wanted = owners(row)
+    return f", {wanted}" if wanted else ""

@@ -1,4 +1,4 @@
-"""Worker processes that read the rows of a source, each with a copy of its own."""
+"""Worker processes that read the rows of a source; each has its own copy of the source."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from concurrent.futures import FIRST_EXCEPTION, BrokenExecutor, Future, ProcessP
 from multiprocessing.connection import Connection
 from typing import Any
 
-import cloudpickle  # takes lambdas, and what a script or notebook defines
+import cloudpickle  # pickles lambdas, and what a script or notebook defines
 import jax
 import numpy as np
 
 from hydrax.data.access import SourceRows
 from hydrax.errors import DataError
 
-Part = tuple[list[np.ndarray], list[list[int]]]  # arrays [U, ...], one a column, and their rows that are not finite
+Part = tuple[list[np.ndarray], list[list[int]]]  # one array [U, ...] per column, and its rows that are not finite
 
 
 class RowProcesses:
     """Starts the processes and waits until each has read row 0.
 
     Args:
-      source: random access; sent to each process once.
+      source: the random-access source; it is sent to each process once.
       stage: names the dataset in errors.
       wide: keep 64-bit columns.
-      count: processes.
+      count: number of processes.
 
     Raises:
-      DataError: the source cannot be sent, or no process starts.
+      DataError: the source cannot be sent, or a process does not start.
     """
 
     def __init__(self, source: Any, stage: str, wide: bool, count: int) -> None:
         self._name = f"{stage} dataset"
-        context = multiprocessing.get_context("spawn")  # a fork of a process in which JAX runs may hang
+        context = multiprocessing.get_context("spawn")  # forking a process that runs JAX's threads may hang
         leash, self._leash = context.Pipe(duplex=False)
-        # Row that each process is at, for the error that says where one died; -1: none.
-        self._at = context.RawArray("q", [-1] * count)
-        start = (leash, self._pickled(source), stage, wide, self._at, context.Barrier(count))
+        # The row that each process is reading, or -1; it says where a process died.
+        self._current = context.RawArray("q", [-1] * count)
+        start = (leash, self._pickled(source), stage, wide, self._current, context.Barrier(count))
         self._pool = ProcessPoolExecutor(count, context, _start, start)
         try:
             for ready in wait([self._pool.submit(_get_ready) for _ in range(count)], return_when=FIRST_EXCEPTION).done:
@@ -48,24 +48,24 @@ class RowProcesses:
         except BrokenExecutor as error:
             self.close()
             raise DataError(
-                f"Processes that read rows cannot start: {self._name}. Got one that ended before it read row 0 (its "
-                "last words stand above), expected processes that import the script anew and wait. Fix: put what "
-                'starts the run under `if __name__ == "__main__":`, or set read_processes=0.'
+                f"Reader processes cannot start: {self._name}. Got a process that ended before it read row 0 (see its "
+                "output above), expected processes that import the main script again and wait. Fix: start the run "
+                'under `if __name__ == "__main__":`, or set read_processes=0.'
             ) from error
         except Exception as error:
             self.close()
             raise self._unsendable(error) from error
 
     def submit(self, rows: np.ndarray, check: Sequence[bool]) -> Future[Part]:
-        """Has rows int[U] read; the result is theirs."""
+        """Starts reading rows int[U]."""
         return self._pool.submit(_read, rows, check)
 
     def rows_at_death(self) -> list[int]:
-        """Rows that processes were at when one of them died, and all others were ended."""
-        return sorted({row for row in self._at if row >= 0})
+        """Returns the rows that were being read when a process died, which ends all the others."""
+        return sorted({row for row in self._current if row >= 0})
 
     def close(self) -> None:
-        """Ends the processes, also in the middle of a row."""
+        """Ends the processes, even while they read a row."""
         self._leash.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
@@ -78,42 +78,42 @@ class RowProcesses:
 
     def _unsendable(self, error: Exception) -> DataError:
         return DataError(
-            f"A source cannot be sent to processes: {self._name}. Got {type(error).__name__}: {error!s:.80}, expected "
-            "one that pickle takes apart and puts together. Fix: open files when the first row is read, or set "
+            f"A source cannot be sent to reader processes: {self._name}. Got {type(error).__name__}: {error!s:.80}, "
+            "expected a source that can be pickled. Fix: open files when the first row is read, or set "
             "read_processes=0."
         )
 
 
 class _Worker:
-    """What a process knows."""
+    """State of one worker process."""
 
-    def __init__(self, pickled: bytes, stage: str, wide: bool, at: Any, all_ready: Any) -> None:
+    def __init__(self, pickled: bytes, stage: str, wide: bool, current: Any, all_ready: Any) -> None:
         self._pickled, self._stage, self._wide = pickled, stage, wide
-        self._at, self._all_ready = at, all_ready
+        self._current, self._all_ready = current, all_ready
 
     def get_ready(self) -> None:
-        # Not in the initializer, whose exceptions never reach the parent.
+        # This cannot be done in the pool's initializer: its exceptions never reach the parent.
         self.rows = SourceRows(cloudpickle.loads(self._pickled), self._stage, self._wide)
-        # No process is left half started, to be killed by Ctrl-C; and each gets a number of its own.
-        self._place = self._all_ready.wait()
+        # All processes wait here, so that Ctrl-C finds none half started; the barrier also gives each its number.
+        self._number = self._all_ready.wait()
 
-    def is_at(self, row: int) -> None:
-        self._at[self._place] = row
-
-
-_worker: _Worker  # set where this process is one that reads
+    def reads(self, row: int) -> None:
+        self._current[self._number] = row
 
 
-def _start(leash: Connection, *known: Any) -> None:
+_worker: _Worker  # exists in worker processes only
+
+
+def _start(leash: Connection, *state: Any) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, and the parent still wants its rows
-    jax.config.update("jax_platforms", "cpu")  # the parent has the accelerator's memory
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, but the parent still needs its rows
+    jax.config.update("jax_platforms", "cpu")  # the accelerator's memory belongs to the parent
     threading.Thread(target=_end_with_parent, args=(leash,), daemon=True).start()
-    _worker = _Worker(*known)
+    _worker = _Worker(*state)
 
 
 def _end_with_parent(leash: Connection) -> None:
-    """Nothing is ever sent: poll returns when the parent has let go or is gone, be it by SIGKILL."""
+    """Ends this process when the parent closes its end of the pipe, or dies, even by SIGKILL; nothing is ever sent."""
     leash.poll(None)
     os._exit(0)
 
@@ -125,6 +125,6 @@ def _get_ready() -> None:
 def _read(rows: np.ndarray, check: Sequence[bool]) -> Part:
     out = [np.empty((len(rows), *column.shape), column.dtype) for column in _worker.rows.columns]
     try:
-        return out, _worker.rows.fill(rows, out, check, at=_worker.is_at)
+        return out, _worker.rows.fill(rows, out, check, before_row=_worker.reads)
     finally:
-        _worker.is_at(-1)
+        _worker.reads(-1)

@@ -14,8 +14,9 @@ from hydrax.data import (
     Dataset,
     EvaluationSet,
     Feed,
-    IndexBatches,
+    GrainBatches,
     known_ids,
+    open_feed,
     positions,
     stage_evaluation,
 )
@@ -84,11 +85,11 @@ class Evaluation:
         rows = self.source.batch_size * (len(ids) if self.source.per_head else 1)
         size = self._max_batches(rows)
 
-        def batches(places: np.ndarray) -> IndexBatches:
+        def batches(places: np.ndarray) -> GrainBatches:
             places_of_own = places if self.source.per_head else None
-            return IndexBatches(self.source.index, num_rows=self.data.num_rows, places=places_of_own, max_steps=size)
+            return GrainBatches(self.source.index, num_rows=self.data.num_rows, places=places_of_own, max_steps=size)
 
-        return dataclasses.replace(self, feed=self.data.feed(batches, layout, size * rows, ids))
+        return dataclasses.replace(self, feed=open_feed(self.data, batches, layout, size * rows, ids))
 
     def set_layout(self, layout: Layout) -> None:
         """Says where the heads stand from now on."""

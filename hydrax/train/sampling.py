@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from hydrax.data import Batches, Dataset, DrawnBatches, Feed, IndexBatches, RotationBatches, TrainingSet
+from hydrax.data import Batches, Dataset, Feed, GrainBatches, ProgramBatches, TrainingSet, open_feed
 from hydrax.engine import Layout, OwnRotation, SharedRotation
 from hydrax.errors import DataError, SliceError
 from hydrax.slices import RowLaw, Slices, rotation
@@ -95,8 +95,8 @@ class Sampling:
         """
         accumulate = self.settings.accumulate_grad_batches
         slots = max_steps * accumulate * self.batch_size * (1 if self.shared else len(self.slices))
-        return self.data.feed(
-            lambda places: self._batches(places, max_steps, accumulate), layout, slots, self.slices.ids
+        return open_feed(
+            self.data, lambda places: self._batches(places, max_steps, accumulate), layout, slots, self.slices.ids
         )
 
     @property
@@ -107,7 +107,7 @@ class Sampling:
     def _batches(self, places: np.ndarray, max_steps: int, accumulate: int) -> Batches:
         """The index batches of heads at these places, int[places]."""
         if self.index is not None:
-            return IndexBatches(
+            return GrainBatches(
                 self.index if self.frozen is None else self.index[: self.frozen].repeat(),
                 num_rows=self.data.num_rows,
                 places=places,
@@ -124,7 +124,7 @@ class Sampling:
             assert self.members is not None
             fixed = {"members": self.members[places]}
             draw, lengths = SharedRotation(self.batch_size), self.lengths[:1]
-        batches = RotationBatches(
+        return ProgramBatches(
             draw,
             fixed,
             lengths,
@@ -135,7 +135,6 @@ class Sampling:
             passes=self.settings.passes,
             frozen=self.frozen,
         )
-        return batches if self.data.reader is None else DrawnBatches(batches, self.slices.ids[places])
 
 
 def open_sampling(settings: Settings, rows: TrainingSet) -> Sampling:
@@ -158,7 +157,7 @@ def open_sampling(settings: Settings, rows: TrainingSet) -> Sampling:
         live = rotation.cursor(0, sampling.lengths, rows.batch_size, rows.small_slices).width
         slots = rows.batch_size
     else:
-        probe = IndexBatches(index, num_rows=data.num_rows, places=np.arange(len(slices)), max_steps=1, shared=shared)
+        probe = GrainBatches(index, num_rows=data.num_rows, places=np.arange(len(slices)), max_steps=1, shared=shared)
         mask = probe.superstep(0, [1])["mask"][0]
         probe.close()
         live, slots = mask.sum(axis=1), mask.shape[1]

@@ -260,7 +260,7 @@ def test_a_batch_is_no_wider_than_the_most_rows_held_out():
 
 def test_index_batches_of_rows_that_nobody_holds_out_are_refused():
     module = ArrayDataModule(np.zeros(9), slices=hx.Slices.full(2, 9))
-    with pytest.raises(hx.DataError, match="No row is held out: ArrayDataModule.slices. Got slices that hold all 9"):
+    with pytest.raises(hx.DataError, match="No rows are held out: ArrayDataModule.slices. Got slices that hold all 9"):
         module.eval_index_dataset("held_out", 9)
 
 
@@ -284,7 +284,7 @@ class MadeInSetup(hx.DataModule):
 
 
 def test_a_data_module_printed_before_setup_says_what_is_not_there_yet():
-    not_yet = "not there yet (AttributeError: 'MadeInSetup' object has no attribute 'rows'); has setup run?"
+    not_yet = "not available (AttributeError: 'MadeInSetup' object has no attribute 'rows'); has setup run?"
     assert str(MadeInSetup()).splitlines() == [
         "MadeInSetup",
         f"  train   {not_yet}",

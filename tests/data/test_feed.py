@@ -5,7 +5,8 @@ import jax
 import numpy as np
 import pytest
 
-from hydrax.data.feed import IndexBatches, ResidentFeed
+from hydrax.data.batches import GrainBatches
+from hydrax.data.feed import DeviceFeed
 from hydrax.engine.layout import lay_out
 from hydrax.errors import DataError
 
@@ -33,7 +34,7 @@ class Shared(Counting):
 
 
 def feed(source=Counting, places=PLACES, max_steps=4, **how):
-    return IndexBatches(grain.MapDataset.source(source()), num_rows=ROWS, places=places, max_steps=max_steps, **how)
+    return GrainBatches(grain.MapDataset.source(source()), num_rows=ROWS, places=places, max_steps=max_steps, **how)
 
 
 def superstep(batches, *asked):
@@ -44,7 +45,7 @@ def superstep(batches, *asked):
 def uploaded(dataset):
     """What the device holds of a dataset."""
     layout = lay_out(HEADS, 4, jax.devices()[:1])
-    return ResidentFeed(dataset, lambda places: feed(places=places), layout).superstep(0, [1])[0][0].columns
+    return DeviceFeed(dataset, lambda places: feed(places=places), layout).superstep(0, [1])[0][0].columns
 
 
 def test_a_superstep_holds_the_rows_of_each_step_at_the_places_of_the_heads():

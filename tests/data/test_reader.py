@@ -18,7 +18,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from hydrax.data.reader import RowReader, is_source
+from hydrax.data.access import is_source
+from hydrax.data.reader import RowReader
 from hydrax.errors import DataError
 
 FORM = re.compile(r"\S.*: .+\. Got .+, expected .+\. Fix: .+\.", re.DOTALL)
@@ -247,14 +248,14 @@ def test_every_read_has_buffers_of_its_own_which_jax_takes_without_a_copy(reader
         ({}, ["A dataset has no columns: train dataset"]),
         ({"x": [1, 2]}, ["A column is not an array: train dataset['x'][0]", "int '1'"]),
         ({"x": "text"}, ["A column is not an array: train dataset['x']", "str 'text'"]),
-        (np.array(["a", "b"]), ["A column has a dtype that no device holds: train dataset", "<U1"]),
-        (np.array([{}, None]), ["A column has a dtype that no device holds: train dataset", "object"]),
+        (np.array(["a", "b"]), ["A column has an unsupported dtype: train dataset", "<U1"]),
+        (np.array([{}, None]), ["A column has an unsupported dtype: train dataset", "object"]),
         (
             {"x": np.zeros(3), "y": np.zeros(4)},
             ["Columns differ in length: train dataset['y']", "Got 4 rows", "expected 3, as train dataset['x']"],
         ),
-        (np.zeros((0, 2)), ["A dataset has no usable number of rows: train dataset", "Got 0"]),
-        (np.broadcast_to(np.uint8(0), 2**31), ["A dataset has no usable number of rows", "Got 2147483648"]),
+        (np.zeros((0, 2)), ["Invalid number of rows: train dataset", "Got 0"]),
+        (np.broadcast_to(np.uint8(0), 2**31), ["Invalid number of rows", "Got 2147483648"]),
     ],
     ids=lambda value: "",
 )
@@ -270,7 +271,7 @@ def test_an_integer_beyond_32_bits_is_refused_when_its_row_is_read(reader, value
     made.read(np.array([41, 43]))
     refusal(
         lambda: made.read(PICKED, owners),
-        "An integer does not fit 32 bits: train dataset['y'], row 42, wanted by heads 42 and 7",
+        "An integer does not fit in 32 bits: train dataset['y'], row 42, wanted by heads 42 and 7",
         f"Got {value} of int64",
     )
 
@@ -394,7 +395,7 @@ def test_several_threads_read_at_a_time(reader):
 
 
 OTHER = "A row differs from row 0: train dataset, row 42, wanted by heads 42 and 7"
-LIES = "A source's length lies: train dataset, row 42, wanted by heads 42 and 7"
+LIES = "The source reports the wrong length: train dataset, row 42, wanted by heads 42 and 7"
 UNREAD = "A row cannot be read: train dataset, row 42, wanted by heads 42 and 7"
 
 
@@ -418,7 +419,7 @@ UNREAD = "A row cannot be read: train dataset, row 42, wanted by heads 42 and 7"
         ),
         (
             giving({"x": np.zeros(3, np.float32), "y": 2**31}),
-            ["An integer does not fit 32 bits: train dataset['y'], row 42, wanted by heads 42 and 7"],
+            ["An integer does not fit in 32 bits: train dataset['y'], row 42, wanted by heads 42 and 7"],
         ),
     ],
     ids=["OSError", "KeyError", "IndexError", "StopIteration", "None", "structure", "shape", "dtype", "kind", "range"],
@@ -441,10 +442,13 @@ def test_what_a_source_raised_is_the_cause(reader):
     [
         (
             lambda rows: [Source()[row] for row in rows[1:]],
-            ["A source's __getitems__ skips rows", "Got 4 items, expected 5"],
+            ["A source's __getitems__ returned the wrong number of items", "Got 4, expected 5"],
         ),
-        (lambda rows: [None] * len(rows), ["A source's length lies: train dataset, row 17", "Got None"]),
-        (lambda rows: 1 / 0, ["A row cannot be read: train dataset, row 17", "ZeroDivisionError", "mend __getitems__"]),
+        (lambda rows: [None] * len(rows), ["The source reports the wrong length: train dataset, row 17", "Got None"]),
+        (
+            lambda rows: 1 / 0,
+            ["A row cannot be read: train dataset, row 17", "ZeroDivisionError", "correct __getitems__"],
+        ),
     ],
     ids=["fewer", "None", "raises"],
 )
@@ -462,17 +466,17 @@ def test_the_row_to_blame_is_found_among_many_read_at_once(reader):
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        (Source(0), ["A dataset has no usable number of rows: train dataset", "Got 0"]),
-        (Source(2**31), ["A dataset has no usable number of rows: train dataset", "Got 2147483648"]),
-        (Source(-1), ["A source has no usable length: train dataset", "Got ValueError"]),
-        (Source(2.5), ["A source has no usable length: train dataset", "Got TypeError"]),
-        (Length(raising(OSError("gone"))), ["A source has no usable length: train dataset", "Got OSError: gone"]),
-        (Source(_0=raising(IndexError())), ["A source's length lies: train dataset, row 0"]),
-        (Source(_0=giving(None)), ["A source's length lies: train dataset, row 0", "Got None"]),
+        (Source(0), ["Invalid number of rows: train dataset", "Got 0"]),
+        (Source(2**31), ["Invalid number of rows: train dataset", "Got 2147483648"]),
+        (Source(-1), ["A source has no valid length: train dataset", "Got ValueError"]),
+        (Source(2.5), ["A source has no valid length: train dataset", "Got TypeError"]),
+        (Length(raising(OSError("gone"))), ["A source has no valid length: train dataset", "Got OSError: gone"]),
+        (Source(_0=raising(IndexError())), ["The source reports the wrong length: train dataset, row 0"]),
+        (Source(_0=giving(None)), ["The source reports the wrong length: train dataset, row 0", "Got None"]),
         (Source(_0=raising(OSError("gone"))), ["A row cannot be read: train dataset, row 0", "OSError: gone"]),
         (Source(_0=giving({})), ["A dataset has no columns: train dataset"]),
-        (Source(_0=giving({"x": "text"})), ["A column has a dtype that no device holds: train dataset['x']", "<U4"]),
-        (Source(_0=giving({"x": b"raw"})), ["A column has a dtype that no device holds: train dataset['x']", "|S3"]),
+        (Source(_0=giving({"x": "text"})), ["A column has an unsupported dtype: train dataset['x']", "<U4"]),
+        (Source(_0=giving({"x": b"raw"})), ["A column has an unsupported dtype: train dataset['x']", "|S3"]),
     ],
     ids=["empty", "long", "negative", "half", "raises", "IndexError", "None", "OSError", "nothing", "text", "bytes"],
 )
@@ -618,9 +622,9 @@ def test_a_process_that_dies_is_named_with_its_row_and_heads(reader):
     made = reader(Fatal(), processes=1)
     refusal(
         lambda: made.read(np.array([7, 60, 8]), owners),
-        "A process that reads rows died: train dataset, row 60, wanted by heads 60 and 7",
+        "A reader process died: train dataset, row 60, wanted by heads 60 and 7",
     )
-    refusal(lambda: made.read(np.array([7])), "A process that reads rows died")  # and it stays so
+    refusal(lambda: made.read(np.array([7])), "A reader process died")  # and it stays so
 
 
 @pytest.mark.timeout(60)
@@ -628,7 +632,7 @@ def test_a_source_that_cannot_be_pickled_is_refused():
     source = Source(_3=threading.Lock().acquire)
     refusal(
         lambda: RowReader(source, "train", processes=1),
-        "A source cannot be sent to processes: train dataset",
+        "A source cannot be sent to reader processes: train dataset",
         "TypeError: cannot pickle",
         "read_processes=0",
     )
@@ -643,7 +647,7 @@ class Homesick(Source):
 def test_a_source_that_cannot_be_put_together_again_is_refused():
     refusal(
         lambda: RowReader(Homesick(), "train", processes=1),
-        "A source cannot be sent to processes: train dataset",
+        "A source cannot be sent to reader processes: train dataset",
         "OSError: the file is not here",
     )
 
@@ -651,7 +655,7 @@ def test_a_source_that_cannot_be_put_together_again_is_refused():
 SCRIPT = """
 import os, sys, time
 import numpy as np
-from hydrax.row_reader import RowReader
+from hydrax.data.reader import RowReader
 
 class Source:
     def __len__(self): return 10
@@ -676,7 +680,7 @@ def run(folder, lines):
 @pytest.mark.timeout(60)
 def test_a_script_that_does_not_guard_its_main_part_is_told_so(tmp_path):
     _, errors = run(tmp_path, 'RowReader(Source(), "train", processes=1)').communicate(timeout=50)
-    assert "Processes that read rows cannot start: train dataset" in errors
+    assert "Reader processes cannot start: train dataset" in errors
     assert '`if __name__ == "__main__":`' in errors
 
 
@@ -698,12 +702,12 @@ def test_a_closed_reader_says_so(reader):
     made = reader(np.zeros(ROWS))
     made.close()
     made.close()
-    refusal(lambda: made.read(PICKED), "Rows are read from a closed reader: train dataset")
+    refusal(lambda: made.read(PICKED), "The row reader is closed: train dataset")
 
 
 def close_while_it_reads(made):
     threading.Timer(0.2, made.close).start()
-    refusal(lambda: made.read(np.arange(1, ROWS)), "Rows are read from a closed reader: train dataset")
+    refusal(lambda: made.read(np.arange(1, ROWS)), "The row reader is closed: train dataset")
 
 
 @pytest.mark.timeout(60)

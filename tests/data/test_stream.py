@@ -23,8 +23,8 @@ from heads_under_test import (
 )
 
 import hydrax as hx
+from hydrax.data.feed import HostFeed
 from hydrax.data.reader import RowReader
-from hydrax.data.stream import StreamFeed
 from hydrax.datamodules import SourceDataModule
 
 HEADS, STEPS, BATCH = 6, 14, 8
@@ -192,13 +192,13 @@ class Fickle(hx.Callback):
 @pytest.fixture
 def fetched(monkeypatch):
     """The supersteps that were fetched: first batch and number of steps."""
-    found, fetch = [], StreamFeed._fetch
+    found, fetch = [], HostFeed._fetch
 
     def watched(self, first, counts):
         found.append((first, len(counts)))
         return fetch(self, first, counts)
 
-    monkeypatch.setattr(StreamFeed, "_fetch", watched)
+    monkeypatch.setattr(HostFeed, "_fetch", watched)
     return found
 
 
@@ -517,10 +517,11 @@ def killed():
     os.kill(os.getpid(), {True: signal.SIGKILL, False: 0}[multiprocessing.parent_process() is not None])
 
 
+WRONG_LENGTH = "The source reports the wrong length"
 BAD_ROWS = {
     "unreadable": (raising(OSError("disk on fire")), "A row cannot be read", "Got OSError: disk on fire"),
-    "lying length": (raising(IndexError("no such row")), "A source's length lies", "Got IndexError: no such row"),
-    "nothing": (lambda: None, "A source's length lies", "Got None"),
+    "wrong length": (raising(IndexError("no such row")), WRONG_LENGTH, "Got IndexError: no such row"),
+    "nothing": (lambda: None, WRONG_LENGTH, "Got None"),
     "shape": (row_with(x=np.zeros(7, np.float32)), "A row differs from row 0", "float32[7], expected float32[6]"),
     "dtype": (row_with(y=1.5), "A row differs from row 0", "float64[], expected int32[]"),
     "structure": (row_with(z=0), "A row differs from row 0", "'z'"),
@@ -538,7 +539,7 @@ def test_a_row_that_cannot_be_used_ends_a_fit_and_is_named_with_its_heads(act, w
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("act", "what"),
-    [(killed, "A process that reads rows died"), (raising(OSError()), "A row cannot be read")],
+    [(killed, "A reader process died"), (raising(OSError()), "A row cannot be read")],
     ids=["killed", "unreadable"],
 )
 def test_a_process_that_fails_ends_a_fit_with_the_row_it_was_at_and_its_heads(act, what):

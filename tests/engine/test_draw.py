@@ -10,7 +10,7 @@ import pytest
 from heads_under_test import NUM_ROWS, PlainClassifier, data_of, differing, rows_of, run
 
 import hydrax as hx
-from hydrax.data.feed import IndexBatches, RotationBatches
+from hydrax.data.batches import GrainBatches, ProgramBatches
 from hydrax.datamodules import ArrayDataModule
 from hydrax.engine.draw import HostBatches, OwnRotation, SharedRotation
 from hydrax.engine.layout import lay_out
@@ -61,7 +61,7 @@ def drawn(slices, first, counts, *, chunk=2, max_steps=4, accumulate=3, batch_si
     """Rows and masks [steps, A, H padded, B] of the program; the heads fill whole chunks, as in a fit."""
     places, law = places_of(len(slices), chunk), slices.law()
     fixed = {"columns": {name: column[places] for name, column in law.columns.items()}, "tables": law.tables}
-    batches = RotationBatches(
+    batches = ProgramBatches(
         OwnRotation(law.take, batch_size),
         fixed,
         slices.lengths[places],
@@ -134,7 +134,7 @@ def test_a_superstep_of_the_most_slots_draws_those_of_the_host(first):
     # 2**12 steps of 2**18 slots are 2**30, as many as the plan allows; looked at are its first and its last step.
     slices = hx.Slices.full(1, MOST)
     law = slices.law()
-    batches = RotationBatches(
+    batches = ProgramBatches(
         OwnRotation(law.take, 2**18),
         {"columns": law.columns, "tables": law.tables},
         slices.lengths,
@@ -169,7 +169,7 @@ def test_drawing_leaks_no_tracer():
 def drawn_together(slices, first, counts, *, max_steps=4, accumulate=3, batch_size=5, **how):
     """Rows [steps, A, B] and masks [steps, A, H padded, B] of the program."""
     places = places_of(len(slices), 2)
-    batches = RotationBatches(
+    batches = ProgramBatches(
         SharedRotation(batch_size),
         {"members": np.packbits(slices.mask(), axis=1, bitorder="little")[places]},
         np.array([slices.num_rows], np.int32),
@@ -278,7 +278,7 @@ class Shared:
 
 
 def test_shared_index_batches_are_stacked_with_one_mask_for_each_head():
-    batches = IndexBatches(
+    batches = GrainBatches(
         grain.MapDataset.source(Shared()),
         num_rows=500,
         places=np.array([0, 1, 2, 0]),

@@ -258,9 +258,9 @@ def test_batches_are_brought_together_without_their_padding():
     [
         (
             hx.Slices.full(5, NUM_ROWS),
-            ["No row is held out: ArrayDataModule.slices", "hold all 40 rows", "use predict()"],
+            ["No rows are held out: ArrayDataModule.slices", "hold all 40 rows", "use predict()"],
         ),
-        (KINDS["folds"][:3], ["Slices differ in heads", "Got 3 heads, expected 5"]),
+        (KINDS["folds"][:3], ["Slices have the wrong number of heads", "Got 3 heads, expected 5"]),
         (hx.Slices.full(5, 39), ["Slices and dataset differ in rows", "Got slices of 39 rows, expected 40"]),
     ],
     ids=["nothing is held out", "slices of other heads", "slices of other rows"],

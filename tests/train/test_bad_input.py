@@ -1125,7 +1125,7 @@ HELD_OUT = [
         "all rows",
         hx.DataError,
         held_out(hx.Slices.full(HEADS, ROWS)),
-        "No row is held out",
+        "No rows are held out",
         "all 12 rows",
         "predict()",
     ),

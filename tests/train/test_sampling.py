@@ -1,5 +1,6 @@
 """The walk of a fit: who draws the index batches, how long an epoch is, when heads are through, what can be padding."""
 
+import jax
 import numpy as np
 import pytest
 from heads_under_test import NUM_ROWS, data_of, rows_of
@@ -8,6 +9,7 @@ import hydrax as hx
 from hydrax.data.stage import stage_training
 from hydrax.datamodules import ArrayDataModule
 from hydrax.engine.draw import HostBatches, OwnRotation, SharedRotation
+from hydrax.engine.layout import lay_out
 from hydrax.train import sampling as sampling_module
 from hydrax.train.sampling import open_sampling
 from hydrax.train.settings import Settings
@@ -55,11 +57,11 @@ SHARED = {"sampling": "shared"}
 )
 def test_the_program_draws_the_batches_where_it_knows_how(how, draw):
     opened = walk(**how)
-    batches = opened._batches(np.arange(len(opened.slices)), max_steps=2, accumulate=1)
-    batches.close()
-    assert isinstance(batches.draw, draw)
+    feed = opened.feed(lay_out(len(opened.slices), 2, jax.devices()[:1]), max_steps=2)
+    feed.close()
+    assert isinstance(feed.draw, draw)
     assert opened.drawn_on_host == (draw is HostBatches)
-    assert batches.draw.shared == opened.shared
+    assert feed.draw.shared == opened.shared
 
 
 LISTS = hx.Slices.from_indices([range(30), range(10, 40)], NUM_ROWS)
