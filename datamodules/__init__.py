@@ -1,4 +1,4 @@
-"""Ready data modules, one kind of data per file."""
+"""Ready-made data modules, one kind of data per file."""
 
 from hydrax.datamodules.arrays import ArrayDataModule
 from hydrax.datamodules.cifar10 import CIFAR10DataModule

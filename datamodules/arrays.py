@@ -1,30 +1,45 @@
-"""ArrayDataModule: data that is already there as arrays."""
+"""ArrayDataModule: data in memory, as arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from hydrax import ArgumentError, DataModule, Slices
+from hydrax import DataModule, Slices
+from hydrax.arguments import require
 
 
 class ArrayDataModule(DataModule):
-    """Arrays as a DataModule.
+    """Wraps arrays in a DataModule.
 
-    Memory maps (`np.memmap`, `np.load(mmap_mode="r")`) are arrays too. With `residence="host"`, or where the device has
-    no room for them all, their rows are read when they are due; else they are read whole.
+    Memory maps (`np.memmap`, `np.load(mmap_mode="r")`) are arrays too. With `residence="host"`, or if the device has no
+    room for them, each superstep reads the rows it needs; otherwise they are read as a whole.
+
+    >>> from hydrax.datamodules import ArrayDataModule
+    >>> rows = {"x": np.zeros((6, 2)), "y": np.arange(6)}
+    >>> print(ArrayDataModule(rows, slices=hx.Slices.prefix([2, 6], num_rows=6), batch_size=4))
+    ArrayDataModule
+      train   N=6: x float64[2], y int64
+      heads   Slices of 2 heads on 6 rows
+                recipes: prefix x 2
+                lengths: min 2, median 4, max 6, total 8
+                share: 33.33% to 100.00% of the dataset
+                rows in no slice: 0
+                repeats: no head holds a row twice
+                memory: ...
+      epoch   2 batches
 
     Args:
       train: pytree of arrays (dict, tuple or one array) with the same leading length N.
-      val: rows for validation, same structure, or None.
+      val: rows for validation, with the same structure, or None.
       test: rows for testing, or None.
       predict: rows to predict, or None.
-      slices: which rows of `train` each head learns from, or a function from `train` to that.
-      val_slices: which rows of `val` each head is validated on, or a function from `val` to that; None: all of them.
+      slices: which rows of `train` each head learns from, or a function that makes the slices from `train`.
+      val_slices: which rows of `val` each head is validated on, or a function that makes them from `val`; None: all.
       settings: attributes of `DataModule`: batch_size, eval_batch_size, small_slices, check_finite, residence, ...
 
     Raises:
-      ArgumentError: there is no such setting, or val_slices come without val.
+      ArgumentError: there is no such setting, or val_slices are given without val.
     """
 
     def __init__(
@@ -39,11 +54,13 @@ class ArrayDataModule(DataModule):
         **settings: Any,
     ) -> None:
         super().__init__(slices=slices, val_slices=val_slices, **settings)
-        if val is None and val_slices is not None:
-            raise ArgumentError(
-                "Validation slices have no dataset: ArrayDataModule(val_slices=). Got val_slices without val, expected "
-                "both or neither. Fix: pass val=, the rows that they count, or drop val_slices."
-            )
+        require(
+            val is not None or val_slices is None,
+            "ArrayDataModule(val_slices=)",
+            val_slices,
+            "None without val",
+            "pass val=, the rows that val_slices refer to, or drop val_slices",
+        )
         self._train, self._val, self._test, self._predict = train, val, test, predict
 
     def train_dataset(self) -> Any:

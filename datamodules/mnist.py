@@ -1,4 +1,4 @@
-"""MNISTDataModule: MNIST, and the sets that come in files of the same form."""
+"""MNISTDataModule: MNIST, and the datasets that come in the same file format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrax import ArgumentError, DataError, DataModule, Slices
+from hydrax import DataError, DataModule, Slices
+from hydrax.arguments import require
 
 Dataset = dict[str, NDArray[Any]]
 
@@ -24,28 +25,28 @@ _SIDE, _NUM_CLASSES = 28, 10
 
 
 class MNISTDataModule(DataModule):
-    """MNIST from its IDX files; Fashion-MNIST and Kuzushiji-MNIST come in the same four files.
+    """Reads MNIST from its four IDX files. Fashion-MNIST and Kuzushiji-MNIST come in the same files.
 
-    A dataset is `{"image": uint8[N, 28, 28], "label": int32[N]}`. Images stay bytes, a quarter of the room of floats:
-    your step makes floats of the rows it is given, `batch["image"] / 255`. With precision "bf16-mixed" or "bf16-true"
-    write `batch["image"].astype(jnp.bfloat16) / 255`: bytes / 255 are float32, and take the model there.
+    A dataset is `{"image": uint8[N, 28, 28], "label": int32[N]}`. Images stay bytes, which take a quarter of the memory
+    of floats: convert the rows of a batch in your step, `batch["image"] / 255`. With precision "bf16-mixed" or
+    "bf16-true", write `batch["image"].astype(jnp.bfloat16) / 255`: bytes / 255 are float32, and so would be the model.
 
-    The test images are what `predict` walks, too. Files are read once, and only those of the stage need to be there.
+    `predict` uses the test images too. Each file is read once, and only the files of the stage need to exist.
 
     Args:
-      folder: holds train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte,
-        as they are or with .gz.
-      slices: which training rows each head learns from, or a function from the training dataset to that. The rows held
-        out for validation are no training rows; the others keep the order of the file.
-      val_rows: training images held out for validation: an int counts them, a float is a fraction, 0 is none.
-      seed: draws the images held out, 0 <= seed < 2**32; None holds out the last ones.
-      val_slices: which validation rows each head is validated on, or a function from the validation dataset to that;
-        None: all of them.
+      folder: the folder with train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and
+        t10k-labels-idx1-ubyte, each with or without .gz.
+      slices: which training rows each head learns from, or a function that makes the slices from the training dataset.
+        Rows held out for validation are not among the training rows; the others keep the order of the file.
+      val_rows: how many training images to hold out for validation (int), or which fraction of them (float); 0: none.
+      seed: seed of the choice of the images held out, 0 <= seed < 2**32; None holds out the last ones.
+      val_slices: which validation rows each head is validated on, or a function that makes them from the validation
+        dataset; None: all.
       settings: attributes of `DataModule`: batch_size, eval_batch_size, small_slices, check_finite, residence, ...
 
     Raises:
-      DataError: a file is missing, damaged, or does not fit the others; said in `setup`.
-      ArgumentError: folder is no path; or val_rows leaves no training row, said in `setup`.
+      DataError: a file is missing, damaged, or does not fit the others (raised by `setup`).
+      ArgumentError: folder is not a path, or val_rows leaves no training row (raised by `setup`).
 
     Source: LeCun, Cortes, Burges, "The MNIST database of handwritten digits", which defines the IDX format.
     """
@@ -61,15 +62,17 @@ class MNISTDataModule(DataModule):
         **settings: Any,
     ) -> None:
         super().__init__(slices=slices, val_slices=val_slices, **settings)
-        if not isinstance(folder, str | os.PathLike):
-            raise ArgumentError(
-                f"A folder has the wrong type: MNISTDataModule(folder=). Got {folder!r:.60}, expected a str or a "
-                "Path. Fix: pass the folder that holds the four files."
-            )
+        require(
+            isinstance(folder, str | os.PathLike),
+            "MNISTDataModule(folder=)",
+            folder,
+            "a str or a Path",
+            "pass the folder that holds the four files",
+        )
         self._folder, self._val_rows, self._seed = Path(folder), val_rows, seed
 
     def setup(self, stage: str) -> None:
-        """Reads the files of the stage, where they are not read yet."""
+        """Reads the files of the stage that have not been read yet."""
         if stage in ("fit", "validate"):
             self.train_dataset()
         else:
@@ -100,16 +103,16 @@ class MNISTDataModule(DataModule):
 
 
 def _read(folder: Path, part: str) -> Dataset:
-    """Images and labels of "train" or "t10k", checked against each other."""
+    """Reads images and labels of "train" or "t10k", and checks them against each other."""
     images_path, images = _read_idx(folder, f"{part}-{_IMAGES}", (_SIDE, _SIDE))
     labels_path, labels = _read_idx(folder, f"{part}-{_LABELS}", ())
     if len(labels) != len(images):
         raise _bad_file(
-            "Images and labels differ in number",
+            "Images and labels differ in length",
             labels_path,
-            len(labels),
-            f"{len(images)}, as there are images in {images_path.name}",
-            "take both files from the same set",
+            f"{len(labels)} labels",
+            f"{len(images)}, the number of images in {images_path.name}",
+            "use two files of the same dataset",
         )
     if labels.max() >= _NUM_CLASSES:
         row = int(np.argmax(labels >= _NUM_CLASSES))
@@ -118,13 +121,13 @@ def _read(folder: Path, part: str) -> Dataset:
             labels_path,
             f"{labels[row]} at row {row}",
             "0 to 9",
-            "take a set of ten classes, or write a data module for yours",
+            "use a dataset of ten classes, or write your own data module",
         )
     return {"image": images, "label": labels.astype(np.int32)}
 
 
 def _read_idx(folder: Path, name: str, shape: tuple[int, ...]) -> tuple[Path, NDArray[np.uint8]]:
-    """One IDX file: 00 00, the code of its dtype, its number of axes, each axis as a big-endian uint32, its bytes."""
+    """Reads an IDX file: 00 00, a dtype code, the number of axes, each length as big-endian uint32, then the bytes."""
     path = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
     if path is None:
         raise _bad_file(
@@ -138,7 +141,7 @@ def _read_idx(folder: Path, name: str, shape: tuple[int, ...]) -> tuple[Path, ND
     magic, start = bytes([0, 0, 8, 1 + len(shape)]), 8 + 4 * len(shape)
     if content[:4] != magic:
         raise _bad_file(
-            "Not the IDX file its name says",
+            "A file is not the IDX file that its name says",
             path,
             f"first bytes {content[:4].hex(' ') or 'none'}",
             f"{magic.hex(' ')}: unsigned bytes, {1 + len(shape)} axes",
@@ -148,7 +151,7 @@ def _read_idx(folder: Path, name: str, shape: tuple[int, ...]) -> tuple[Path, ND
     num_rows, *found = struct.unpack(f">{1 + len(shape)}I", content[4:start])
     if tuple(found) != shape or num_rows == 0:
         raise _bad_file(
-            "An IDX file has other axes", path, [num_rows, *found], f"[1 or more{', 28, 28' * bool(shape)}]"
+            "An IDX file has the wrong shape", path, [num_rows, *found], f"[1 or more{', 28, 28' * bool(shape)}]"
         )
     expected = start + num_rows * math.prod(shape)
     if len(content) != expected:
@@ -159,7 +162,8 @@ def _read_idx(folder: Path, name: str, shape: tuple[int, ...]) -> tuple[Path, ND
 
 def _unpacked(path: Path) -> bytes:
     content = path.read_bytes()
-    if content[:2] != b"\x1f\x8b":  # what a file is shows in it: browsers unpack, and leave the name as it was
+    # The name does not tell: browsers unpack a file and keep the .gz in its name.
+    if content[:2] != b"\x1f\x8b":
         return content
     try:
         return gzip.decompress(content)

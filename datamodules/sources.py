@@ -1,4 +1,4 @@
-"""SourceDataModule: data that does not fit on the device."""
+"""SourceDataModule: data that does not fit on the device, or not into memory."""
 
 from __future__ import annotations
 
@@ -7,39 +7,53 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydrax import ArgumentError, DataError, DataModule, Slices
+from hydrax import DataError, DataModule, Slices
+from hydrax.arguments import require
 
 Decode = Callable[[bytes], Any]
 
 
 class SourceDataModule(DataModule):
-    """Rows that stay on the host or on disk, as a DataModule: a superstep fetches the rows it needs.
+    """Keeps rows on the host or on disk; each superstep fetches the rows it needs.
 
-    Each dataset is one of
+    A dataset is one of the following:
 
     - a pytree of arrays or memory maps (`np.memmap`, `np.load(mmap_mode="r")`) with the same leading length N;
-    - a random-access source: `__len__` and `__getitem__(row)`, which gives a pytree of arrays and numbers, of the same
-      structure, shapes and dtypes for every row. Grain's sources and `grain.MapDataset` are such, and PyTorch's
-      map-style datasets;
-    - with `decode`, the path of an ArrayRecord file, or a list of paths, whose rows follow one another.
+    - a random-access source with `__len__` and `__getitem__(row)`, which returns a pytree of arrays and numbers with
+      the same structure, shapes and dtypes for every row. Grain's sources, `grain.MapDataset` and PyTorch's map-style
+      datasets are such sources;
+    - with `decode`, the path of an ArrayRecord file, or a list of paths, whose rows are concatenated.
 
-    Several threads ask a source at a time; with `read_processes`, each process has a copy of it.
+    Several threads read a source at the same time; with `read_processes`, each process has its own copy.
+
+    >>> from hydrax.datamodules import SourceDataModule
+    >>> class Squares:
+    ...     def __len__(self):
+    ...         return 10
+    ...     def __getitem__(self, row):
+    ...         return {"x": np.float32(row), "y": np.float32(row**2)}
+    >>> print(SourceDataModule(Squares(), slices=hx.Slices.full(3, num_rows=10)))
+    SourceDataModule
+      train   N=10: x float32, y float32 (Squares)
+      heads   Slices of 3 heads on 10 rows
+      ...
+      epoch   1 batches
 
     Args:
       train: rows to learn from.
       val: rows for validation, or None.
       test: rows for testing, or None.
       predict: rows to predict, or None.
-      slices: which rows of `train` each head learns from, or a function from `train` to that.
-      val_slices: which rows of `val` each head is validated on, or a function from `val` to that; None: all of them.
-      decode: makes a row, a pytree of arrays and numbers, of the bytes of a record.
+      slices: which rows of `train` each head learns from, or a function that makes the slices from `train`.
+      val_slices: which rows of `val` each head is validated on, or a function that makes them from `val`; None: all.
+      decode: turns the bytes of a record into a row, a pytree of arrays and numbers.
       settings: attributes of `DataModule`: batch_size, check_finite, read_threads, ...; residence is "host" by default.
 
     Raises:
-      ArgumentError: an argument has the wrong type, val_slices come without val, paths without `decode`, or `decode`
-        without paths.
-      DataError: a file is missing or is no ArrayRecord file, or the package array_record is missing; said when the
-        dataset is first asked for.
+      ArgumentError: an argument has the wrong type, or val_slices are given without val, paths without `decode`, or
+        `decode` without paths.
+      DataError: a file is missing or is not an ArrayRecord file, or the package array_record is missing (raised when
+        the dataset is first used).
     """
 
     residence = "host"
@@ -57,21 +71,33 @@ class SourceDataModule(DataModule):
         **settings: Any,
     ) -> None:
         super().__init__(slices=slices, val_slices=val_slices, **settings)
-        _check_slices("slices", slices)
-        if val_slices is not None:
-            _check_slices("val_slices", val_slices)
-        if val is None and val_slices is not None:
-            raise ArgumentError(
-                "Validation slices have no dataset: SourceDataModule(val_slices=). Got val_slices without val, "
-                "expected both or neither. Fix: pass val=, the rows that they count, or drop val_slices."
+        for name, value in (("slices", slices), ("val_slices", val_slices)):
+            require(
+                isinstance(value, Slices) or callable(value) or (name == "val_slices" and value is None),
+                f"SourceDataModule({name}=)",
+                value,
+                "hydrax.Slices or a function that makes them",
+                "build them with a constructor such as Slices.full(num_heads, num_rows)",
             )
+        require(
+            val is not None or val_slices is None,
+            "SourceDataModule(val_slices=)",
+            val_slices,
+            "None without val",
+            "pass val=, the rows that val_slices refer to, or drop val_slices",
+        )
         given = {"train": train, "val": val, "test": test, "predict": predict}
-        _check_decode(decode, any(_is_paths(dataset) for dataset in given.values()))
-        if train is None:
-            raise ArgumentError(
-                "A dataset is missing: SourceDataModule(train=). Got None, expected arrays, a source or paths. Fix: "
-                "pass what the heads learn from."
-            )
+        has_paths = any(_is_paths(dataset) for dataset in given.values())
+        where, record = "SourceDataModule(decode=)", "a function of the bytes of a record, since paths are given"
+        require(not has_paths or callable(decode), where, decode, record, "return a dict of arrays from it")
+        require(has_paths or decode is None, where, decode, "None without paths", "drop it; a source decodes its rows")
+        require(
+            train is not None,
+            "SourceDataModule(train=)",
+            train,
+            "arrays, a source or paths",
+            "pass the rows that heads learn from",
+        )
         self._datasets, self._decode = given, decode
 
     def train_dataset(self) -> Any:
@@ -94,12 +120,12 @@ class SourceDataModule(DataModule):
 
 
 class ArrayRecords:
-    """Decoded records of ArrayRecord files, a random-access source.
+    """Reads decoded records of ArrayRecord files, as a random-access source.
 
     Args:
       argument: names the files in errors.
-      paths: of one file, or a list.
-      decode: makes a row of a record.
+      paths: the path of one file, or a list of paths.
+      decode: turns a record into a row.
     """
 
     def __init__(self, argument: str, paths: Any, decode: Decode) -> None:
@@ -109,7 +135,7 @@ class ArrayRecords:
             if not file.is_file():
                 raise DataError(
                     f"A file is missing: {where}, {file}. Got {'a folder' if file.is_dir() else 'nothing'} there, "
-                    "expected an ArrayRecord file. Fix: write it with array_record's ArrayRecordWriter, or mend the "
+                    "expected an ArrayRecord file. Fix: write it with array_record's ArrayRecordWriter, or correct the "
                     "path."
                 )
         self._records = _open(where, files)
@@ -130,15 +156,15 @@ def _open(where: str, files: list[Path]) -> Any:
         from grain.sources import ArrayRecordDataSource
     except ImportError as error:
         raise DataError(
-            f"ArrayRecord files cannot be read: {where}. Got no package array_record, expected it beside grain. Fix: "
-            "pip install array_record."
+            f"A package is missing: {where}. Got no package array_record, expected it for ArrayRecord files. Fix: pip "
+            "install array_record."
         ) from error
     try:
         return ArrayRecordDataSource([str(file) for file in files])
     except Exception as error:
         raise DataError(
-            f"A file is no ArrayRecord file: {where}, {', '.join(map(str, files)):.200}. Got {error!s:.120}, expected "
-            "files that array_record's ArrayRecordWriter wrote and closed. Fix: write them anew."
+            f"A file is not an ArrayRecord file: {where}, {', '.join(map(str, files)):.200}. Got {error!s:.120}, "
+            "expected files that array_record's ArrayRecordWriter wrote and closed. Fix: write them again."
         ) from error
 
 
@@ -148,29 +174,3 @@ def _is_paths(dataset: Any) -> bool:
     return (
         isinstance(dataset, list | tuple) and bool(dataset) and all(isinstance(d, str | os.PathLike) for d in dataset)
     )
-
-
-def _check_slices(name: str, slices: Any) -> None:
-    if not (isinstance(slices, Slices) or callable(slices)):
-        raise ArgumentError(
-            f"Slices have the wrong type: SourceDataModule({name}=). Got {type(slices).__name__}, expected "
-            "hydrax.Slices. Fix: build them with a constructor such as Slices.full(num_heads, num_rows)."
-        )
-
-
-def _check_decode(decode: Any, has_paths: bool) -> None:
-    if decode is not None and not callable(decode):
-        raise ArgumentError(
-            f"Records cannot be decoded: SourceDataModule(decode=). Got {type(decode).__name__}, expected a function "
-            "of the bytes of a record. Fix: return a dict of arrays, for example by numpy.frombuffer."
-        )
-    if has_paths and decode is None:
-        raise ArgumentError(
-            "Records cannot be decoded: SourceDataModule(decode=). Got None, expected a function of the bytes of a "
-            "record, as paths of files are given. Fix: return a dict of arrays, for example by numpy.frombuffer."
-        )
-    if decode is not None and not has_paths:
-        raise ArgumentError(
-            "There is nothing to decode: SourceDataModule(decode=). Got a function, but no path of an ArrayRecord "
-            "file, expected both or neither. Fix: drop it; a source decodes its own rows."
-        )

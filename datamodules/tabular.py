@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrax import ArgumentError, DataError, DataModule, Slices
+from hydrax import DataError, DataModule, Slices
+from hydrax.arguments import require
 
 Dataset = dict[str, NDArray[Any]]
 
@@ -21,36 +22,48 @@ _MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null")
 
 
 class TabularDataModule(DataModule):
-    """A table as features `x` and target `y`: CSV with one header line or, where pyarrow is installed, Parquet.
+    """Reads a table as features `x` and target `y`: CSV with one header line or, if pyarrow is installed, Parquet.
 
-    A dataset is `{"x": float32[N, D], "y": [N]}`. A column of words becomes their places in sorted order, which
-    `categories` keeps. A target of words or whole numbers is int32, any other float32. A missing feature (an empty
-    cell, NA, N/A, NaN, NULL) is NaN, which `check_finite` reports. The test rows are what `predict` walks, too.
+    A dataset is `{"x": float32[N, D], "y": [N]}`. A column of words is encoded as each word's place in sorted order;
+    `categories` lists the words. A target of words or whole numbers is int32, any other is float32. A missing feature
+    (an empty cell, NA, N/A, NaN, NULL) becomes NaN, which `check_finite` reports. `predict` uses the test rows too.
+
+    >>> import pathlib, tempfile
+    >>> from hydrax.datamodules import TabularDataModule
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "cars.csv"
+    >>> _ = path.write_text("colour,age,price\\nred,3,9.5\\nblue,,4\\nred,1,12\\n")
+    >>> data = TabularDataModule(path, target="price", slices=lambda train: hx.Slices.full(1, len(train["y"])))
+    >>> data.train_dataset()["x"]
+    array([[ 1.,  3.],
+           [ 0., nan],
+           [ 1.,  1.]], dtype=float32)
+    >>> data.feature_names, data.categories
+    (('colour', 'age'), {'colour': ('blue', 'red')})
 
     Args:
-      path: the training file; Parquet where it ends in .parquet, else CSV in UTF-8.
-      target: the column to predict; no cell of it may be missing.
-      slices: which training rows each head learns from, or a function from the training dataset to that, such as
-        `lambda train: Slices.partition_by(data.columns["site"])`. Rows held out for validation are no training rows;
-        the others keep the order of the file.
-      features: the columns of x, in this order, each once; None: all but the target and those aside.
-      aside: columns that are no features, such as groups.
-      categorical: columns whose cells look like numbers and are names, such as post codes.
-      val_rows: training rows held out for validation: an int counts them, a float is a fraction, 0 is none.
-      seed: draws the rows held out, 0 <= seed < 2**32; None holds out the last ones.
+      path: the training file: Parquet if its name ends in .parquet, otherwise CSV in UTF-8.
+      target: the column to predict; none of its cells may be missing.
+      slices: which training rows each head learns from, or a function that makes the slices from the training dataset,
+        such as `lambda train: Slices.partition_by(data.columns["site"])`. Rows held out for validation are not among
+        the training rows; the others keep the order of the file.
+      features: the columns of x, in this order, each once; None: all columns except the target and `aside`.
+      aside: columns that are not features, such as groups.
+      categorical: columns that hold names although their cells look like numbers, such as post codes.
+      val_rows: how many training rows to hold out for validation (int), or which fraction of them (float); 0: none.
+      seed: seed of the choice of the rows held out, 0 <= seed < 2**32; None holds out the last ones.
       val_path: a file of validation rows, instead of val_rows.
       test_path: a file of test rows.
-      standardize: brings each feature that is no category to mean 0 and deviation 1 over the training rows. Off by
-        default: the statistics are of all training rows, so a head would learn something of rows outside its slice,
-        and its score on them (k-fold, leave-one-out) would come out too good.
-      delimiter: what stands between two cells of a CSV line.
-      val_slices: which validation rows each head is validated on, or a function from the validation dataset to that;
-        None: all of them.
+      standardize: scales each feature that is not a category to mean 0 and standard deviation 1 over the training rows.
+        Off by default: the statistics cover all training rows, so a head would learn about rows outside its slice, and
+        its score on them (k-fold, leave-one-out) would be too good.
+      delimiter: the character between two cells of a CSV line.
+      val_slices: which validation rows each head is validated on, or a function that makes them from the validation
+        dataset; None: all.
       settings: attributes of `DataModule`: batch_size, eval_batch_size, small_slices, check_finite, residence, ...
 
     Raises:
-      ArgumentError: an argument has a value it cannot have.
-      DataError: a file is missing or damaged, or a column or cell cannot be used; said in `setup`.
+      ArgumentError: an argument has an invalid value.
+      DataError: a file is missing or damaged, or a column or cell cannot be used (raised by `setup`).
     """
 
     def __init__(
@@ -75,7 +88,7 @@ class TabularDataModule(DataModule):
         self._path, self._val_path, self._test_path = path, val_path, test_path
         self._target, self._features, self._aside, self._categorical = target, features, aside, categorical
         self._val_rows, self._seed, self._standardize, self._delimiter = val_rows, seed, standardize, delimiter
-        # Sets and dicts have no order, or none that was meant.
+        # Only sequences count: the order of a set is arbitrary, and that of a dict may not be meant.
         names = list(features) if isinstance(features, Sequence) and _are_names(features) else []
         for name, value, wrong, expected in (
             ("path", path, not isinstance(path, str | os.PathLike), "a str or a Path"),
@@ -90,14 +103,10 @@ class TabularDataModule(DataModule):
             ("val_path", val_path, val_path is not None and val_rows != 0, f"None beside val_rows={val_rows}"),
             ("delimiter", delimiter, not isinstance(delimiter, str) or len(delimiter) != 1, "one character"),
         ):
-            if wrong:
-                raise ArgumentError(
-                    f"A table cannot be read so: TabularDataModule({name}=). Got {value!r:.100}, expected {expected}. "
-                    f"Fix: mend {name}."
-                )
+            require(not wrong, f"TabularDataModule({name}=)", value, expected, f"correct {name}")
 
     def setup(self, stage: str) -> None:
-        """Reads the files, where they are not read yet; the test's only for a test or a prediction."""
+        """Reads the files of the stage that have not been read yet."""
         if stage in ("fit", "validate"):
             self.train_dataset()
             self.val_dataset()
@@ -118,27 +127,29 @@ class TabularDataModule(DataModule):
 
     @property
     def columns(self) -> dict[str, NDArray[Any]]:
-        """Every column of the training rows, [N]: int64 where all are whole, else float64; words, "" where missing."""
+        """Every column of the training rows, [N]: int64 if all are whole, else float64; or words, "" where missing."""
         return self._split[0].arrays()
 
     @property
     def val_columns(self) -> dict[str, NDArray[Any]]:
-        """Every column of the validation rows, none where there are no such rows."""
+        """Every column of the validation rows; empty if there are none."""
         return {} if self._split[1] is None else self._split[1].arrays()
 
     @cached_property
     def feature_names(self) -> tuple[str, ...]:
-        """The columns of x, D names."""
+        """Names of the columns of x, D of them."""
         known = self._table.columns
         self._table.expect(self._target, *(self._features or ()), *self._aside, *self._categorical)
         names = self._features or [name for name in known if name != self._target and name not in self._aside]
         if not names:
-            raise _error("A table has no features", self._path, ", ".join(known), "a column besides target and aside")
+            raise _error(
+                "A table has no features", self._path, ", ".join(known), "another column than target and aside"
+            )
         return tuple(names)
 
     @cached_property
     def categories(self) -> dict[str, tuple[str, ...]]:
-        """The words of each categorical column of x and y, sorted: a word's number is its place."""
+        """The sorted words of each categorical column of x and y; a word is encoded as its place."""
         found = {}
         for name in (*self.feature_names, self._target):
             column = self._table.columns[name]
@@ -146,7 +157,7 @@ class TabularDataModule(DataModule):
                 raise _error("A column is empty", f"{self._table.path}, {name!r}", "no value", "one or more")
             if column.dtype.kind == "U":
                 words = sorted(set(column.tolist()) - {""})
-                # A column of numbers with one slip must not turn into categories in silence.
+                # A typing error in one cell must not silently turn a column of numbers into categories.
                 numeric = [_is_number(word.replace("_", "")) for word in words]
                 if name not in self._categorical and any(numeric) and not all(map(_is_number, words)):
                     raise self._table.not_a_number(name)
@@ -161,7 +172,7 @@ class TabularDataModule(DataModule):
 
     @cached_property
     def _split(self) -> tuple[_Table, _Table | None]:
-        """The rows to train on, and those to validate on."""
+        """The rows to train on and the rows to validate on."""
         if self._val_path is not None:
             return self._table, self._read(self._val_path, [*self._categorical, *self.categories])
         held = self.hold_out(len(self._table.lines), self._val_rows, self._seed)
@@ -183,7 +194,7 @@ class TabularDataModule(DataModule):
 
     @cached_property
     def _scales(self) -> list[tuple[float, float]]:
-        """Mean and deviation of each feature over the training rows; 0 and 1 where it stays as it is."""
+        """Mean and standard deviation of each feature over the training rows; 0 and 1 if it is not scaled."""
         scales = []
         for name in self.feature_names:
             column = self._split[0].columns[name]
@@ -210,17 +221,17 @@ class TabularDataModule(DataModule):
         y = table.numbers(self._target, self.categories)
         for what, wrong, expected in (
             ("A target is missing", ~np.isfinite(y), "a finite number"),
-            ("A target is not whole", ~_are_whole(y) & (self._target_dtype == np.int32), "an int32, as in training"),
+            ("A target is not an int32", ~_are_whole(y) & (self._target_dtype == np.int32), "an int32, as in training"),
         ):
             if wrong.any():
                 at = int(np.argmax(wrong))
-                raise _error(what, table.place(self._target, at), y[at], expected, "mend the cell, or drop the row")
+                raise _error(what, table.place(self._target, at), y[at], expected, "correct the cell, or drop the row")
         with np.errstate(over="ignore"):  # a number beyond float32 becomes Inf, which check_finite reports
             return {"x": x.astype(np.float32), "y": y.astype(self._target_dtype)}
 
 
 class _Table(NamedTuple):
-    """Columns of one file, float64[N] or words, str[N]; and where each row stands in the file, for messages."""
+    """The columns of one file, float64[N] or words, str[N], and the line or row of the file for each, for messages."""
 
     path: Path
     columns: dict[str, NDArray[Any]]
@@ -244,10 +255,10 @@ class _Table(NamedTuple):
         for name in names:
             if name not in self.columns:
                 known = ", ".join(self.columns)
-                raise _error("There is no such column", self.path, repr(name), f"one of {known}", "name one of them")
+                raise _error("A column is missing", self.path, repr(name), f"one of {known}", "name one of them")
 
     def numbers(self, name: str, categories: dict[str, tuple[str, ...]]) -> NDArray[np.float64]:
-        """A column as float64[N], NaN where missing; of words, their places among its categories."""
+        """Returns a column as float64[N], NaN where missing; words as their places among the categories."""
         column = self.columns[name]
         if name not in categories:
             if column.dtype.kind == "U":
@@ -259,15 +270,17 @@ class _Table(NamedTuple):
         if unknown.any():
             at = int(np.argmax(unknown))
             expected = f"one of the {len(words)} words of the training file"
-            raise _error("A word is not known", self.place(name, at), repr(str(column[at])), expected)
+            raise _error("Unknown category", self.place(name, at), repr(str(column[at])), expected)
         return np.where(_is_missing(column), np.nan, places)
 
     def not_a_number(self, name: str) -> DataError:
-        """Of a column of words: names the first that is no number."""
+        """Makes the error that names the first word of a column that is not a number."""
         column = self.columns[name].tolist()
         at = next((at for at, word in enumerate(column) if word and not _is_number(word)), 0)
-        fix = f'mend it, or set categorical=("{name}",)'
-        return _error("A cell is not a number", self.place(name, at), repr(column[at]), "a number, as others are", fix)
+        fix = f'correct it, or set categorical=("{name}",)'
+        return _error(
+            "A cell is not a number", self.place(name, at), repr(column[at]), "a number, as in the other rows", fix
+        )
 
 
 def _are_names(value: Any) -> bool:
@@ -275,7 +288,7 @@ def _are_names(value: Any) -> bool:
     return is_list and all(isinstance(name, str) for name in value)
 
 
-def _error(what: str, where: object, got: object, expected: str, fix: str = "mend the file") -> DataError:
+def _error(what: str, where: object, got: object, expected: str, fix: str = "correct the file") -> DataError:
     return DataError(f"{what}: {where}. Got {got}, expected {expected}. Fix: {fix}.")
 
 
@@ -289,13 +302,15 @@ def _read_csv(path: Path, words: Collection[str], delimiter: str) -> _Table:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
-        for row in filter(None, reader):  # an empty line is no row
+        for row in filter(None, reader):  # an empty line is not a row
             if len(row) != len(header):
-                raise _error(what, f"{path}, line {reader.line_num}", f"{len(row)} cells", f"{len(header)}, as above")
+                raise _error(
+                    what, f"{path}, line {reader.line_num}", f"{len(row)} cells", f"{len(header)}, as in the header"
+                )
             rows.append([cell.strip() for cell in row])
             lines.append(reader.line_num)
     except csv.Error as error:
-        raise _error(what, f"{path}, line {reader.line_num}", error, "cells with their quotes closed") from error
+        raise _error(what, f"{path}, line {reader.line_num}", error, "cells with closed quotes") from error
     _check_header(path, header, len(rows))
     columns = {name: _parsed(cells, name in words) for name, *cells in zip(header, *rows, strict=True)}
     return _Table(path, columns, np.array(lines), "line")
@@ -307,13 +322,13 @@ def _read_parquet(path: Path, words: Collection[str]) -> _Table:
         from pyarrow import parquet, types
     except ImportError as error:
         fix = "pip install pyarrow, or save the table as CSV"
-        raise _error("Parquet cannot be read", path, "no package pyarrow", "pyarrow", fix) from error
+        raise _error("A package is missing", path, "no package pyarrow", "pyarrow for a Parquet file", fix) from error
     what, columns = "A Parquet file is damaged", {}
     try:
         table = parquet.ParquetFile(path).read()
         _check_header(path, table.column_names, table.num_rows)
         for name, column in zip(table.column_names, table.columns, strict=True):
-            what = f"A column holds neither numbers nor words, {name!r} of {column.type}"
+            what = f"A column contains neither numbers nor words, {name!r} of {column.type}"
             numeric = (types.is_integer, types.is_floating, types.is_decimal, types.is_boolean)
             if name not in words and any(is_kind(column.type) for is_kind in numeric):
                 columns[name] = column.cast(pyarrow.float64(), safe=False).to_numpy()
@@ -327,16 +342,16 @@ def _read_parquet(path: Path, words: Collection[str]) -> _Table:
 def _check_header(path: Path, names: list[str], num_rows: int) -> None:
     twice = [name for name in names if names.count(name) > 1]
     for wrong, got, expected in (
-        (not names or num_rows == 0, f"{len(names)} columns and {num_rows} rows", "a header and a row or more"),
-        ("" in names, f"{names}, one without a name", "a name for each (pandas writes none for its index)"),
-        (bool(twice), f"{twice[:1]} twice", "a name of its own for each column"),
+        (not names or num_rows == 0, f"{len(names)} columns and {num_rows} rows", "a header and at least one row"),
+        ("" in names, f"{names}, one without a name", "a name for every column (pandas writes none for its index)"),
+        (bool(twice), f"{twice[:1]} twice", "a different name for each column"),
     ):
         if wrong:
-            raise _error("A table has no usable header", path, got, expected)
+            raise _error("Invalid header", path, got, expected)
 
 
 def _parsed(cells: list[str], as_words: bool) -> NDArray[Any]:
-    """float64[N] where every cell is a number or missing; else the words, str[N], "" where missing."""
+    """Returns float64[N] if every cell is a number or missing; otherwise the words, str[N], "" where missing."""
     try:
         if not as_words:
             return np.array([np.nan if cell in _MISSING else _number(cell) for cell in cells])
@@ -350,7 +365,7 @@ def _is_missing(column: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _number(word: str) -> float:
-    if "_" in word:  # which Python takes in a number, and no other program that reads tables
+    if "_" in word:  # Python accepts underscores in numbers; other programs that read tables do not
         raise ValueError
     return float(word)
 

@@ -1,4 +1,4 @@
-"""TextDataModule: local text as blocks of bytes or characters, for language models."""
+"""TextDataModule: local text files as blocks of bytes or characters, for language models."""
 
 from __future__ import annotations
 
@@ -13,36 +13,49 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
 
 from hydrax import ArgumentError, DataError, DataModule, Slices
+from hydrax.arguments import is_int, require
 
 Dataset = dict[str, NDArray[Any]]
 
 
 class TextDataModule(DataModule):
-    """Text files as blocks of tokens, for models that predict the next token.
+    """Cuts text files into blocks of tokens, for models that predict the next token.
 
-    A dataset is `{"tokens": [N, block_length + 1]}`, uint8 for bytes and int32 for characters. Input and target are
-    one column, half the room of two: your step takes `tokens[:, :-1]` and `tokens[:, 1:]`. No block reaches from one
-    file into the next. With stride = block_length each token but a file's first is a target once; the blocks of one
-    file are views of its text, so that a small stride costs no memory on the host (on the device it does).
+    A dataset is `{"tokens": [N, block_length + 1]}`, uint8 for bytes and int32 for characters. Input and target share
+    one column, which takes half the memory of two: your step uses `tokens[:, :-1]` and `tokens[:, 1:]`. No block
+    extends from one file into the next. With stride = block_length, every token except a file's first is a target once.
+    The blocks of a single file are views of its text, so a small stride takes no memory on the host; on the device it
+    does.
+
+    >>> import pathlib, tempfile
+    >>> from hydrax.datamodules import TextDataModule
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "book.txt"
+    >>> _ = path.write_text("the cat sat")
+    >>> how = {"block_length": 4, "tokens": "char", "val_fraction": 0.0}
+    >>> data = TextDataModule(path, slices=lambda train: hx.Slices.full(2, len(train["tokens"])), **how)
+    >>> data.vocabulary
+    ' acehst'
+    >>> [data.decode(block) for block in data.train_dataset()["tokens"]]
+    ['the c', 'cat s']
 
     Args:
-      paths: a text file, or several.
-      block_length: tokens a model sees of one row, 1 or more.
-      slices: which training rows each head learns from, or a function from the training dataset to that, such as
-        `lambda train: Slices.partition_by(data.documents)` for a head a file.
-      stride: tokens from the start of a block to the start of the next; None: block_length.
+      paths: a text file, or a list of them.
+      block_length: tokens of one row that a model sees, 1 or more.
+      slices: which training rows each head learns from, or a function that makes the slices from the training dataset,
+        such as `lambda train: Slices.partition_by(data.documents)` for one head per file.
+      stride: tokens between the starts of two consecutive blocks; None: block_length.
       tokens: "byte" (256 tokens, any file) or "char" (the characters of a UTF-8 file).
       vocabulary: the characters that have a token; None: those of the training text. Only with tokens="char".
       val_fraction: the share at the end of each file that is held out for validation, 0 <= val_fraction < 1. The text
-        is cut before it is put into blocks, so no block of training holds a token of validation.
-      test_paths: a text file, or several, to test on and to predict; None: no test.
-      val_slices: which validation rows each head is validated on, or a function from the validation dataset to that;
-        None: all of them.
+        is split before it is cut into blocks, so no training block contains a validation token.
+      test_paths: a text file, or a list of them, to test on and to predict; None: no test.
+      val_slices: which validation rows each head is validated on, or a function that makes them from the validation
+        dataset; None: all.
       settings: attributes of `DataModule`: batch_size, eval_batch_size, small_slices, check_finite, residence, ...
 
     Raises:
-      ArgumentError: an argument has a value it cannot have.
-      DataError: a file is missing, too short, not UTF-8, or holds a character without a token; said in `setup`.
+      ArgumentError: an argument has an invalid value.
+      DataError: a file is missing, too short, not UTF-8, or contains a character without a token (raised by `setup`).
     """
 
     def __init__(
@@ -63,27 +76,23 @@ class TextDataModule(DataModule):
         self._block_length, self._stride = block_length, block_length if stride is None else stride
         self._tokens, self._given_vocabulary, self._val_fraction = tokens, vocabulary, val_fraction
         lengths = (self._block_length, self._stride)
-        whole = all(isinstance(length, int | np.integer) and not isinstance(length, bool) for length in lengths)
+        whole = all(is_int(length, 1) for length in lengths)
         share = isinstance(val_fraction, int | float) and 0 <= val_fraction < 1
         spelt = vocabulary is None or (tokens == "char" and isinstance(vocabulary, str) and vocabulary != "")
         listed, test_listed = _listed(paths), _listed(() if test_paths is None else test_paths)
         for name, value, right, expected, fix in (
-            ("paths", paths, bool(listed) and _are_paths(listed), "a path, or a list of some", 'paths="book.txt"'),
-            ("test_paths", test_paths, _are_paths(test_listed), "a path, a list of some, or None", "test_paths=None"),
-            ("block_length, stride", lengths, whole and min(lengths) >= 1, "ints of 1 or more", "block_length=128"),
+            ("paths", paths, bool(listed) and _are_paths(listed), "a path, or a list of paths", 'paths="book.txt"'),
+            ("test_paths", test_paths, _are_paths(test_listed), "a path, a list of paths, or None", "test_paths=None"),
+            ("block_length, stride", lengths, whole, "ints of 1 or more", "block_length=128"),
             ("tokens", tokens, tokens in ("byte", "char"), '"byte" or "char"', 'tokens="byte"'),
             ("vocabulary", vocabulary, spelt, "a str, or None with bytes", 'vocabulary="ab", tokens="char"'),
             ("val_fraction", val_fraction, share, "0 <= val_fraction < 1", "val_fraction=0.1"),
         ):
-            if not right:
-                raise ArgumentError(
-                    f"Text cannot be cut into tokens so: TextDataModule({name}=). Got {value!r}, expected {expected}. "
-                    f"Fix: set {fix}."
-                )
+            require(right, f"TextDataModule({name}=)", value, expected, f"set {fix}")
         self._paths, self._test_paths = [Path(path) for path in listed], [Path(path) for path in test_listed]
 
     def setup(self, stage: str) -> None:
-        """Reads the files, where they are not read yet; the test's only for a test or a prediction."""
+        """Reads the files of the stage that have not been read yet."""
         if stage in ("fit", "validate"):
             self.train_dataset()
             self.val_dataset()
@@ -106,46 +115,42 @@ class TextDataModule(DataModule):
 
     @property
     def num_tokens(self) -> int:
-        """How many tokens there are: what an embedding and the logits need."""
+        """Number of tokens: the size of an embedding and of the logits."""
         return 256 if self._tokens == "byte" else self._characters.size
 
     @property
     def vocabulary(self) -> str | None:
-        """The characters in order, each at the place of its token; None with bytes."""
+        """The characters in the order of their tokens; None with bytes."""
         return None if self._tokens == "byte" else _to_text(self._characters)
 
     @property
     def documents(self) -> NDArray[np.int32]:
-        """Which file each training row is from, int32[N]: its place in `paths`."""
+        """The file that each training row comes from, int32[N], as its place in `paths`."""
         return self._train[1]
 
     @property
     def val_documents(self) -> NDArray[np.int32]:
-        """Which file each validation row is from, int32[N]."""
+        """The file that each validation row comes from, int32[N]."""
         return self._val[1]
 
     def encode(self, text: str) -> NDArray[Any]:
-        """The tokens of a text, uint8[T] of its UTF-8 bytes or int32[T] of its characters.
+        """Returns the tokens of a text: uint8[T], its UTF-8 bytes, or int32[T], its characters.
 
         Raises:
-          ArgumentError: it is no text.
+          ArgumentError: `text` is not a str.
           DataError: a character has no token.
         """
-        if not isinstance(text, str):
-            raise ArgumentError(
-                f"There is no text to encode: TextDataModule.encode(text=). Got {text!r:.60}, expected a str. Fix: "
-                "decode() is for tokens."
-            )
+        require(isinstance(text, str), "TextDataModule.encode(text=)", text, "a str", "use decode() for tokens")
         if self._tokens == "byte":
             return np.frombuffer(text.encode(), np.uint8)
         return self._to_tokens(_to_points(text), "TextDataModule.encode")
 
     def decode(self, tokens: ArrayLike) -> str:
-        """The text of tokens, integers[T]; bytes that are no UTF-8 show as the replacement character.
+        """Returns the text of tokens, integers[T]; bytes that are not UTF-8 become the replacement character.
 
         Raises:
-          ArgumentError: they are no numbers.
-          DataError: a number is no token.
+          ArgumentError: `tokens` are not numbers.
+          DataError: a number is not a token.
         """
         try:
             given = np.asarray(tokens).ravel()
@@ -157,8 +162,8 @@ class TextDataModule(DataModule):
         if wrong.any() or (given.size and given.dtype.kind not in "iu"):
             at = int(np.argmax(wrong))
             raise DataError(
-                f"A number is no token: TextDataModule.decode, place {at}. Got {given[at]!r}, expected an integer, 0 "
-                f"to {self.num_tokens - 1}. Fix: take the argmax of logits over {self.num_tokens} tokens."
+                f"A number is not a token: TextDataModule.decode, place {at}. Got {given[at]!r}, expected an integer "
+                f"from 0 to {self.num_tokens - 1}. Fix: take the argmax of logits over {self.num_tokens} tokens."
             )
         if self._tokens == "byte":
             return given.astype(np.uint8).tobytes().decode(errors="replace")
@@ -166,7 +171,7 @@ class TextDataModule(DataModule):
 
     @cached_property
     def _characters(self) -> NDArray[np.uint32]:
-        """Sorted code points: a character's place is its token."""
+        """Sorted code points; the place of a character is its token."""
         if self._given_vocabulary is not None:
             return np.unique(_to_points(self._given_vocabulary))
         return np.unique(np.concatenate([text[: self._cut(text)] for text in self._texts]))
@@ -205,14 +210,14 @@ class TextDataModule(DataModule):
         return text.size - round(text.size * self._val_fraction)
 
     def _blocks(self, paths: list[Path], parts: list[tuple[int, NDArray[Any]]]) -> tuple[Dataset, NDArray[np.int32]]:
-        """Blocks of tokens and the number of the file each is from; a part is its start in the file and its text."""
+        """Returns blocks of tokens and the file of each block; a part is its start in the file and its text."""
         width, blocks = self._block_length + 1, []
         for path, (start, text) in zip(paths, parts, strict=True):
             if text.size < width:
                 raise DataError(
-                    f"A text is too short: {path}, from its {self._tokens} {start} on. Got {text.size}, expected at "
-                    f"least {width}: a block, and the token after it. Fix: give a longer text or a smaller "
-                    "block_length; val_fraction is how much of a file is validation."
+                    f"A text is too short: {path}, from {self._tokens} {start} on. Got {text.size}, expected at least "
+                    f"{width}: a block, and the token after it. Fix: use a longer text, a smaller block_length, or "
+                    "another val_fraction, the share of each file for validation."
                 )
             tokens = text if self._tokens == "byte" else self._to_tokens(text, str(path), start)
             blocks.append(sliding_window_view(tokens, width)[:: self._stride])
@@ -221,7 +226,7 @@ class TextDataModule(DataModule):
 
 
 def _listed(paths: Any) -> list[Any]:
-    """Of a list its entries; anything else, sets among it, which have no order, is one entry."""
+    """Returns the entries of a list; anything else is one entry, even a set, which has no order."""
     is_one = isinstance(paths, str | os.PathLike | Set | Mapping) or not isinstance(paths, Iterable)
     return [paths] if is_one else list(paths)
 
@@ -232,17 +237,17 @@ def _are_paths(paths: list[Any]) -> bool:
 
 def _not_tokens(tokens: Any) -> ArgumentError:
     return ArgumentError(
-        f"There are no tokens to decode: TextDataModule.decode(tokens=). Got {tokens!r:.60}, expected integers of one "
-        "row. Fix: encode() is for text."
+        f"Invalid argument: TextDataModule.decode(tokens=). Got {tokens!r:.60}, expected integers of one row. Fix: use "
+        "encode() for text."
     )
 
 
 def _read(path: Path, tokens: str) -> NDArray[Any]:
-    """The bytes of a file, uint8, or its code points, uint32."""
+    """Reads the bytes of a file, uint8, or its code points, uint32."""
     if not path.is_file():
         raise DataError(
-            f"A file is missing: {path}. Got no such file, expected a local text file. Fix: put it there; the module "
-            "reads files and downloads none."
+            f"A file is missing: {path}. Got no such file, expected a local text file. Fix: put it there; the "
+            "module does not download files."
         )
     if tokens == "byte":
         return np.fromfile(path, np.uint8)

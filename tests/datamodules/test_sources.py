@@ -106,18 +106,18 @@ def records(decode=decode):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"slices": [[0, 1]]}, ["Slices have the wrong type: SourceDataModule(slices=)", "Got list"]),
-        ({"val_slices": 3}, ["Slices have the wrong type: SourceDataModule(val_slices=)", "Got int"]),
+        ({"slices": [[0, 1]]}, ["Invalid argument: SourceDataModule(slices=)", "Got [[0, 1]]"]),
+        ({"val_slices": 3}, ["Invalid argument: SourceDataModule(val_slices=)", "Got 3"]),
         (
             {"val_slices": SLICES},
-            ["Validation slices have no dataset: SourceDataModule(val_slices=)", "Got val_slices without val"],
+            ["Invalid argument: SourceDataModule(val_slices=)", "expected None without val"],
         ),
-        ({"train": None}, ["A dataset is missing: SourceDataModule(train=)"]),
-        ({"decode": "jpeg", "val": "file"}, ["Records cannot be decoded: SourceDataModule(decode=)", "Got str"]),
-        ({"val": "file"}, ["Records cannot be decoded: SourceDataModule(decode=)", "Got None"]),
-        ({"val": ["file"]}, ["Records cannot be decoded: SourceDataModule(decode=)", "Got None"]),
-        ({"decode": decode}, ["There is nothing to decode: SourceDataModule(decode=)"]),
-        ({"threads": 3}, ["No such setting: SourceDataModule(threads=)", "the nearest name is read_threads"]),
+        ({"train": None}, ["Invalid argument: SourceDataModule(train=)"]),
+        ({"decode": "jpeg", "val": "file"}, ["Invalid argument: SourceDataModule(decode=)", "Got 'jpeg'"]),
+        ({"val": "file"}, ["Invalid argument: SourceDataModule(decode=)", "Got None"]),
+        ({"val": ["file"]}, ["Invalid argument: SourceDataModule(decode=)", "Got None"]),
+        ({"decode": decode}, ["Invalid argument: SourceDataModule(decode=)", "expected None without paths"]),
+        ({"threads": 3}, ["Unknown setting: SourceDataModule(threads=)", "the nearest name is read_threads"]),
     ],
     ids=["slices", "val_slices", "val_slices alone", "train", "decode", "path", "paths", "no path", "setting"],
 )
@@ -145,7 +145,10 @@ def test_a_file_that_is_not_there_is_named(make, words, tmp_path):
 def test_a_file_that_is_no_array_record_file_is_named(content, shards):
     shards[0].write_bytes(content(shards[0].read_bytes()))
     refusal(
-        lambda: records()(shards), hx.DataError, "A file is no ArrayRecord file: SourceDataModule(train=)", "a.array"
+        lambda: records()(shards),
+        hx.DataError,
+        "A file is not an ArrayRecord file: SourceDataModule(train=)",
+        "a.array",
     )
 
 

@@ -144,8 +144,8 @@ def test_without_test_files_there_is_no_test(write, none):
 BAD_TEXTS = {
     "empty": (b"", {}, "Got 0, expected at least 4"),
     "too short": (b"abc", {}, "Got 3, expected at least 4"),
-    "too short to hold out": (b"abcdefgh", {"val_fraction": 0.25}, "from its byte 6 on. Got 2"),
-    "no training text left": (b"abcdefgh", {"val_fraction": 0.75}, "from its byte 0 on. Got 2"),
+    "too short to hold out": (b"abcdefgh", {"val_fraction": 0.25}, "from byte 6 on. Got 2"),
+    "no training text left": (b"abcdefgh", {"val_fraction": 0.75}, "from byte 0 on. Got 2"),
     "too few characters": ("éé".encode(), {"tokens": "char"}, "Got 2, expected at least 4"),
     "not UTF-8": (b"abcd\xff", {"tokens": "char"}, "byte 4. Got 0xff"),
     "cut UTF-8": (b"abcd\xc3", {"tokens": "char"}, "byte 4. Got 0xc3"),
@@ -205,7 +205,7 @@ def test_a_character_without_a_token_cannot_be_encoded(write):
 
 @pytest.mark.parametrize("tokens", [[0, -1], [0, 4], [0.5]])
 def test_a_number_that_is_no_token_cannot_be_decoded(write, tokens):
-    with pytest.raises(hx.DataError, match="A number is no token"):
+    with pytest.raises(hx.DataError, match="A number is not a token"):
         module(write("abcd"), tokens="char").decode(tokens)
 
 
