@@ -1,4 +1,4 @@
-"""How heads walk their slices in a fit: what follows from slices, batch size, sampling and budget, before any plan."""
+"""Sampling: which rows heads meet in a fit, and who draws them; it depends on data and settings, not on the plan."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from hydrax.train.settings import Settings
 if TYPE_CHECKING:
     import grain
 
-_MAX_TABLE_BYTES = 2**28  # What slices may take on the device.
+_MAX_TABLE_BYTES = 2**28  # Most that the tables of slices may take on the device.
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """The index batches of a fit.
+    """The index batches of a fit. Exactly one of `law`, `members` and `index` is given: it says who draws them.
 
     Attributes:
-      settings: with the seed, sampling and budget.
-      rows: the training rows and slices, as the data module gave them.
-      law: how the program finds the rows of own index batches; None where the host draws them.
-      members: uint8[H, N / 8], how it finds whose the rows of shared index batches are; None where the host draws them.
-      index: the index batches on the host; None where the program draws them.
+      settings: the Trainer's settings, among them seed, sampling and budget.
+      rows: the training rows and slices.
+      law: how the program finds the rows of a head, with own sampling.
+      members: uint8[H, N / 8], how the program finds the heads of a row, with shared sampling.
+      index: the index batches that the host draws.
       batch_size: slots B.
       padding: why a slot can be padding, or None.
     """
@@ -60,52 +60,52 @@ class Sampling:
 
     @property
     def may_idle(self) -> bool:
-        """Whether a head may have no live slot in a step."""
+        """Whether a step may leave a head without a live slot."""
         return self.shared or self.settings.passes is not None
 
     @property
     def lengths(self) -> np.ndarray:
-        """int32[H], rows of a pass of each head."""
+        """Rows per pass of each head, int32[H]."""
         return np.full_like(self.slices.lengths, self.slices.num_rows) if self.shared else self.slices.lengths
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches of the longest pass."""
+        """Batches in the longest pass."""
         return -(-int(self.lengths.max()) // self.batch_size)
 
     @property
     def frozen(self) -> int | None:
-        """How many first batches come over and over, or None."""
+        """How many first batches are repeated over and over (`overfit_batches`), or None."""
         return self.settings.limit("train", self.batches_per_epoch) if self.settings.overfit_batches else None
 
     @property
     def own_batches(self) -> np.ndarray | None:
-        """int64[H], batches after which each head is through its passes; None without that budget."""
+        """Batches that each head needs for its passes, int64[H]; None without that budget."""
         passes = self.settings.passes
         if passes is None:
             return None
         return rotation.batches_of(passes, self.lengths, self.batch_size, self.rows.small_slices)
 
+    @property
+    def drawn_on_host(self) -> bool:
+        """Whether the host knows the index batches of all heads, because it draws them or fetches their rows."""
+        return self.index is not None or self.data.reader is not None
+
     def feed(self, layout: Layout, max_steps: int) -> Feed:
-        """The rows and index batches, laid out for the program.
+        """Opens the feed of the program.
 
         Args:
-          layout: where the heads stand.
+          layout: layout of the heads.
           max_steps: most steps of a superstep.
         """
         accumulate = self.settings.accumulate_grad_batches
-        slots = max_steps * accumulate * self.batch_size * (1 if self.shared else len(self.slices))
+        max_rows = max_steps * accumulate * self.batch_size * (1 if self.shared else len(self.slices))
         return open_feed(
-            self.data, lambda places: self._batches(places, max_steps, accumulate), layout, slots, self.slices.ids
+            self.data, lambda places: self._batches(places, max_steps, accumulate), layout, max_rows, self.slices.ids
         )
 
-    @property
-    def drawn_on_host(self) -> bool:
-        """Whether the index batches of all heads are made for the host to see."""
-        return self.index is not None or self.data.reader is not None
-
     def _batches(self, places: np.ndarray, max_steps: int, accumulate: int) -> Batches:
-        """The index batches of heads at these places, int[places]."""
+        """Makes the index batches of the heads at these places, int[places]."""
         if self.index is not None:
             return GrainBatches(
                 self.index if self.frozen is None else self.index[: self.frozen].repeat(),
@@ -138,16 +138,17 @@ class Sampling:
 
 
 def open_sampling(settings: Settings, rows: TrainingSet) -> Sampling:
-    """Checks sampling, budget and the first index batch."""
+    """Decides who draws the index batches, and checks slices, budget and the first batch against each other."""
     shared, data, slices = settings.sampling == "shared", rows.data, rows.slices
     if shared and slices.has_repeats:
         raise SliceError(
-            f"A row listed twice cannot be met twice: {rows.source}.slices. Got {slices!r} with "
-            'sampling="shared", expected slices that hold each row once. Fix: pass sampling="own", as for a bootstrap.'
+            f'sampling="shared" requires slices without repeated rows: {rows.source}.slices. Got {slices!r}, expected '
+            'slices that hold each row once. Fix: pass sampling="own", as for a bootstrap.'
         )
-    # Only the data module's own rotation is known to the program.
+    # The program can draw the rotation of the base class, but not what a user's method returns.
     own = not rows.has_own_index
-    # Beside an accelerator's superstep, a program that draws for the host would have to wait for its turn.
+    # Rows to fetch are drawn ahead of their superstep; on an accelerator, a program that draws them would have to wait
+    # until the superstep before it has ended.
     in_program = own and (data.reader is None or jax.default_backend() == "cpu")
     law = _law(slices) if in_program and not shared else None
     members = _members(slices) if in_program and shared else None
@@ -171,7 +172,7 @@ def _law(slices: Slices) -> RowLaw | None:
 
 
 def _members(slices: Slices) -> np.ndarray | None:
-    """uint8[H, N / 8], the rows of each head as bits, the lowest bit first; None where they would take too much."""
+    """Packs each head's rows into bits, uint8[H, N / 8], the lowest bit first; None if they would take too much."""
     row_bytes = -(-slices.num_rows // 8)
     if len(slices) * row_bytes > _MAX_TABLE_BYTES // 4:
         return None
@@ -194,12 +195,11 @@ def _index_dataset(settings: Settings, rows: TrainingSet) -> grain.MapDataset:
     missing = [argument for argument in asked if argument not in known]
     if missing:
         raise DataError(
-            f"Index batches of one's own know nothing of {missing[0]}: {name}. Got {', '.join(known)}, expected "
-            f"{missing[0]} among its arguments, as it is {asked[missing[0]]!r}. Fix: take it, or leave it out of the "
-            "Trainer."
+            f"index_dataset does not accept {missing[0]}: {name}. Got {', '.join(known)}, expected {missing[0]} too, "
+            f"since it is {asked[missing[0]]!r}. Fix: accept it as an argument, or remove it from the Trainer."
         )
     index = rows.index_dataset(settings.seed, **asked)
-    import grain  # late, as in hydrax/data.py
+    import grain  # late, as in hydrax/data/datamodule.py
 
     if not isinstance(index, grain.MapDataset):
         raise DataError(
@@ -210,7 +210,7 @@ def _index_dataset(settings: Settings, rows: TrainingSet) -> grain.MapDataset:
 
 
 def _padding(settings: Settings, slices: Slices, live: np.ndarray, slots: int) -> str | None:
-    """Why a slot can be padding, or None; `live` are each head's live slots in the first batch, int[H]."""
+    """Says why a slot can be padding, or None; `live` counts each head's live slots in the first batch, int[H]."""
     shortest = int(np.argmin(slices.lengths))
     if settings.sampling == "shared" and slices.lengths[shortest] < slices.num_rows:
         owned = f"{slices.lengths[shortest]} of the {slices.num_rows} rows that all heads meet"

@@ -1034,7 +1034,8 @@ REPEATS = [
 @before_any_program
 @pytest.mark.parametrize(("run", "parts"), REPEATS)
 def test_rows_that_repeat_cannot_be_shared(run, parts):
-    expected = ["A row listed twice cannot be met twice: ArrayDataModule.slices", 'pass sampling="own"', *parts]
+    what = 'sampling="shared" requires slices without repeated rows: ArrayDataModule.slices'
+    expected = [what, 'pass sampling="own"', *parts]
     assert missing_from(message_of(hx.SliceError, run), expected) == []
 
 
@@ -1084,15 +1085,15 @@ OWN_INDEX = [
     case(
         "no passes",
         own_index(lambda self, seed=0: None, **PASSES),
-        "know nothing of passes: Mine.index_dataset. Got seed, expected passes among its arguments, as it is 2",
+        "does not accept passes: Mine.index_dataset. Got seed, expected passes too, since it is 2",
     ),
     case(
         "no sampling",
         own_index(lambda self, seed=0, passes=None: None, sampling="shared"),
-        "know nothing of sampling: Mine.index_dataset. Got seed, passes, expected sampling",
+        "does not accept sampling: Mine.index_dataset. Got seed, passes, expected sampling",
         "'shared'",
     ),
-    case("neither", own_index(lambda self, seed: None, sampling="shared", **PASSES), "know nothing of sampling"),
+    case("neither", own_index(lambda self, seed: None, sampling="shared", **PASSES), "does not accept sampling"),
     case(
         "rows for each head",
         shared_elements(rows=np.zeros((HEADS, SLOTS), int)),
