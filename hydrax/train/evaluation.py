@@ -1,4 +1,4 @@
-"""Walks a validation, test or predict set with all heads."""
+"""Runs a validation, test or predict set with all heads."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ from hydrax.train.settings import Settings
 from hydrax.trees import named_leaves
 
 _STEPS = {"val": "validation", "test": "test", "predict": "predict", "held_out": "predict"}
-_MAX_BATCHES = 256  # Most batches of one dispatch: keeps their rows and masks small.
-_MAX_BATCHES_PER_HEAD = 8  # The same where each head has rows of its own.
+_MAX_BATCHES = 256  # The most batches of one dispatch, so that their rows and masks stay small.
+_MAX_BATCHES_PER_HEAD = 8  # The same if each head has its own rows.
 _NAMED = 3  # Heads that a line of the table names at each end.
 
 
@@ -76,11 +76,11 @@ class Evaluation:
         return None if live.all() else f"the last {self.source.stage} batch has {least} rows for {live.shape[-1]} slots"
 
     def open(self, layout: Layout, ids: np.ndarray) -> Evaluation:
-        """The same, with its rows on the device or on their way.
+        """Returns the same evaluation with its rows on the device or on their way.
 
         Args:
           layout: where the heads stand.
-          ids: int32[H], names the heads in errors.
+          ids: int32[H], names of the heads for errors.
         """
         rows = self.source.batch_size * (len(ids) if self.source.per_head else 1)
         size = self._max_batches(rows)
@@ -92,7 +92,7 @@ class Evaluation:
         return dataclasses.replace(self, feed=open_feed(self.data, batches, layout, size * rows, ids))
 
     def set_layout(self, layout: Layout) -> None:
-        """Says where the heads stand from now on."""
+        """Tells the feed where the heads stand from now on."""
         assert self.feed is not None
         self.feed.set_layout(layout)
 
@@ -104,16 +104,17 @@ class Evaluation:
         check: Callable[[], None] = lambda: None,
         limit: int | None = None,
     ) -> dict[str, np.ndarray]:
-        """What all heads log over the dataset, float[H] by name.
+        """Returns what all heads log over the dataset, float[H] by name.
 
         Args:
-          heads: their `(trainable, state)`.
-          step: updates done.
-          check: called before each dispatch; what it raises ends the walk.
-          limit: most batches to walk; None: all.
+          engine: the compiled programs.
+          heads: the `(trainable, state)` of all heads.
+          step: optimiser updates done.
+          check: called before each dispatch; an error that it raises ends the evaluation.
+          limit: the most batches to run; None runs all.
         """
         if not self.empty:
-            return {}  # a step may log nothing and return None
+            return {}  # the step logs nothing and returns None
         accumulators = engine.broadcast(self.empty)
         for first, count, rows in self._walk(engine.num_heads, limit):
             check()
@@ -133,13 +134,13 @@ class Evaluation:
             yield found, np.asarray(element["rows"]), np.asarray(element["mask"])
 
     def close(self) -> None:
-        """Ends the pipeline of index batches and what reads the rows."""
+        """Ends the pipeline of index batches and the threads that read rows."""
         if self.feed is not None:
             self.feed.close()
         self.data.close()
 
     def _walk(self, num_heads: int, limit: int | None = None) -> Iterator[tuple[int, int, SuperstepRows]]:
-        """Dispatch by dispatch: first batch, number of batches, the rows and the index batches."""
+        """Yields, for each dispatch, its first batch, its number of batches, and its rows."""
         assert self.feed is not None
         size = self._max_batches(self.source.batch_size * (num_heads if self.source.per_head else 1))
         end = self.num_batches if limit is None else min(limit, self.num_batches)
@@ -151,7 +152,7 @@ class Evaluation:
             yield number * size, count, rows
 
     def _max_batches(self, rows: int) -> int:
-        """Batches of one dispatch, of so many rows each."""
+        """The batches of one dispatch, if each has this many rows."""
         if self.source.stage in ("predict", "held_out"):
             return 1
         most = min(self.num_batches, _MAX_BATCHES_PER_HEAD if self.source.per_head else _MAX_BATCHES)
@@ -194,15 +195,19 @@ def assemble_evaluation(
     fitted: np.ndarray | None = None,
     choice: Choice = NO_CHOICE,
 ) -> tuple[Engine, Evaluation, Any]:
-    """Checks all that a walk needs, traces the user's step, and only then touches the device.
+    """Checks everything that an evaluation needs, traces the user's step, and only then touches the device.
 
     Args:
+      settings: the Trainer's arguments.
+      module: the user's module.
+      datamodule: the user's data module.
       stage: "val", "test", "predict" or "held_out".
-      fitted: int32[H], ids of the last fit's heads: some of them find their own `PerHead` values.
+      heads: the heads to evaluate.
+      fitted: int32[], ids of the heads of the last fit, by which some of them find their own `PerHead` values.
       choice: what shaped the bits of that fit.
 
     Returns:
-      The engine, the dataset ready to walk, and the heads' `(trainable, state)`.
+      The engine, the evaluation ready to run, and the heads' `(trainable, state)`.
     """
     evaluation = _find(settings, datamodule, stage, len(heads), heads.ids, fitted)
     if evaluation is None:
@@ -242,7 +247,7 @@ def _per_head_of(module: HydraModule, ids: np.ndarray, known: np.ndarray | None)
 
 
 def _check_heads(heads: Heads, parts: Any) -> None:
-    """Refuses heads of another module: their arrays are not those of the model it configures."""
+    """Refuses heads of another module, whose arrays differ from those of the model that this one configures."""
     found, expected = named_leaves((heads.trainable, heads.state)), named_leaves(tuple(parts))
     for name in expected | found:
         got = list(found[name].shape[1:]) if name in found else "none"

@@ -305,7 +305,7 @@ def check_fit(
     """
     if has_own_update(module) and settings.accumulate_grad_batches > 1:
         raise ArgumentError(
-            "A Trainer argument has no meaning: accumulate_grad_batches. Got "
+            "Invalid Trainer argument: accumulate_grad_batches. Got "
             f"{settings.accumulate_grad_batches}, expected 1 beside {type(module).__name__}.update, which sees one "
             "batch. Fix: pass a larger batch_size, or leave update out."
         )

@@ -1,4 +1,4 @@
-"""HydraModule: what a user subclasses: the model, optimiser and loss of one head, and what surrounds a stage."""
+"""HydraModule: the class that users derive from: model, optimiser and loss of one head, and hooks around a stage."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class HydraModule(HeadModule):
           ignore: arguments to leave out.
 
         Raises:
-          ModuleError: it is not called in `__init__`, or a name is none of its arguments.
+          ModuleError: the call is not inside `__init__`, or a name is not one of its arguments.
         """
         caller = inspect.currentframe()
         frame = caller.f_back if caller else None
         if frame is None or frame.f_code.co_name != "__init__" or frame.f_locals.get("self") is not self:
             raise ModuleError(
-                f"Hyper-parameters are saved from outside __init__: {type(self).__name__}.save_hyperparameters. Got a "
+                f"save_hyperparameters was called outside __init__: {type(self).__name__}.save_hyperparameters. Got a "
                 f"call from {frame.f_code.co_name if frame else 'nowhere'}, expected one inside __init__. Fix: call it "
                 "first in __init__."
             )
@@ -44,7 +44,7 @@ class HydraModule(HeadModule):
         unknown = [name for name in names if name not in found]
         if unknown:
             raise ModuleError(
-                f"Hyper-parameter is not an argument of __init__: {type(self).__name__}.save_hyperparameters. Got "
+                f"A hyper-parameter is not an argument of __init__: {type(self).__name__}.save_hyperparameters. Got "
                 f"{unknown[0]!r}, expected one of {', '.join(found)}. Fix: name an argument of __init__."
             )
         kept = {name: value for name, value in found.items() if name in (names or found) and name not in ignore}
@@ -54,7 +54,7 @@ class HydraModule(HeadModule):
         """Called on the host before a stage ("fit", "validate", "test", "predict") starts."""
 
     def teardown(self, stage: str) -> None:
-        """Called on the host after a stage ended, also by an error."""
+        """Called on the host after a stage ended, even if by an error."""
 
     @overload
     @classmethod
@@ -64,13 +64,14 @@ class HydraModule(HeadModule):
     def load_from_checkpoint(cls, path: str | Path, head: int, **hparams: Any) -> Any: ...
     @classmethod
     def load_from_checkpoint(cls, path: str | Path, head: int | None = None, **hparams: Any) -> Any:
-        """Models that were trained with a module of this class, read from a checkpoint.
+        """Reads models that were trained with a module of this class from a checkpoint.
 
         Args:
-          path: a run's checkpoints or `Heads.save`'s folder; the newest step is read.
-          head: gives what `heads[head]` would, and reads nothing of the others; None: all, as `Heads`.
-          hparams: arguments of `__init__`, instead of those that the checkpoint holds. It holds what
-            `save_hyperparameters` kept, but for what is no number, text, tuple, list or dict.
+          path: a run's checkpoints, or the folder of `Heads.save`; the newest step is read.
+          head: the place of one head, which is returned as `heads[head]` would be; nothing of the others is read. None
+            returns all, as `Heads`.
+          hparams: arguments of `__init__` that replace those in the checkpoint. A checkpoint holds what
+            `save_hyperparameters` kept, except for values that are no number, text, tuple, list or dict.
 
         Raises:
           ModuleError: the checkpoint does not hold an argument that `__init__` needs.

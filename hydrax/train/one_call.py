@@ -1,4 +1,4 @@
-"""The one-call form: models that learn from growing prefixes of one dataset, as a thin form of the Trainer."""
+"""The one-call form: trains models on growing prefixes of one dataset; a thin layer over the Trainer."""
 
 from __future__ import annotations
 
@@ -41,22 +41,21 @@ def get_trained_models(
       x_train: inputs, `[N, ...]`.
       y_train: integer labels, `[N]`.
       num_models: H, at most b - a.
-      model_type: any callable from a PRNG key to a model of one row.
-      verbose: show progress.
-      start_slice: "a_b", the rows to learn from, 0 <= a < b <= N; None: all of them, "0_N".
-      loss: `loss(model, x, y)`, a mean over the rows of its batch; a batch of fewer than `batch_size` rows has just
-        those.
+      model_type: any callable that takes a PRNG key and returns a model of one row.
+      verbose: whether to show progress.
+      start_slice: "a_b", the rows to learn from, 0 <= a < b <= N; None means all of them, "0_N".
+      loss: `loss(model, x, y)`, a mean over the rows of its batch; a batch can have fewer than `batch_size` rows.
       steps: optimiser updates of every model.
       batch_size: rows of a batch.
-      learning_rate: of AdamW.
-      seed: of starts and batches.
+      learning_rate: the learning rate of AdamW.
+      seed: seed of initial parameters and batches.
 
     Returns:
-      One batch of models: a pytree with leaves `[H, ...]`; `unbatch_model(models, i)` or `models[i]` is model i whole.
+      One batch of models: a pytree with leaves `[H, ...]`; `unbatch_model(models, i)` and `models[i]` return model i.
 
     Raises:
-      ArgumentError: `start_slice` or `num_models` do not fit together or the data.
-      DataError: labels that are no class of the model's logits.
+      ArgumentError: `start_slice` and `num_models` do not fit each other or the data.
+      DataError: a label is no class of the model.
     """
     x, y = np.asarray(x_train), np.asarray(y_train)
     start, end = (0, len(x)) if start_slice is None and x.ndim else _parse(start_slice)
@@ -68,11 +67,11 @@ def get_trained_models(
 
 
 def unbatch_model(models: Heads, i: int) -> Any:
-    """Model i of a batch of models, whole: every array of it, not one layer.
+    """Returns model i of a batch of models, with all its arrays.
 
     Args:
-      models: what `get_trained_models` gave.
-      i: from 0 on.
+      models: what `get_trained_models` returned.
+      i: the number of the model, counted from 0.
 
     Raises:
       ArgumentError: there is no such model.
@@ -93,7 +92,7 @@ class _OneCall(HydraModule):
         return optax.adamw(self.learning_rate)
 
     def training_step(self, model: Any, batch: Any, ctx: Context) -> jax.Array:
-        # The user's loss is a mean over a batch. Taken row by row it gives [B], and padding stays out of the mean.
+        # The user's loss is a mean over a batch. Computed row by row it gives [B], so padding can be left out.
         x, y = batch
         return jax.vmap(lambda a, b: self.loss(model, a[None], b[None]))(x, y)
 
@@ -120,13 +119,13 @@ def _parse(start_slice: Any) -> tuple[int, int]:
 def _check(x: np.ndarray, y: np.ndarray, num_models: int, start: int, end: int) -> None:
     if isinstance(num_models, bool) or not isinstance(num_models, int) or not 1 <= num_models <= end - start:
         raise ArgumentError(
-            f"There are not as many prefixes: num_models. Got {num_models!r}, expected 1 to {end - start}, the rows of "
+            f"Too many models for the slice: num_models. Got {num_models!r}, expected 1 to {end - start}, the rows of "
             "start_slice "
             f'"{start}_{end}". Fix: ask for fewer models, or a longer slice.'
         )
     if x.ndim == 0 or len(x) < end:
         raise ArgumentError(
-            f"There are fewer rows than the slice names: x_train. Got {len(x) if x.ndim else 0} rows, expected at "
+            f"The slice exceeds the data: x_train. Got {len(x) if x.ndim else 0} rows, expected at "
             f"least {end}, the end "
             f'of start_slice "{start}_{end}". Fix: pass more rows, or a slice that ends sooner.'
         )
@@ -138,19 +137,19 @@ def _check(x: np.ndarray, y: np.ndarray, num_models: int, start: int, end: int) 
 
 
 def _check_labels(x: np.ndarray, y: np.ndarray, start: int, model_type: Callable[..., Any], loss: Any) -> None:
-    """Refuses labels outside the logits, to which jax gives a finite loss. Another loss may read labels as it likes."""
+    """Refuses labels outside the logits, for which JAX computes a finite loss; other losses have their own labels."""
     if loss is not cross_entropy:
         return
     row = jax.ShapeDtypeStruct(x.shape[1:], jax.dtypes.canonicalize_dtype(x.dtype))
     try:
         classes = jax.eval_shape(lambda key, a: model_type(key)(a), jax.random.key(0), row).shape[-1]
-    except Exception:  # noqa: BLE001  what is wrong with the model is said, with its cause, when the step is traced
+    except Exception:  # noqa: BLE001  tracing the step reports what is wrong with the model, and why
         return
     outside = (y < 0) | (y >= classes)
     if outside.any():
         at = start + int(np.argmax(outside))
         raise DataError(
-            f"A label is no class of the model: y_train, row {at}. Got {int(y[at - start])}, expected 0 to "
-            f"{classes - 1}, since the model has {classes} logits. Fix: re-number the labels, or use a model with more "
+            f"Label outside the model's classes: y_train, row {at}. Got {int(y[at - start])}, expected 0 to "
+            f"{classes - 1}, since the model has {classes} logits. Fix: renumber the labels, or use a model with more "
             "outputs."
         )

@@ -10,36 +10,37 @@ from typing import Any
 
 import numpy as np
 
+from hydrax.arguments import is_int, is_number
 from hydrax.errors import ArgumentError
 
 MATMUL_PRECISIONS = ("default", "high", "highest", "bfloat16", "tensorfloat32", "float32")
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
 _MAX_PASSES = 2**31
-_NEAR = 0.6  # of 1: as near as difflib calls close
+_NEAR = 0.6  # the ratio from which difflib calls two words close
 _LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
 
-# Lightning's arguments that mean nothing here, and what does their job.
+# Lightning's arguments that Hydrax does not have, and what takes their place.
 _INSTEAD = {
     "accelerator": "JAX picks the device; set JAX_PLATFORMS to force one",
     "strategy": "heads are independent, so there is nothing to synchronise; leave it out",
     "num_nodes": "start one run per machine on part of the heads: slices[heads]",
     "sync_batchnorm": "each head has batch statistics of its own; leave it out",
     "benchmark": "XLA tunes by itself; leave it out",
-    "inference_mode": "nothing is recorded unless a gradient is asked for; leave it out",
-    "use_distributed_sampler": "Slices say which rows a head sees",
-    "reload_dataloaders_every_n_epochs": "the rotation gives new batches in every pass; leave it out",
+    "inference_mode": "JAX records nothing unless a gradient is asked for; leave it out",
+    "use_distributed_sampler": "Slices define which rows a head sees",
+    "reload_dataloaders_every_n_epochs": "the rotation draws new batches in every pass; leave it out",
     "detect_anomaly": "set jax_debug_nans",
     "plugins": "pass callbacks",
     "model_registry": "save with result.heads.save(path)",
     "resume_from_checkpoint": "pass ckpt_path to fit",
-    "enable_autolog_hparams": "save_hyperparameters keeps them; leave it out",
+    "enable_autolog_hparams": "save_hyperparameters already keeps them; leave it out",
     "gpus": "JAX picks the device; set JAX_PLATFORMS to force one",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The Trainer's arguments that shape a run; `Trainer` says what each means."""
+    """The Trainer's arguments that shape a run, checked; the docstring of `Trainer` explains them."""
 
     max_steps: int | None = None
     max_epochs: int | None = None
@@ -83,7 +84,7 @@ class Settings:
         for unit in ("steps", "epochs"):
             least, most = getattr(self, f"min_{unit}"), getattr(self, f"max_{unit}")
             if least is not None and most is not None and least > most:
-                raise _error(f"min_{unit}", least, f"at most max_{unit}={most}", "a fit ends there in any case")
+                raise _error(f"min_{unit}", least, f"at most max_{unit}={most}", "the fit ends there in any case")
         for name in ("log_every_n_steps", "accumulate_grad_batches"):
             self._check_count(name)
         for name in ("chunk", "steps_per_call", "device_memory"):
@@ -93,9 +94,9 @@ class Settings:
             self._check_limit(name)
         if self.overfit_batches != 0:
             self._check_limit("overfit_batches")
-        sane = self.num_sanity_val_steps
-        if isinstance(sane, bool) or not isinstance(sane, int) or sane < -1:
-            raise _error("num_sanity_val_steps", sane, "an int of -1 or more; -1 is all", "leave it out for 2")
+        if not is_int(self.num_sanity_val_steps, -1):
+            expected = "an int of -1 or more; -1 runs all"
+            raise _error("num_sanity_val_steps", self.num_sanity_val_steps, expected, "leave it out for 2")
         self._check_val_interval()
         self._check_choice("gradient_clip_algorithm", ("norm", "value"))
         if self.precision in ("16-mixed", "16-true", 16, "16"):
@@ -117,11 +118,9 @@ class Settings:
             self._check_choice("profiler", ("simple", "jax"))
         self._check_budget()
         clip = self.gradient_clip_val
-        if clip is not None and (
-            isinstance(clip, bool) or not isinstance(clip, int | float) or not 0 < clip < math.inf
-        ):
+        if clip is not None and not (is_number(clip) and 0 < clip < math.inf):
             raise _error("gradient_clip_val", clip, "a number above 0, or None", "leave it out for no clipping")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+        if not is_int(self.seed, 0) or self.seed >= 2**32:
             raise _error("seed", self.seed, "an int, 0 <= seed < 2**32", "pass for example seed=0")
         for name in ("barebones", "deterministic"):
             if not isinstance(getattr(self, name), bool):
@@ -130,7 +129,7 @@ class Settings:
             raise _error("fast_dev_run", self.fast_dev_run, "a bool, or a number of batches", "pass fast_dev_run=True")
 
     def limit(self, stage: str, batches: int) -> int:
-        """How many of a dataset's batches are used: at least one."""
+        """How many of a dataset's batches to use; at least one."""
         if self.fast_dev_run:
             return min(batches, int(self.fast_dev_run))
         overfits = self.overfit_batches and stage in ("train", "val")
@@ -157,7 +156,7 @@ class Settings:
         return {name: getattr(self, name) for name in ("chunk", "steps_per_call", "lowering", "sampling")}
 
     def total_steps(self, steps_per_epoch: int) -> int:
-        """Steps of a fit: the nearer of `max_steps` and `max_epochs`."""
+        """Steps of a fit: whichever of `max_steps` and `max_epochs` is reached first."""
         if self.fast_dev_run:
             return steps_per_epoch
         ends = [self.max_steps] if self.max_steps is not None else []
@@ -170,7 +169,7 @@ class Settings:
         return min(ends)
 
     def least_steps(self, steps_per_epoch: int) -> int:
-        """Steps before which no callback ends a fit or stops a head."""
+        """The step before which no callback can end the fit or stop a head."""
         return max(self.min_steps or 0, (self.min_epochs or 0) * steps_per_epoch)
 
     @property
@@ -179,22 +178,21 @@ class Settings:
         return self.max_epochs if self.budget == "passes" else None
 
     def end(self, total_steps: int) -> str:
-        """Which argument ends a fit of so many steps."""
+        """Names the argument that ends a fit of this many steps."""
         if self.fast_dev_run:
             return f"`fast_dev_run={self.fast_dev_run}`"
         return f"`max_steps={self.max_steps}`" if self.max_steps == total_steps else f"`max_epochs={self.max_epochs}`"
 
     def _check_count(self, name: str, expected: str = "an int of 1 or more") -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not is_int(value, 1):
             raise _error(name, value, expected, f"pass for example {name}={8 if 'int' in expected else 1}")
 
     def _check_limit(self, name: str) -> None:
         value = getattr(self, name)
         # As in Lightning, 0 switches these two off: validation, overfitting.
         least = 0 if name in ("limit_val_batches", "overfit_batches") else 1
-        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= least
-        if not is_count and not (isinstance(value, float) and (0 < value <= 1 or value == least)):
+        if not is_int(value, least) and not (isinstance(value, float) and (0 < value <= 1 or value == least)):
             raise _error(
                 name,
                 value,
@@ -214,7 +212,7 @@ class Settings:
     def _check_budget(self) -> None:
         self._check_choice("budget", ("steps", "passes"))
         if self.budget == "passes" and self.max_epochs is None and not self.fast_dev_run:
-            raise _error("budget", "passes", "max_epochs beside it: the passes of each head", "pass max_epochs too")
+            raise _error("budget", "passes", "max_epochs too, the passes of each head", "pass max_epochs too")
         if self.budget == "passes" and (self.max_epochs or 0) > _MAX_PASSES:
             raise _error("max_epochs", self.max_epochs, f"at most {_MAX_PASSES} passes", "pass fewer")
         cuts = {
@@ -226,7 +224,7 @@ class Settings:
 
     def _check_val_interval(self) -> None:
         value = self.val_check_interval
-        is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        is_count = is_int(value, 1)
         if not is_count and not (isinstance(value, float) and 0 < value <= 1):
             raise _error(
                 "val_check_interval",
@@ -248,11 +246,11 @@ class Settings:
 
 
 def refuse_unknown(unknown: dict[str, Any], known: list[str]) -> None:
-    """Raises for an argument the Trainer does not have, with the nearest name or with what takes its place."""
+    """Refuses arguments that the Trainer does not have, and names the nearest one or what takes its place."""
     for name, value in unknown.items():
         if name in _INSTEAD:
             raise _error(name, value, "no such argument here", _INSTEAD[name])
-        # Of equally near ones the first: `epochs` is max_epochs rather than min_epochs.
+        # Ties go to the first: `epochs` is max_epochs rather than min_epochs.
         near = max(known, key=lambda other: difflib.SequenceMatcher(None, other, name).ratio())
         is_near = difflib.SequenceMatcher(None, near, name).ratio() >= _NEAR
         fix = f"the nearest name is {near}" if is_near else "help(hydrax.Trainer) lists the arguments"
@@ -263,8 +261,8 @@ def check_switches(**switches: Any) -> None:
     """Refuses anything but True or False; Lightning takes a logger object for `logger`."""
     for name, value in switches.items():
         if not isinstance(value, bool):
-            raise _error(name, value, "True or False", "pass objects of your own with callbacks=[...]")
+            raise _error(name, value, "True or False", "pass your own objects with callbacks=[...]")
 
 
 def _error(name: str, value: Any, expected: str, fix: str) -> ArgumentError:
-    return ArgumentError(f"A Trainer argument has no meaning: {name}. Got {value!r}, expected {expected}. Fix: {fix}.")
+    return ArgumentError(f"Invalid Trainer argument: {name}. Got {value!r}, expected {expected}. Fix: {fix}.")

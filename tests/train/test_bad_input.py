@@ -1003,7 +1003,7 @@ def test_asking_heads_for_what_they_cannot_do_is_refused(run, parts):
 )
 def test_a_budget_of_passes_needs_their_number_and_whole_passes(how, parts):
     message = message_of(hx.ArgumentError, lambda: hx.Trainer(budget="passes", **how))
-    assert missing_from(message, ["A Trainer argument has no meaning: budget", *parts]) == []
+    assert missing_from(message, ["Invalid Trainer argument: budget", *parts]) == []
 
 
 @pytest.mark.parametrize(("name", "nearest"), [("budgets", "budget"), ("sample", "sampling"), ("max_passes", "max_")])
