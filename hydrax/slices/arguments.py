@@ -260,7 +260,7 @@ def sets_of_splits(
 
 
 def joined_lists(lists: Iterable[Any], num_rows: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Check lists of rows and returns (all rows one after the other, length of each list)."""
+    """Check lists of rows and return (all rows one after the other, length of each list)."""
     arrays = [rows_of_head(head, rows, num_rows) for head, rows in enumerate(lists)]
     lengths = checked_lengths(np.fromiter(map(len, arrays), np.int64, len(arrays)))
     return np.concatenate(arrays), lengths

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,7 @@ class Bits(Part):
 
     code: ClassVar[int] = 4
     per_line: ClassVar[tuple[str, ...]] = ("lengths", "lines", "turned", "numbers")
+    marks: ClassVar[tuple[str | None, str | None]] = ("turned", None)
 
     words: NDArray[np.uint32]
     before: NDArray[np.uint32]
@@ -74,9 +75,8 @@ class Bits(Part):
     def join(cls, parts: Sequence[Self]) -> Self:
         words, begins = shared_tables([part.words for part in parts])
         before, _ = shared_tables([part.before for part in parts])
-        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in cls.per_line}
         lines = [part.lines + np.int32(begin) for part, begin in zip(parts, begins, strict=True)]
-        return cls(parts[0].num_rows, words=words, before=before, **(columns | {"lines": np.concatenate(lines)}))
+        return cls._joined(parts, words=words, before=before, lines=np.concatenate(lines))
 
     def law(self) -> RowLaw:
         turn = np.where(self.turned, np.uint32(0xFFFFFFFF), np.uint32(0))
@@ -93,10 +93,6 @@ class Bits(Part):
 
     def figures(self, at: int) -> dict[str, int]:
         return super().figures(at) | {"number": int(self.numbers[at])}
-
-    @property
-    def marks(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        return self.turned, super().marks[1]
 
     def content(self) -> Iterator[bytes]:
         return (self.words[line].astype("<u4").tobytes() for line in self.lines)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ class Draws(Part):
 
     code: ClassVar[int] = 6
     per_line: ClassVar[tuple[str, ...]] = ("lengths", "keys")
+    marks: ClassVar[tuple[str | None, str | None]] = (None, "keys")
 
     keys: NDArray[np.uint32]
 
@@ -51,17 +52,9 @@ class Draws(Part):
     def has_repeats(self) -> bool:
         return True
 
-    @property
-    def seeds(self) -> NDArray[np.int64]:
-        return self.keys.astype(np.int64)
-
     def figures(self, at: int) -> dict[str, int]:
         # As "number" it survives a complement, which is kept in another way and cannot tell how many draws there were.
         return super().figures(at) | {"number": int(self.lengths[at])}
-
-    @property
-    def marks(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        return super().marks[0], self.keys
 
 
 def _take_drawn(columns: Mapping[str, Array], tables: Mapping[str, Array], offsets: Array, xp: ModuleType) -> Array:

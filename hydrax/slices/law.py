@@ -48,6 +48,8 @@ class Part(ABC):
     code: ClassVar[int]
     # Names of the fields that have one entry per line.
     per_line: ClassVar[tuple[str, ...]] = ()
+    # Names of the fields with the start (or the side) and the seed of each line; digests hold them.
+    marks: ClassVar[tuple[str | None, str | None]] = (None, None)
 
     num_rows: int
     lengths: NDArray[np.int32]
@@ -102,15 +104,23 @@ class Part(ABC):
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
         """Concatenate the lines of parts of equal kin."""
-        columns: dict[str, Any] = {
-            name: np.concatenate([getattr(part, name) for part in parts]) for name in cls.per_line
-        }
-        return replace(parts[0], **columns)
+        return cls._joined(parts)
+
+    @classmethod
+    def _joined(cls, parts: Sequence[Self], **changes: Any) -> Self:
+        """Concatenate the fields with one entry per line; changes are other fields, or entries to use instead."""
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in cls.per_line}
+        return replace(parts[0], **(columns | changes))
 
     @property
     def seeds(self) -> NDArray[np.int64]:
         """int64[L], the seed that the rows of each line are computed from, or -1."""
-        return np.full(self.lengths.size, -1)
+        return np.full(self.lengths.size, -1) if self.marks[1] is None else self.mark(1).astype(np.int64)
+
+    def mark(self, which: int) -> NDArray[Any]:
+        """Return the start (0) or the seed (1) of each line, [L]; zeros for a kind without it."""
+        name = self.marks[which]
+        return np.zeros(self.lengths.size, np.uint32) if name is None else getattr(self, name)
 
     @property
     def has_repeats(self) -> bool:
@@ -121,13 +131,7 @@ class Part(ABC):
         """Return the numbers that a recipe may show of the line at `at`."""
         return {"length": int(self.lengths[at]), "rest": self.num_rows - int(self.lengths[at])}
 
-    # Kind and lengths together with the following say which rows a part holds. Digests are made of them.
-
-    @property
-    def marks(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Two numbers per line, uint32[L] each: where it starts and its seed; 0 for a kind without them."""
-        nothing = np.zeros(self.lengths.size, np.uint32)
-        return nothing, nothing
+    # Kind, lengths and marks, together with the following, determine the rows of a part. Digests are made of them.
 
     @property
     def table_digest(self) -> bytes:
@@ -135,7 +139,7 @@ class Part(ABC):
         return b""
 
     def content(self) -> Iterator[bytes]:
-        """Yield what else determines the rows, line after line, little-endian."""
+        """Yield the rows that are kept and not computed, line after line, little-endian."""
         return iter(())
 
 
@@ -157,14 +161,14 @@ def blocks(sizes: NDArray[np.integer], limit: int = BLOCK_ROWS) -> Iterator[NDAr
     return iter(np.split(np.arange(sizes.size), np.flatnonzero(np.diff(block)) + 1))
 
 
-# The arithmetic of laws, in 32 bits. Places and sizes are below 2**31, so the sum of two fits into uint32, and a
-# difference below zero wraps to above 2**31. A minimum then finds the remainder, where `%` would be a slow division.
-
-
 def per_head(column: Array, offsets: Array) -> Array:
     """Reshape a column [H] so that it broadcasts against offsets [..., H, B]."""
     # All axes are written out, because JAX may be set to refuse to add axes (jax_numpy_rank_promotion).
     return column.reshape((1,) * (offsets.ndim - 2) + (-1, 1))
+
+
+# The arithmetic of laws, in 32 bits. Places and sizes are below 2**31, so the sum of two fits into uint32, and a
+# difference below zero wraps to above 2**31. A minimum then finds the remainder, where `%` would be a slow division.
 
 
 def add_mod(place: Array, distance: Array, size: Array, xp: ModuleType) -> Array:

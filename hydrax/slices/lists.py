@@ -37,6 +37,8 @@ class _Kept(Part):
       are_sets: whether every list is sorted and holds no row twice.
     """
 
+    per_line: ClassVar[tuple[str, ...]] = ("lengths", "firsts", "numbers")
+
     rows: NDArray[np.int32]
     firsts: NDArray[np.signedinteger[Any]]
     numbers: NDArray[np.int32]
@@ -45,10 +47,9 @@ class _Kept(Part):
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
         rows, begins = shared_tables([part.rows for part in parts])
-        firsts = [part.firsts + np.int64(begin) for part, begin in zip(parts, begins, strict=True)]
-        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in cls.per_line}
-        columns["firsts"] = np.concatenate(firsts).astype(place_type(rows.size))
-        return cls(parts[0].num_rows, rows=rows, are_sets=all(part.are_sets for part in parts), **columns)
+        firsts = np.concatenate([part.firsts + np.int64(begin) for part, begin in zip(parts, begins, strict=True)])
+        are_sets = all(part.are_sets for part in parts)
+        return cls._joined(parts, rows=rows, firsts=firsts.astype(place_type(rows.size)), are_sets=are_sets)
 
     def figures(self, at: int) -> dict[str, int]:
         return super().figures(at) | {"number": int(self.numbers[at])}
@@ -59,7 +60,6 @@ class Lists(_Kept):
     """The listed rows, in the order given; a list may hold a row more than once."""
 
     code: ClassVar[int] = 2
-    per_line: ClassVar[tuple[str, ...]] = ("lengths", "firsts", "numbers")
 
     @classmethod
     def of(
@@ -77,7 +77,7 @@ class Lists(_Kept):
 
     @classmethod
     def by_group(cls, labels: NDArray[Any]) -> tuple[Self, NDArray[Any]]:
-        """List the rows of each distinct label [N], and returns the labels too, both in sorted order."""
+        """List the rows of each distinct label [N], and return the labels too, both in sorted order."""
         names, number, sizes = np.unique(labels, return_inverse=True, return_counts=True)
         rows = np.argsort(number, kind="stable").astype(np.int32)
         return cls.of(labels.size, rows, sizes, numbers=np.arange(names.size), are_sets=True), names
@@ -122,7 +122,6 @@ class Unlisted(_Kept):
     """All rows except the listed ones, in base order. The lists are sets."""
 
     code: ClassVar[int] = 3
-    per_line: ClassVar[tuple[str, ...]] = ("lengths", "firsts", "numbers")
 
     def law(self) -> RowLaw:
         listed = (np.int32(self.num_rows) - self.lengths).astype(np.uint32)

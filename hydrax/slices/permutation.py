@@ -1,7 +1,7 @@
 """Keyed bijections and bit mixing: a shuffled order is computed from a key, never stored.
 
 Windows, strata, draws, weights and the rotation all build on these functions. They take uint32 arrays of NumPy or JAX,
-as `xp` says, and give the same integers from both. JAX without x64 has no 64-bit integers, so 32 bits do for all steps.
+as `xp` says, and give the same integers from both. JAX without x64 has no 64-bit integers, so every step fits into 32.
 
 Every constant in this file is part of the file format: changing one changes the rows of each stored seed and of each
 resumed run. The version number in `Slices.digest` must then go up.
@@ -23,8 +23,8 @@ Array = Any  # numpy.ndarray or jax.Array, whichever `xp` makes.
 # 2.0. The last four rounds are a safety margin.
 ROUNDS = 20
 
-# NumPy scalars, because Python ints would turn uint32 arrays into int64 (NumPy) or int32 (JAX).
-GOLDEN = np.uint32(0x9E3779B1)  # The prime next to 2**32 / golden ratio: a product with it spreads neighbours apart.
+# NumPy scalars, because JAX without x64 refuses Python ints above 2**31.
+GOLDEN = np.uint32(0x9E3779B1)  # A prime near 2**32 / golden ratio: a product with it spreads neighbours apart.
 _STEP = np.uint32(0x2C9277B5)  # Multiplier of the round keys: O'Neill, PCG, 2014. With GOLDEN its period is 2**32.
 _STEP_BACK = np.uint32(0xCC2BFE9D)  # Its inverse: _STEP * _STEP_BACK = 1 modulo 2**32.
 _MIX_1, _MIX_2 = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)  # lowbias32, see `mix`.
@@ -32,11 +32,10 @@ _U15, _U16, _U31 = np.uint32(15), np.uint32(16), np.uint32(31)
 _LOW_HALF, _ALL_ONES = np.uint32(0xFFFF), np.uint32(0xFFFFFFFF)
 
 
-@np.errstate(
-    over="ignore"
-)  # NumPy warns when a scalar overflows (never for arrays); here wrapping modulo 2**32 is meant.
+# NumPy warns when a scalar overflows, never for arrays. Here wrapping modulo 2**32 is meant.
+@np.errstate(over="ignore")
 def permute(offset: Array, *, length: Array, key: Array, xp: ModuleType) -> Array:
-    """Shuffle offsets: maps each to another by a keyed bijection on [0, length).
+    """Shuffle offsets: map each to another by a keyed bijection on [0, length).
 
     It needs no table and no cycle walking, so one call serves heads of unequal length. In each round a key K in
     [0, length) pairs every x with K - x (mod length). The two swap places or stay: a bit decides, hashed from the

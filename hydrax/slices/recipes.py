@@ -75,11 +75,6 @@ class Recipes:
     recipes: tuple[Recipe, ...]
 
     @classmethod
-    def of_one(cls, recipe: Recipe, num_heads: int) -> Self:
-        """Give all heads the same recipe."""
-        return cls(np.zeros(num_heads, np.uint8), (recipe,))
-
-    @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
         """Concatenate the recipes of all parts."""
         distinct = {recipe.key: recipe for part in parts for recipe in part.recipes}

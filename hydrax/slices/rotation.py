@@ -9,17 +9,16 @@ NumPy or inside the compiled program.
 """
 
 from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from hydrax.errors import ArgumentError
 from hydrax.slices.arguments import whole_number
-from hydrax.slices.permutation import GOLDEN, mix, permute
+from hydrax.slices.permutation import GOLDEN, Array, mix, permute
 from hydrax.slices.slices import Slices
 
 SmallSlices = Literal["mask", "wrap"]
-Array = Any  # numpy.ndarray or jax.Array, whichever `xp` makes.
 
 _ZERO = np.uint32(0)
 _NO_END = np.uint32(2**31)  # Stands for "no last pass": one superstep never walks so many slots.

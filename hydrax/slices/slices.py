@@ -44,17 +44,17 @@ from hydrax.slices.strata import Strata, Stratified
 from hydrax.slices.weights import copies_by_weight, dealt_by_class
 from hydrax.slices.windows import Windows
 
-_FEW_ROWS = 2**24  # `describe` walks up to so many rows, which takes about a second.
+_FEW_ROWS = 2**24  # `describe` walks at most this many rows, which takes about a second.
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Slices:
     """The slices of all H heads on a base dataset of N rows. Immutable; the class methods make them.
 
-    Slices of the first group of constructors are computed, and take a few bytes per head whatever their lengths:
-    `full`, `prefix`, `window`, `expanding_window`, `random_subset`, `bootstrap`, `leave_one_out`. Those of the second
-    are kept, in four bytes per row or in one bit per row of the dataset: `from_indices`, `from_mask`, `from_splits`,
-    `partition_by`, `leave_group_out`, `dirichlet`, `from_weights`. `concatenate` and `product` put slices together.
+    The rows of some constructors are computed, so they take a few bytes per head whatever their number: `full`,
+    `prefix`, `window`, `expanding_window`, `random_subset`, `bootstrap`, `leave_one_out`. Those of the others are kept,
+    in four bytes per row or one bit per row of the dataset: `from_indices`, `from_mask`, `from_splits`, `partition_by`,
+    `leave_group_out`, `dirichlet`, `from_weights`. `concatenate` and `product` combine slices.
 
     Two `Slices` are equal if their ids, windows, seeds and lists are equal. The same rows in another representation (a
     list 0, 1, 2 for a prefix of 3) compare unequal, because comparing rows would mean computing all of them. Recipes
@@ -93,15 +93,15 @@ class Slices:
     def prefix(cls, lengths: ArrayLike, num_rows: int, seed: ArrayLike | None = None) -> Self:
         """Give head h the first `lengths[h]` rows: a learning curve.
 
-        >>> slices = hx.Slices.prefix([1, 3], num_rows=5)
+        >>> slices = hx.Slices.prefix([2, 4], num_rows=5, seed=1)
         >>> slices.rows(0), slices.rows(1)
-        (array([0], dtype=int32), array([0, 1, 2], dtype=int32))
+        (array([3, 0], dtype=int32), array([3, 0, 4, 1], dtype=int32))
 
         Args:
-          lengths: int[H], 1 <= length <= num_rows; a single number makes one head.
+          lengths: int[H], 1 <= length <= num_rows; a single number makes one head, or as many as there are seeds.
           num_rows: rows of the base dataset, N.
-          seed: by default the first rows of the base order. With an int, the first rows of one random order for all
-            heads; with int[H], of one for each. A longer prefix holds the shorter ones of the same seed.
+          seed: if None, the rows are taken in base order. With an int, they are taken in one random order for all
+            heads; with int[H], in one order for each. A longer prefix holds the shorter ones of the same seed.
 
         Raises:
           SliceError: a slice is empty or longer than the dataset; the message names the head.
@@ -133,8 +133,8 @@ class Slices:
     def expanding_window(cls, initial: int, step: int, num_rows: int, horizon: int = 0) -> Self:
         """Give each head more of the past than the one before: backtesting of rows in the order of time.
 
-        Head h learns from rows 0 to `initial + h * step - 1`, for every h after whose rows `horizon` more rows follow.
-        So `Slices.window(slices.lengths, horizon, num_rows)` validates each head on the rows that follow its own.
+        Head h learns from rows 0 to `initial + h * step - 1`, and heads go on as long as `horizon` rows are left. So
+        `Slices.window(slices.lengths, horizon, num_rows)` validates each head on the rows that follow its own.
 
         >>> hx.Slices.expanding_window(initial=2, step=2, num_rows=7, horizon=1).mask().astype(int)
         array([[1, 1, 0, 0, 0, 0, 0],
@@ -168,8 +168,8 @@ class Slices:
     ) -> Self:
         """Draw a random subset of exact length for each head, without replacement and in O(1) memory.
 
-        A seed keys a random order of the dataset, and its subset is the first `length` rows of it. So subsets of one
-        seed are nested, and those of different seeds are independent. Uses: data attribution, random learning curves.
+        A seed keys a random order of the dataset, and a subset is the first `length` rows in it. So subsets of one seed
+        are nested, and those of different seeds are independent. Data attribution and random learning curves use them.
 
         >>> slices = hx.Slices.random_subset([0.3, 0.5], num_rows=10, seed=[7, 7])
         >>> slices.rows(0), slices.rows(1)
@@ -242,10 +242,8 @@ class Slices:
           ArgumentError: num_rows is not a whole number in range.
         """
         num_rows = whole_number("num_rows", num_rows, 2, MAX_ROWS)
-        starts = (np.arange(num_rows) + 1) % num_rows
-        return cls._numbered(
-            RowStore.of(Windows.of(num_rows, starts, np.full(num_rows, num_rows - 1)), "leave_one_out", "end")
-        )
+        windows = Windows.of(num_rows, (np.arange(num_rows) + 1) % num_rows, np.full(num_rows, num_rows - 1))
+        return cls._numbered(RowStore.of(windows, "leave_one_out", "end"))
 
     # ---- constructors: kept rows
 
@@ -433,8 +431,8 @@ class Slices:
     def concatenate(cls, parts: Iterable["Slices"]) -> "Slices":
         """Put the heads of all parts one after the other, with new ids 0..H-1.
 
-        Seeds, recipes and axes stay with their heads. On the axis "slice" heads keep the number they have in the
-        product that they come from.
+        Seeds, recipes and axes stay with their heads. On the axis "slice" a head keeps its number from the product that
+        it comes from.
 
         Args:
           parts: slices of the same dataset.
@@ -514,11 +512,11 @@ class Slices:
         return self._store.has_repeats
 
     def recipe(self, head: int) -> str:
-        """Write how the slice of the head at position `head` was made, such as "window(100, 37)"."""
+        """Describe how the slice of the head at position `head` was made, such as "window(100, 37)"."""
         return self._store.recipe(int(positions([head], len(self))[0]))
 
     def recipes(self) -> list[str]:
-        """Write the recipe of every head, [H]."""
+        """Describe how the slice of every head was made, [H]."""
         return [self._store.recipe(at) for at in range(len(self))]
 
     def describe(self) -> str:

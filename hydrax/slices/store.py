@@ -38,7 +38,8 @@ class RowStore:
         cls, part: Part, maker: str, *fields: str, settings: str = "", names: NDArray[Any] | None = None
     ) -> "RowStore":
         """Keep heads that one constructor made; the other arguments are those of `Recipe`."""
-        return cls((part,), None, Recipes.of_one(Recipe(maker, fields, settings, names), part.lengths.size))
+        recipe = Recipe(maker, fields, settings, names)
+        return cls((part,), None, Recipes(np.zeros(part.lengths.size, np.uint8), (recipe,)))
 
     @classmethod
     def concatenate(cls, stores: Sequence["RowStore"]) -> "RowStore":
@@ -87,7 +88,7 @@ class RowStore:
         return lines
 
     def _gathered(self, of: Callable[[Part], NDArray[Any]]) -> NDArray[Any]:
-        """Apply `of` to every part and puts the entries of its lines in the order of the heads."""
+        """Apply `of` to every part and put the entries of its lines in the order of the heads."""
         if self.owners is None:
             return of(self.parts[0])
         by_part = [of(part) for part in self.parts]
@@ -181,8 +182,8 @@ class RowStore:
         columns = (
             self.lengths,
             self._gathered(lambda part: np.full(part.lengths.size, part.code, np.uint8)),
-            self._gathered(lambda part: part.marks[0]),
-            self._gathered(lambda part: part.marks[1]),
+            self._gathered(lambda part: part.mark(0)),
+            self._gathered(lambda part: part.mark(1)),
         )
         for column in columns:
             yield column.astype("<u4").tobytes()

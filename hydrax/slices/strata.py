@@ -65,6 +65,7 @@ class Stratified(Part):
 
     code: ClassVar[int] = 5
     per_line: ClassVar[tuple[str, ...]] = ("lengths", "keys", "outside")
+    marks: ClassVar[tuple[str | None, str | None]] = ("outside", "keys")
 
     strata: Strata
     keys: NDArray[np.uint32]
@@ -118,14 +119,6 @@ class Stratified(Part):
     @property
     def kin(self) -> Hashable:
         return type(self), self.strata.digest
-
-    @property
-    def seeds(self) -> NDArray[np.int64]:
-        return self.keys.astype(np.int64)
-
-    @property
-    def marks(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        return self.outside, self.keys
 
     @property
     def table_digest(self) -> bytes:

@@ -28,6 +28,7 @@ class Windows(Part):
 
     code: ClassVar[int] = 0
     per_line: ClassVar[tuple[str, ...]] = ("lengths", "starts")
+    marks: ClassVar[tuple[str | None, str | None]] = ("starts", None)
 
     starts: NDArray[np.int32]
 
@@ -59,10 +60,6 @@ class Windows(Part):
         start = int(self.starts[at])
         return super().figures(at) | {"start": start, "end": (start + int(self.lengths[at])) % self.num_rows}
 
-    @property
-    def marks(self) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:
-        return self.starts, super().marks[1]
-
 
 @dataclass(frozen=True, eq=False)
 class KeyedWindows(Windows):
@@ -74,6 +71,7 @@ class KeyedWindows(Windows):
 
     code: ClassVar[int] = 1
     per_line: ClassVar[tuple[str, ...]] = ("lengths", "starts", "keys")
+    marks: ClassVar[tuple[str | None, str | None]] = ("starts", "keys")
 
     keys: NDArray[np.uint32]
 
@@ -85,14 +83,6 @@ class KeyedWindows(Windows):
         # The way back from row to place costs the same as the way there, so no slice has to be walked.
         key = mix(self.keys[at] ^ _SALT, np)[:, None]
         return self._spans(at, unpermute(rows[None], length=self.num_rows, key=key, xp=np))
-
-    @property
-    def seeds(self) -> NDArray[np.int64]:
-        return self.keys.astype(np.int64)
-
-    @property
-    def marks(self) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:
-        return self.starts, self.keys
 
 
 def _place(columns: Mapping[str, Array], tables: Mapping[str, Array], offsets: Array, xp: ModuleType) -> Array:
