@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hydrax import Callback, Control, Event, Heads
+from hydrax.arguments import is_int, is_number
 from hydrax.checkpoint import locked
 from hydrax.errors import ArgumentError, CallbackError, CheckpointError, NonFiniteError
 from hydrax.results import BestScores
@@ -88,8 +89,7 @@ class ModelCheckpoint(Callback):
             every_n_steps = _check_count("every_n_steps", every_n_steps, "leave it out to save at the end of epochs")
         if every_n_epochs is not None:
             every_n_epochs = _check_count("every_n_epochs", every_n_epochs, "leave it out")
-        is_number = isinstance(every_n_secs, int | float) and not isinstance(every_n_secs, bool)
-        if every_n_secs is not None and not (is_number and every_n_secs > 0):
+        if every_n_secs is not None and not (is_number(every_n_secs) and every_n_secs > 0):
             raise ArgumentError(
                 f"Time out of range: ModelCheckpoint(every_n_secs=...). Got {every_n_secs!r}, expected more than 0. "
                 "Fix: leave it out to save at the end of epochs."
@@ -298,7 +298,7 @@ def _picked(kept: list[Heads | None], slots: np.ndarray) -> Heads:
 
 
 def _check_count(name: str, value: int, fix: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+    if not is_int(value, least=1):
         raise ArgumentError(
             f"Count out of range: ModelCheckpoint({name}=...). Got {value!r}, expected an int of 1 or more. Fix: {fix}."
         )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hydrax import checkpoint
+from hydrax.arguments import is_int
 from hydrax.checkpoint import folders
 from hydrax.data import check_dataset, num_rows
 from hydrax.errors import ArgumentError, ModuleError
@@ -78,7 +79,7 @@ class Heads:
         """
         if isinstance(heads, jax.Array | np.ndarray) and heads.ndim == 0:
             heads = heads.item()
-        if isinstance(heads, int | np.integer) and not isinstance(heads, bool):
+        if is_int(heads):
             index = _place(heads, len(self))
             with self._own_width():
                 trainable, state = jax.tree.map(lambda a: a[index], (self.trainable, self.state))
@@ -129,7 +130,7 @@ class Heads:
             raise ArgumentError(
                 f"No such reduction: Heads.predict(reduce=). Got {reduce!r}, expected None or 'mean'. Fix: drop it."
             )
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        if not is_int(batch_size, least=1):
             raise ArgumentError(
                 f"A batch has no such size: Heads.predict(batch_size=). Got {batch_size!r}, expected an int of 1 or "
                 "more. Fix: leave it out."
@@ -347,7 +348,7 @@ def _as_saved(leaf: Any, dtype: str | None) -> Any:
 def _place(head: Any, count: int) -> int:
     """A head's place from 0; negative ones count from the end."""
     # jax would silently give the last head for an index past the end.
-    if isinstance(head, bool) or not isinstance(head, int | np.integer) or not -count <= head < count:
+    if not is_int(head, -count) or head >= count:
         raise ArgumentError(
             f"There is no such head: heads[{head}]. Got {head!r}, expected {-count} to {count - 1}. Fix: heads count "
             "from 0, in the order of the slices."
