@@ -12,7 +12,7 @@ import numpy as np
 from hydrax.errors import ArgumentError
 from hydrax.loggers.background import BackgroundWriter
 from hydrax.loggers.plots import can_draw, learning_curve
-from hydrax.loggers.quantiles import count_not_finite, spreads
+from hydrax.loggers.quantiles import count_not_finite, spread
 from hydrax.loop import Callback, Event
 
 MAX_WAITING = 1_000
@@ -165,9 +165,7 @@ class RemoteLogger(Callback):
     ) -> None:
         if self._writer is None or not metrics:
             return
-        numbers = {
-            f"{name}/{word}": number for name, spread in spreads(metrics).items() for word, number in spread.items()
-        }
+        numbers: dict[str, float] = spread(metrics)
         numbers |= {"heads/live": int(np.count_nonzero(event.live)), "heads/not_finite": count_not_finite(metrics)}
         numbers |= event.trainer.scalars
         self._writer.add(lambda: self.write_run(step, numbers, heads or {}))

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run of many heads, as its protocol buffers."""
+"""Metrics and figures of many heads as TensorBoard's protocol buffers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from hydrax.files import encoded
 from hydrax.loggers.plots import to_png
-from hydrax.loggers.quantiles import count_not_finite, ordered, spreads_of_ordered
+from hydrax.loggers.quantiles import count_not_finite, sort_finite, spread_of_sorted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,13 +19,12 @@ if TYPE_CHECKING:
 
 NUM_BINS = 30
 
-
 Numbers = dict[str, float | dict[str, Any]]
-"""What a log says, by tag: a scalar, or the fields of a histogram."""
+"""The content of a log by tag: a scalar, or the fields of a histogram."""
 
 
 def to_summary(numbers: Numbers) -> Summary:
-    """The protocol buffer of a log; it takes longer to make than the numbers, so who can wait makes it."""
+    """Makes the protocol buffer of a log. This takes longer than the numbers did, so the background thread does it."""
     from tensorboardX.proto.summary_pb2 import HistogramProto, Summary
 
     return Summary(
@@ -39,13 +38,14 @@ def to_summary(numbers: Numbers) -> Summary:
 
 
 def of_all_heads(metrics: Mapping[str, np.ndarray], histograms: bool) -> Numbers:
-    """The spread of each metric, float[H], over its finite heads; nothing of a metric that has none."""
-    table, counts = ordered(metrics)
-    numbers: Numbers = {
-        f"{name}/{word}": number
-        for name, spread in zip(metrics, spreads_of_ordered(table, counts), strict=True)
-        for word, number in spread.items()
-    }
+    """Returns the numbers that show metrics, float[H] each by name, over all heads whose value is finite.
+
+    Args:
+      metrics: float[H] by name; a metric that is finite nowhere is left out.
+      histograms: whether to add the histogram `<metric>/heads` of each metric.
+    """
+    table, counts = sort_finite(metrics)
+    numbers: Numbers = {**spread_of_sorted(metrics, table, counts)}
     some = counts > 0
     if histograms and some.any():
         tags = [f"{name}/heads" for name in itertools.compress(metrics, some)]
@@ -54,9 +54,9 @@ def of_all_heads(metrics: Mapping[str, np.ndarray], histograms: bool) -> Numbers
     return numbers
 
 
-def of_single_heads(metrics: Mapping[str, np.ndarray], places: Sequence[int]) -> list[Numbers]:
-    """The finite values of the head at each of some places, each under its metric's plain name."""
-    chosen = np.array([values[places] for values in metrics.values()], np.float64).T.tolist()
+def of_single_heads(metrics: Mapping[str, np.ndarray], positions: Sequence[int]) -> list[Numbers]:
+    """Returns the finite values of the head at each of some positions, each under the plain name of its metric."""
+    chosen = np.array([values[positions] for values in metrics.values()], np.float64).T.tolist()
     return [
         {name: value for name, value in zip(metrics, of_head, strict=True) if math.isfinite(value)}
         for of_head in chosen
@@ -64,7 +64,7 @@ def of_single_heads(metrics: Mapping[str, np.ndarray], places: Sequence[int]) ->
 
 
 def of_figures(figures: Mapping[str, Figure]) -> Summary:
-    """Figures by tag, as images."""
+    """Returns figures by tag, drawn as images."""
     from tensorboardX.proto.summary_pb2 import Summary
 
     summary = Summary()
@@ -76,21 +76,21 @@ def of_figures(figures: Mapping[str, Figure]) -> Summary:
 
 
 def margin_charts(metric_names: Sequence[str]) -> Summary:
-    """A chart of each metric, over time: its median, between its least and its greatest head."""
+    """Returns a layout with a chart of each metric over time: its median between its minimum and its maximum."""
     from tensorboardX.summary import custom_scalars
 
-    # A margin chart takes [value, lower, upper].
+    # The tags of a margin chart are [value, lower, upper].
     charts = {name: ["Margin", [f"{name}/{word}" for word in ("median", "min", "max")]] for name in metric_names}
     summary: Summary = custom_scalars({"heads": charts})
     return summary
 
 
 def hyperparameters(values: Mapping[str, Any], metric_names: Sequence[str]) -> Summary:
-    """One line of the table of hyper-parameters: a run's own, and the metrics that score it.
+    """Returns one line of the table of hyper-parameters: those of a run, and the metrics that score it.
 
     Args:
-      values: by name; what is neither a number nor a bool stands there as text, None is left out.
-      metric_names: tags of scalars that the same run holds.
+      values: values by name; any that is neither a number nor a bool is shown as text, and None is left out.
+      metric_names: tags of scalars that the same run logs.
     """
     from tensorboardX.summary import hparams
 
@@ -107,15 +107,15 @@ def _plain(value: Any) -> bool | int | float | str | None:
 
 
 def _histograms(table: np.ndarray, counts: np.ndarray) -> list[dict[str, Any]]:
-    """A histogram of each row of what `ordered` gives, none of them empty, in the bins of `numpy.histogram`."""
+    """Returns a histogram of each row of a sorted table, no row being empty, in the bins of `numpy.histogram`."""
     least, greatest = table[:, 0], table[np.arange(len(table)), counts - 1]
     margins = np.where(least == greatest, 0.5, 0.0)
     edges = np.linspace(least - margins, greatest + margins, NUM_BINS + 1, axis=1)
     below = np.array(
         [row[:count].searchsorted(bounds) for row, count, bounds in zip(table, counts, edges, strict=True)]
     )
-    below[:, 0], below[:, -1] = 0, counts  # the last bin holds its right edge
-    numbers = np.nan_to_num(table)  # zeros add nothing
+    below[:, 0], below[:, -1] = 0, counts  # the last bin includes its right edge
+    numbers = np.nan_to_num(table)  # zeros do not change the sums
     columns = {
         "min": least,
         "max": greatest,
@@ -123,7 +123,7 @@ def _histograms(table: np.ndarray, counts: np.ndarray) -> list[dict[str, Any]]:
         "sum": numbers.sum(axis=1),
         "sum_squares": np.einsum("mh,mh->m", numbers, numbers),
         "bucket_limit": edges,
-        # TensorBoard wants the right edge of each bin, and takes the first one to begin at -infinity: so an empty one.
+        # TensorBoard takes the right edge of each bin, and lets the first bin begin at -infinity: hence an empty one.
         "bucket": np.diff(below, axis=1, prepend=0),
     }
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
