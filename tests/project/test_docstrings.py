@@ -47,7 +47,7 @@ def unexplained(names, docstring):
 @pytest.mark.parametrize("name", [name for name, one in FUNCTIONS.items() if len(parameters(one)) > 1])
 def test_a_function_of_several_parameters_explains_each_or_says_what_it_is_like(name):
     docstring = inspect.getdoc(FUNCTIONS[name])
-    is_like_another = re.search(r"\b[Aa]s `\w+`", docstring)
+    is_like_another = re.search(r"\b([Aa]s|those of) `\w+`", docstring)
     assert is_like_another or unexplained(parameters(FUNCTIONS[name]), docstring) == set()
 
 
