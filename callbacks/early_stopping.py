@@ -100,6 +100,7 @@ class EarlyStopping(Callback):
         return Control(stop=stop, snapshot=better, restore=stop & ~np.isnan(self._best), reason=reasons.tolist())
 
     def on_fit_end(self, event: Event) -> Control | None:
+        # An interrupted fit returns the weights as trained, from which a resumed one continues.
         if not self.restore_best_weights or event.trainer.interrupted or self._best is None:
             return None
         return Control(restore=~np.isnan(self._best))

@@ -210,11 +210,9 @@ class TensorBoardLogger(Callback):
             order = self._by_length()
             chosen = np.linspace(0, len(order) - 1, min(self.max_head_runs, len(order))).round().astype(int)
             return sorted(order[chosen].tolist())
-        unknown = [head for head in self.heads if head not in ids]
-        if unknown:
-            _require(
-                False, "heads", unknown[0], f"ids of heads: {min(ids)} to {max(ids)}", "leave it out for an even choice"
-            )
+        for head in self.heads:
+            expected = f"ids of heads: {min(ids)} to {max(ids)}"
+            _require(head in ids, "heads", head, expected, "leave it out for an even choice")
         return [ids.index(head) for head in self.heads]
 
     def _by_length(self) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 import re
@@ -116,20 +117,18 @@ class Timer(Callback):
 
 
 def _seconds(duration: Any) -> float:
-    found: float | None = None
-    if isinstance(duration, str) and (match := _FORM.fullmatch(duration)):
-        days, hours, minutes, seconds = map(int, match.groups())
-        found = datetime.timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds).total_seconds()
-    elif isinstance(duration, datetime.timedelta):
-        found = duration.total_seconds()
-    elif isinstance(duration, Mapping):
-        try:
-            found = datetime.timedelta(**duration).total_seconds()
-        except TypeError:
-            found = None
-    if found is None or found <= 0:
+    found: datetime.timedelta | None = None
+    with contextlib.suppress(TypeError, ValueError, OverflowError):  # of timedelta: unknown names, NaN, too many days
+        if isinstance(duration, str) and (match := _FORM.fullmatch(duration)):
+            days, hours, minutes, seconds = map(int, match.groups())
+            found = datetime.timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+        elif isinstance(duration, datetime.timedelta):
+            found = duration
+        elif isinstance(duration, Mapping):
+            found = datetime.timedelta(**duration)
+    if found is None or found <= datetime.timedelta(0):
         raise ArgumentError(
             f"Invalid duration: max_time, Timer(duration=...). Got {duration!r}, expected a time above 0 as "
             '"DD:HH:MM:SS", a timedelta or a dict such as {"hours": 2}. Fix: pass for example "00:02:00:00".'
         )
-    return found
+    return found.total_seconds()

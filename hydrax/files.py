@@ -16,13 +16,13 @@ from typing import Any
 def write_text(path: Path, text: str, *, sync: bool = False) -> Path:
     """Writes a text file as UTF-8; a reader sees the old file or the whole new one.
 
-    A surrogate that no UTF-8 file can hold is written as its escape, `\\udc80`: a name that cannot be decoded must not
-    cost the rest of the text.
+    A lone surrogate, which UTF-8 cannot encode, is written as its escape (`\\udc80`), so that one undecodable name does
+    not cost the rest of the text.
 
     Args:
       path: the file; its folder is made if it is missing.
       text: written as it is, without any conversion of line ends.
-      sync: whether to wait until the disk holds the file.
+      sync: as for `draft`.
 
     Returns:
       `path`.
@@ -43,8 +43,8 @@ def draft(path: Path, *, sync: bool = False) -> Iterator[Path]:
 
     Args:
       path: the file; its folder is made if it is missing. If it is a symbolic link, the file it points to is replaced.
-      sync: whether to wait until the disk holds the file. Without it a power failure soon after the write may leave an
-        empty file: right for logs and caches, wrong for results.
+      sync: whether to wait until the content is on disk before the file takes its name. If False, a power failure soon
+        after the write may leave an empty file, which is acceptable for logs and caches but not for results.
 
     Yields:
       A hidden path in the same folder, as only a rename inside one file system is atomic.
@@ -86,7 +86,7 @@ def csv_text(rows: Iterable[Sequence[Any]]) -> str:
 
 
 def table_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Formats at least one row, all with the same columns in the same order, as CSV with a header."""
+    """Formats one row or more as CSV with a header; all must have the same keys in the same order."""
     return csv_text([list(rows[0]), *(list(row.values()) for row in rows)])
 
 

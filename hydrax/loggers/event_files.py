@@ -42,7 +42,7 @@ class EventFiles:
     """
 
     def __init__(self, folder: Path, on_trouble: Callable[[str], None], purge_step: int | None = None) -> None:
-        # Charts over time break where the clock is set back in the middle of a run, so times count from here.
+        # Times are measured from here, because charts over time break if the clock is set back during a run.
         self._began_at = time.time() - time.monotonic()
         self._folder, self._purge_step = folder, purge_step
         self._make_record_writer = _record_writer()
@@ -140,7 +140,7 @@ class EventFiles:
         """Drops all logs that are not known to be on disk when a write fails, and pauses for `RETRY_SECS`."""
         try:
             yield
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a path that the locale cannot encode, a closed file
             lost, self._unflushed = self._unflushed, 0
             self._trouble, self._retry_at = repr(error), time.monotonic() + RETRY_SECS
             self._close_files()

@@ -20,6 +20,7 @@ MAX_WAITING = 1_000
 OPEN_SECS = 10.0
 """Longest time that the first checkpoint waits for the run's id."""
 MAX_FIGURES = 4
+"""Learning curves drawn at the end of a fit."""
 _log = logging.getLogger("hydrax")
 
 

@@ -1,4 +1,4 @@
-"""A machine's clock set back by an hour in the middle of a fit: what goes by time goes on as if nothing were."""
+"""Setting the machine's clock back by an hour during a fit changes nothing that depends on time."""
 
 import time
 
@@ -15,7 +15,7 @@ SLICES = hx.Slices.random_subset([40, 17, 9], NUM_ROWS, seed=1)
 
 
 class SetsBack(hx.Callback):
-    """Sets the clock back; each fourth step takes a while."""
+    """Sets the clock back, and pauses at every fourth step."""
 
     def __init__(self, patch):
         self.patch, self.saves = patch, []
@@ -54,7 +54,7 @@ def test_the_clock_was_set_back_and_the_fit_came_to_its_end(fitted):
 
 
 def test_saves_by_seconds_go_on_in_their_rhythm(fitted):
-    # Half a second of pauses after the clock went back: without a monotonic clock no save would come for an hour.
+    # The pauses take half a second in all: without a monotonic clock the next save would come an hour later.
     gaps = np.diff(fitted[0].saves)
     assert len(gaps) >= 2
     assert gaps[:-1].min() >= SAVE_SECS * 0.9

@@ -1,4 +1,4 @@
-"""What every plug-in of `hydrax.callbacks` must do, found by reflection: a new one is under this contract at once."""
+"""The contract of every callback in `hydrax.callbacks`, found by reflection: a new one is included at once."""
 
 import functools
 import inspect
@@ -14,7 +14,7 @@ from hydrax import callbacks
 from hydrax.loop.callback import overrides
 
 SLICES = hx.Slices.random_subset([40, 17, 9], NUM_ROWS, seed=1)
-# Arguments for those that need some to be of use, or that would stop heads without them.
+# Arguments for callbacks that do nothing without them, or that would stop heads.
 ARGUMENTS = {
     "EarlyStopping": {"patience": 1_000, "restore_best_weights": False},
     "LearningRateMonitor": {"source": "lr"},
@@ -29,7 +29,7 @@ NAMES = tuple(sorted(callbacks.__all__))
 
 @pytest.fixture(scope="module", autouse=True)
 def files_are_enough():
-    """MLflow asks for a database unless it is told that files will do."""
+    """MLflow refuses a store of files unless this variable allows it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
         yield
@@ -44,12 +44,12 @@ def name(request):
     return request.param
 
 
-# A fit that all of them hear costs hardly more than one that a single plug-in hears.
+# A fit with all callbacks costs hardly more than one with a single callback.
 @pytest.fixture(
     params=[pytest.param(NAMES, id="all"), *(pytest.param((n,), id=n, marks=pytest.mark.slow) for n in NAMES)]
 )
 def names(request):
-    """Plug-ins that hear the same fits: all in one, and, in the longer form, each on its own."""
+    """Sets of callbacks that share fits: all together, and, in the slow form, each on its own."""
     return request.param
 
 
@@ -60,7 +60,7 @@ def together(names):
 
 @functools.cache
 def fitted(names):
-    """Plug-ins by name, and a fit that they heard and wrote of."""
+    """Callbacks by name, and a fit that they took part in."""
     made = {name: make(name) for name in names}
     return made, run(PlainClassifier(), data_of(SLICES), callbacks=made.values(), max_steps=STEPS)
 
@@ -72,12 +72,12 @@ def heads():
 
 @pytest.fixture(scope="module")
 def alone():
-    """The bits of a fit without any plug-in."""
+    """The bits of a fit without any callback."""
     return parameters(run(PlainClassifier(), data_of(SLICES), max_steps=STEPS))
 
 
 def parameters(fitted):
-    """All that heads consist of, but the plug-in's own part."""
+    """All state of the heads except the callback's own."""
     own = ("callbacks.", "step.grad_norm", "latest.grad_norm", "step.learning_rate", "latest.learning_rate")
     return {name: array for name, array in fitted.arrays.items() if not name.startswith(own)}
 
@@ -132,7 +132,7 @@ def test_it_ends_in_order_after_an_error_of_another_callback(together, tmp_path)
     trainer = hx.Trainer(max_steps=STEPS, chunk=4, callbacks=[*together, Fails()], default_root_dir=tmp_path, **QUIET)
     with pytest.raises(hx.CallbackError, match="Fails.on_train_epoch_end"):
         trainer.fit(PlainClassifier(), data_of(SLICES))
-    # All it holds is free again: the same object serves the next fit.
+    # Nothing is left open: the same object can take part in the next fit.
     again = hx.Trainer(max_steps=STEPS, chunk=4, callbacks=together, default_root_dir=tmp_path, **QUIET)
     assert again.fit(PlainClassifier(), data_of(SLICES)).step == STEPS
     assert state_of(again)

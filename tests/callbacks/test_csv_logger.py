@@ -1,4 +1,4 @@
-"""CSVLogger: what stands in the table is what the run logged, once."""
+"""CSVLogger: the table holds every value that the run logged, once."""
 
 import csv
 import logging

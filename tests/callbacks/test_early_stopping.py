@@ -1,4 +1,4 @@
-"""EarlyStopping: each head by its own scores; by hand on given scores, and in fits against fits of the right length."""
+"""EarlyStopping judges each head by its own scores: by hand on given ones, and in fits against fits of that length."""
 
 import logging
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ NAN = np.nan
 
 
 def judged(scores, **how):
-    """What the callback answers to each row of scores [validations, H]; stopped heads are no longer live."""
+    """Returns the callback's answer to each row of scores [validations, H]; stopped heads are no longer live."""
     callback = EarlyStopping("score", **how)
     num_heads = len(scores[0])
     trainer = SimpleNamespace(num_heads=num_heads, interrupted=False)
@@ -31,7 +31,7 @@ def judged(scores, **how):
 
 
 def stopped_at(scores, **how):
-    """The validation, from 1, at which each head stops; 0: never."""
+    """Returns the validation, from 1, at which each head stops; 0 if it never does."""
     stops = [np.zeros(len(scores[0]), bool) if c.stop is None else c.stop for c in judged(scores, **how)]
     return np.where(np.any(stops, axis=0), np.argmax(stops, axis=0) + 1, 0).tolist()
 
@@ -153,7 +153,7 @@ def fit(*callbacks, **how):
 
 @pytest.fixture(scope="module")
 def after():
-    """The heads after a number of steps, in a fit that nobody stops."""
+    """Returns the heads after a number of steps, in a fit without early stopping."""
     kept = {}
 
     class Keeps(hx.Callback):
@@ -211,7 +211,7 @@ def test_two_callbacks_keep_their_own_snapshots(after, tmp_path):
     saver = ModelCheckpoint("score", mode="max", dirpath=tmp_path)
     fit(EarlyStopping("score", patience=2, restore_best_weights=True), saver)
     best = hx.Heads.load(saver.best_model_path, Scripted("mlp"))
-    # Most is best for this one: of head 0 at step 2, of head 2 at step 6.
+    # The highest score is the best one here: that of head 0 at step 2, that of head 2 at step 6.
     for head, step in ((0, 2), (2, 6)):
         np.testing.assert_array_equal(
             np.concatenate([leaf.ravel() for leaf in kernels(best, head)]),
@@ -221,7 +221,7 @@ def test_two_callbacks_keep_their_own_snapshots(after, tmp_path):
 
 def test_a_snapshot_of_the_moment_of_a_stop_holds_what_was_scored(after):
     class Keeps(hx.Callback):
-        """Hears of the stop of head 1, at step 6, after EarlyStopping has restored it."""
+        """Is called when head 1 stops, at step 6, after EarlyStopping has restored it."""
 
         def on_validation_end(self, event):
             return hx.Control(snapshot=np.ones(HEADS, bool)) if event.step == 6 else None

@@ -1,4 +1,4 @@
-"""HeadQuarantineReport: a line for each lost head, with what was done to it."""
+"""HeadQuarantineReport: one line per quarantined head, with its settings and its fault."""
 
 import csv
 import logging

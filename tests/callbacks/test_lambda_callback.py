@@ -1,4 +1,4 @@
-"""LambdaCallback: functions for hooks, and no more hooks than were given."""
+"""LambdaCallback overrides the given hooks and no others."""
 
 import numpy as np
 import pytest

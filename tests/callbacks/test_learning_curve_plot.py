@@ -1,4 +1,4 @@
-"""LearningCurvePlot: the table against NumPy, the picture as a picture."""
+"""LearningCurvePlot: the table agrees with NumPy, and the figure is a PNG file."""
 
 import csv
 import logging

@@ -1,4 +1,4 @@
-"""LearningRateMonitor: from the optimiser's state, a hyper-parameter or a schedule, each head its own."""
+"""LearningRateMonitor: each head's own rate, from the optimiser's state, a hyper-parameter or a schedule."""
 
 import jax.numpy as jnp
 import numpy as np

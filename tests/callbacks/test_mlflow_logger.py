@@ -18,7 +18,7 @@ STEPS = 6
 
 @pytest.fixture(scope="module", autouse=True)
 def files_are_enough():
-    """MLflow asks for a database unless it is told that files will do."""
+    """MLflow refuses a store of files unless this variable allows it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
         yield

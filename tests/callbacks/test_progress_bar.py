@@ -1,4 +1,4 @@
-"""hydrax.callbacks.ProgressBar: what it shows, how often, and that it costs next to nothing in between."""
+"""ProgressBar: what it shows, how often, and that steps in between cost next to nothing."""
 
 import io
 from collections.abc import Mapping
@@ -17,14 +17,14 @@ LIVE = np.array([True, True, False, True])
 
 @dataclass
 class FakeTrainer:
-    """As much of a TrainerView as the bar reads."""
+    """The part of a TrainerView that the bar reads."""
 
     estimated_stepping_batches: int = 1000
     progress_bar_metrics: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Clock:
-    """Stands for the module `time`; moves only when told to."""
+    """Replaces the module `time`; moves only when a test moves it."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -47,7 +47,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def stream(monkeypatch, clock):
-    """A stderr that is no terminal."""
+    """A stderr that is not a terminal."""
     stream = io.StringIO()
     monkeypatch.setattr(progress_bar, "sys", SimpleNamespace(stderr=stream))
     return stream
@@ -55,7 +55,7 @@ def stream(monkeypatch, clock):
 
 @pytest.fixture
 def terminal(monkeypatch, clock):
-    """A stderr that is one."""
+    """A stderr that is a terminal."""
     stream = Terminal()
     monkeypatch.setattr(progress_bar, "sys", SimpleNamespace(stderr=stream))
     return stream
@@ -213,7 +213,7 @@ def test_a_notebook_has_its_own_bar_though_its_stderr_is_no_terminal(stream, clo
     shown = []
 
     class Widget(progress_bar.tqdm_asyncio):
-        """As tqdm.auto offers it in a notebook with ipywidgets: a class of its own, drawn by `display`."""
+        """The class that tqdm.auto exports in a notebook with ipywidgets, which draws by `display`."""
 
         def display(self, *args, **kwargs):
             shown.append((self.n, self.total, self.postfix))

@@ -1,6 +1,6 @@
-"""What a user sees: a run of 784 heads, in a real TensorBoard, in a real browser, with the numbers that the fit gave.
+"""What a user sees of a run of 784 heads in a real TensorBoard in a real browser: the numbers of the fit.
 
-Its own command, `make test-browser`: it needs Chromium (or Chrome) and its ChromeDriver.
+`make test-browser` runs it; it needs Chromium or Chrome and its ChromeDriver.
 """
 
 import importlib.util
@@ -47,7 +47,7 @@ def browser(pages):
 
 @pytest.fixture
 def texts(pages, address, browser):
-    """All text of a page, as soon as what is awaited is there."""
+    """Returns all text of a page once the awaited text is there."""
 
     def read(part, *awaited):
         browser.get("about:blank")
@@ -60,13 +60,13 @@ def texts(pages, address, browser):
 
 
 def asked(address, plugin, **query):
-    """What the server answers to the page's own question."""
+    """Returns the server's answer to the request that the page makes."""
     with urllib.request.urlopen(f"{address}data/plugin/{plugin}?{urllib.parse.urlencode(query)}") as answer:
         return json.load(answer)
 
 
 def shown(number):
-    """A number as the page shows it."""
+    """Formats a number as the page does."""
     return f"{number:.4f}".rstrip("0")
 
 
@@ -102,7 +102,7 @@ def test_each_validation_metric_has_a_histogram_over_heads(texts, address, resul
     *_, (_, step, bins) = asked(address, "histograms/histograms", run=".", tag=f"{metric}/heads")
     left, right, counts = np.array(bins).T
     assert (step, counts.sum()) == (60, 784)
-    # The server makes bins of its own out of those in the file, so a count may be spread over two of them.
+    # The server makes its own bins from those in the file, so a count may be spread over two of them.
     values = np.sort(result.metrics[metric].astype(np.float64))
     cumulative = np.searchsorted(values, right)
     assert np.abs(counts.cumsum() - cumulative).max() < 784 / 10

@@ -1,4 +1,4 @@
-"""hydrax.callbacks.TensorBoardLogger: what TensorBoard reads back, and that a broken disk never holds a fit up."""
+"""TensorBoardLogger: what TensorBoard reads back, and that a broken disk never delays a fit."""
 
 import logging
 import struct
@@ -25,7 +25,7 @@ WORDS = ("mean", "min", "q10", "median", "q90", "max")
 
 @dataclass
 class FakeTrainer:
-    """As much of a TrainerView as the logger reads."""
+    """The part of a TrainerView that the logger reads."""
 
     log_dir: Path | None
     log_every_n_steps: int = 50
@@ -58,7 +58,7 @@ def at(step: int, trainer: FakeTrainer, metrics: Mapping[str, np.ndarray] | None
 
 
 def superstep(first: int, last: int, trainer: FakeTrainer) -> Event:
-    """The steps after which `first` to `last` updates are done; head h of such a step has the loss steps + h."""
+    """Makes the event of the steps `first` to `last`; the loss of head h after step s is s + h."""
     steps = np.arange(first, last + 1)
     return Event(trainer, "fit", last, 0, {"loss": np.float32(steps[:, None] + np.arange(4))}, steps, LIVE)
 
@@ -72,7 +72,7 @@ def points(folder: Path, tag: str) -> list[tuple[int, float]]:
 
 
 def charts(folder: Path) -> list[dict[str, tuple[str, str, str]]]:
-    """Every layout in a folder: title of a chart -> its value, lower and upper tag."""
+    """Returns every layout in a folder: the title of each chart with its value, lower and upper tag."""
     layouts = [
         layout_pb2.Layout.FromString(tensor.tensor_proto.string_val[0])
         for tensor in read(folder).Tensors("custom_scalars__config__")
@@ -262,7 +262,7 @@ def test_numbers_of_the_run_as_a_whole_go_with_each_log(trainer, logger):
 
 
 def fitted(trainer, logger, *, steps=(50, 100)):
-    """Hooks of a short fit: head h has loss step + h in training and 10 * h + step in validation."""
+    """Calls the hooks of a short fit: head h has loss step + h in training and 10 * h + step in validation."""
     logger.on_train_start(at(0, trainer))
     for step in steps:
         logger.on_train_steps_end(superstep(step - 49, step, trainer))
@@ -353,7 +353,7 @@ def test_heads_of_one_length_have_no_learning_curve(tmp_path, logger):
 
 
 def test_figures_take_a_small_part_of_a_fit(trainer, logger, monkeypatch):
-    """Drawing takes 3 s here, and there is a validation every second: so a figure comes every 150 s."""
+    """Drawing takes 3 s here and there is a validation every second, so a figure is due every 150 s."""
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
     monkeypatch.setattr(tensorboard_logger, "time", clock)
     drawn = []

@@ -1,7 +1,7 @@
-"""A callback that raises, in each hook: it is named, the others hear all they would have, and the run can go on.
+"""A callback that raises, in each hook: it is named, all others are called as usual, and the run can be resumed.
 
-The run has a callback before the culprit that answers with Controls, a patience that counts, and one behind it that
-counts what it hears. Whatever the culprit does, a fit that is broken and gone on with must end as one that never was.
+Before the culprit the run has a callback that returns Controls and one that counts its patience, and after it one that
+records its calls. Wherever the culprit raises, the resumed fit must end like one that was never interrupted.
 """
 
 import functools
@@ -16,9 +16,9 @@ from hydrax.errors import CallbackError
 
 HEADS, STEPS, AT = 3, 12, 6
 SLICES = hx.Slices.random_subset([40, 17, 9], NUM_ROWS, seed=1)  # 5 batches of 8 an epoch
-# One step a superstep and validations each two: what happens at odd steps is heard when the next one is on its way.
+# One step per superstep, and a validation every two: callbacks hear of odd steps while the next one is running.
 HOW = {"max_steps": STEPS, "val_check_interval": 2, "check_val_every_n_epoch": None, "steps_per_call": 1}
-# Hooks, and a step at which each is heard.
+# Hooks, and a step at which each is called.
 IN_TRAINING = {
     "on_train_epoch_start": 5,
     "on_train_steps_end": 3,
@@ -34,14 +34,14 @@ AT_THE_END = ("on_fit_end", "teardown")
 
 
 class Answers(hx.Callback):
-    """Stops one head and keeps the models of another, in validations."""
+    """Stops one head and keeps the models of another at validations."""
 
     def on_validation_end(self, event):
         return hx.Control(stop=np.arange(HEADS) == 2, snapshot=np.arange(HEADS) == 0) if event.step == AT else None
 
 
 class Counts(hx.Callback):
-    """Takes down the steps at which it heard what, over all parts of a run."""
+    """Records the steps at which each hook was called, over all parts of a run."""
 
     def __init__(self):
         self.told = {"steps": [], "validation": [], "epochs": []}
@@ -70,7 +70,7 @@ class Counts(hx.Callback):
 
 
 def culprit(hook, at, error=RuntimeError):
-    """A callback that raises in one hook at one step; it takes down the other steps."""
+    """Raises in one hook at one step, and records all other steps."""
 
     def raises(self, subject):
         step = getattr(subject, "step", subject)
@@ -185,7 +185,7 @@ def test_a_callback_whose_state_cannot_be_had_is_named(tmp_path, hook):
 
 def test_on_exception_and_teardown_of_all_run_whatever_others_raise_there(tmp_path, caplog):
     class Clumsy(hx.Callback):
-        """Raises wherever it can at the end of a fit."""
+        """Raises in every hook at the end of a fit."""
 
         def on_exception(self, event):
             raise ValueError("not this either")

@@ -1,4 +1,4 @@
-"""ThroughputMonitor: rates by hand, on a clock of the test's own."""
+"""ThroughputMonitor: rates by hand, on a fake clock."""
 
 import time
 
@@ -22,7 +22,7 @@ class View:
 
 @pytest.fixture
 def hear(monkeypatch):
-    """Tells the monitor of a superstep that ended at a time; gives the rates."""
+    """Tells the monitor of a superstep that ended at a time, and returns the rates."""
     view = View()
 
     def hear(monitor, secs, num_steps, live):

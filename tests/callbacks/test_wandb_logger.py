@@ -1,4 +1,4 @@
-"""WandbLogger, read back from the file that wandb keeps offline."""
+"""WandbLogger, read back from the file that wandb writes in offline mode."""
 
 import builtins
 import json
@@ -30,7 +30,7 @@ BLOCK, HEADER = 32_768, 7
 
 
 def records(path):
-    """What a .wandb file holds: LevelDB's log format, behind a header of 7 bytes."""
+    """Returns the records of a .wandb file: LevelDB's log format after a header of 7 bytes."""
     from wandb.proto import wandb_internal_pb2
 
     data, at, parts, found = path.read_bytes(), HEADER, b"", []

@@ -1,4 +1,4 @@
-"""`hydrax fit|validate|test|predict|plan --config`: what they do is what the Trainer does with the same arguments."""
+"""`hydrax fit|validate|test|predict|plan --config` do what the Trainer does with the same arguments."""
 
 import os
 import re
@@ -99,7 +99,7 @@ trainer:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the module and the config lie, and a fit of 12 steps has run."""
+    """The folder with the module and the config, in which a fit of 12 steps has run."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "scale.py").write_text(MODULE)
     (folder / "run.yaml").write_text(CONFIG)
@@ -129,7 +129,7 @@ def by_hand(folder):
 
 
 def hydrax(capsys, *words):
-    """Exit status, what was printed, what was said on stderr."""
+    """Returns the exit status, stdout and stderr."""
     status = cli.main(list(words))
     printed = capsys.readouterr()
     return status, printed.out, printed.err

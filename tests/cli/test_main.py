@@ -1,4 +1,4 @@
-"""The command `hydrax`: what it prints is what the run holds; errors are one line, exit statuses are right."""
+"""The command `hydrax` prints what the run has saved; errors are one line, and exit statuses are right."""
 
 import os
 import re
@@ -53,7 +53,7 @@ def folder(result):
 
 
 def lines(capsys, *words):
-    """Exit status, and the cells of what was printed."""
+    """Returns the exit status and the printed cells."""
     status = cli.main([str(word) for word in words])
     return status, [re.split(r"\s{2,}", line) for line in capsys.readouterr().out.splitlines()]
 

@@ -1,4 +1,4 @@
-"""The background writer: calls in their order, never a wait for whoever adds one, and every drop counted."""
+"""The background writer makes calls in order, never blocks whoever adds one, and counts every drop."""
 
 import threading
 import time

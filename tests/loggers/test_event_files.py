@@ -1,4 +1,4 @@
-"""TensorBoard's event files: written by a thread that takes every trouble with the disk upon itself."""
+"""TensorBoard's event files are written by a thread that survives every error of the disk."""
 
 import os
 import shutil
@@ -64,7 +64,7 @@ def test_what_was_logged_is_on_disk_soon_and_not_at_the_end_only(tmp_path, troub
     files.close()
 
 
-# /dev/full takes a file's opening and refuses every write to it, as a full disk does.
+# /dev/full can be opened and refuses every write, as a full disk does.
 def test_a_full_disk_drops_and_counts_logs_until_it_takes_them_again(tmp_path, troubles, soon, monkeypatch):
     real, full = open, threading.Event()
     full.set()
@@ -112,7 +112,7 @@ def test_a_later_file_of_a_resumed_run_purges_nothing_more(tmp_path, troubles, s
     until(lambda: time.monotonic() > again._retry_at)
     again.add(number(50), 5)
     again.close()
-    # The file with the purge in it is the one that is gone.
+    # The deleted file is the one that held the purge.
     assert points(tmp_path) == [(1, 1.0), (2, 2.0), (3, 3.0), (5, 50.0)]
 
 

@@ -1,4 +1,4 @@
-"""Pictures of all heads: the numbers behind them, by hand, and what stands in them."""
+"""Figures of all heads: the numbers behind them, by hand, and what they show."""
 
 import builtins
 

@@ -1,4 +1,4 @@
-"""What all loggers of services do: one run, the numbers by NumPy, and a service that fails or hangs stops nothing."""
+"""All remote loggers: one run, the same numbers as NumPy, and a service that fails or hangs stops nothing."""
 
 import logging
 import threading
@@ -17,7 +17,7 @@ STEPS = 6
 
 
 class Service(RemoteLogger):
-    """Keeps what it is told."""
+    """Keeps all calls."""
 
     def __init__(self):
         super().__init__()
@@ -36,7 +36,7 @@ class Service(RemoteLogger):
 
 
 class Keeps(hx.Callback):
-    """What was logged, as it was heard."""
+    """Keeps the metrics of all hooks."""
 
     def __init__(self):
         self.training, self.validation = {}, {}

@@ -1,4 +1,4 @@
-"""`hparams.yaml`: what `yaml.safe_load` reads of a module's hyper-parameters, and that no trouble stops a fit."""
+"""`hparams.yaml`: what `yaml.safe_load` reads back, and that a failed write does not stop a fit."""
 
 import enum
 import logging

@@ -1,4 +1,4 @@
-"""Where runs write, and where a resume looks."""
+"""The folders that runs write to, and those that a resume searches."""
 
 import pytest
 
