@@ -54,13 +54,8 @@ class ArrayDataModule(DataModule):
         **settings: Any,
     ) -> None:
         super().__init__(slices=slices, val_slices=val_slices, **settings)
-        require(
-            val is not None or val_slices is None,
-            "ArrayDataModule(val_slices=)",
-            val_slices,
-            "None without val",
-            "pass val=, the rows that val_slices refer to, or drop val_slices",
-        )
+        where = "ArrayDataModule(val_slices=)"
+        require(val is not None or val_slices is None, where, val_slices, "None without val", "pass val=, or drop it")
         self._train, self._val, self._test, self._predict = train, val, test, predict
 
     def train_dataset(self) -> Any:

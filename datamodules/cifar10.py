@@ -65,13 +65,8 @@ class CIFAR10DataModule(DataModule):
         **settings: Any,
     ) -> None:
         super().__init__(slices=slices, val_slices=val_slices, **settings)
-        require(
-            isinstance(folder, str | os.PathLike),
-            "CIFAR10DataModule(folder=)",
-            folder,
-            "a str or a Path",
-            "pass the folder that holds the six files",
-        )
+        where, fix = "CIFAR10DataModule(folder=)", "pass the folder that holds the six files"
+        require(isinstance(folder, str | os.PathLike), where, folder, "a str or a Path", fix)
         self._folder, self._val_rows, self._seed = Path(folder), val_rows, seed
 
     def setup(self, stage: str) -> None:

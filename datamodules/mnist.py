@@ -62,13 +62,8 @@ class MNISTDataModule(DataModule):
         **settings: Any,
     ) -> None:
         super().__init__(slices=slices, val_slices=val_slices, **settings)
-        require(
-            isinstance(folder, str | os.PathLike),
-            "MNISTDataModule(folder=)",
-            folder,
-            "a str or a Path",
-            "pass the folder that holds the four files",
-        )
+        where, fix = "MNISTDataModule(folder=)", "pass the folder that holds the four files"
+        require(isinstance(folder, str | os.PathLike), where, folder, "a str or a Path", fix)
         self._folder, self._val_rows, self._seed = Path(folder), val_rows, seed
 
     def setup(self, stage: str) -> None:

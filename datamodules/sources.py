@@ -72,32 +72,18 @@ class SourceDataModule(DataModule):
     ) -> None:
         super().__init__(slices=slices, val_slices=val_slices, **settings)
         for name, value in (("slices", slices), ("val_slices", val_slices)):
-            require(
-                isinstance(value, Slices) or callable(value) or (name == "val_slices" and value is None),
-                f"SourceDataModule({name}=)",
-                value,
-                "hydrax.Slices or a function that makes them",
-                "build them with a constructor such as Slices.full(num_heads, num_rows)",
-            )
-        require(
-            val is not None or val_slices is None,
-            "SourceDataModule(val_slices=)",
-            val_slices,
-            "None without val",
-            "pass val=, the rows that val_slices refer to, or drop val_slices",
-        )
+            known = isinstance(value, Slices) or callable(value) or (name == "val_slices" and value is None)
+            expected, fix = "hydrax.Slices or a function that makes them", "call a constructor such as Slices.full"
+            require(known, f"SourceDataModule({name}=)", value, expected, fix)
+        where = "SourceDataModule(val_slices=)"
+        require(val is not None or val_slices is None, where, val_slices, "None without val", "pass val=, or drop it")
         given = {"train": train, "val": val, "test": test, "predict": predict}
         has_paths = any(_is_paths(dataset) for dataset in given.values())
         where, record = "SourceDataModule(decode=)", "a function of the bytes of a record, since paths are given"
         require(not has_paths or callable(decode), where, decode, record, "return a dict of arrays from it")
         require(has_paths or decode is None, where, decode, "None without paths", "drop it; a source decodes its rows")
-        require(
-            train is not None,
-            "SourceDataModule(train=)",
-            train,
-            "arrays, a source or paths",
-            "pass the rows that heads learn from",
-        )
+        rows = "arrays, a source or paths"
+        require(train is not None, "SourceDataModule(train=)", train, rows, "pass the rows that heads learn from")
         self._datasets, self._decode = given, decode
 
     def train_dataset(self) -> Any:

@@ -21,6 +21,7 @@ class ArrayRows:
 
     def __init__(self, dataset: Any, stage: str, wide: bool) -> None:
         leaves, self.structure = jax.tree.flatten(dataset)
+        # Checked without rows: a check of all values would read a whole memory map.
         self.columns = _columns(jax.tree.map(_no_rows, dataset), stage, wide)
         self._arrays = [np.asarray(leaf) for leaf in leaves]
         _check_lengths([len(array) for array in self._arrays], self.structure, stage)
@@ -47,7 +48,7 @@ class ArrayRows:
           For each column, the rows that hold NaN or Inf.
         """
         for mapped in self._maps:
-            mapped.check(rows)
+            mapped.check(rows)  # at each read, since the file may be cut short at any time
         found = [
             column.store(_take(array, rows, values if array.dtype == column.dtype else None), rows, values, one_check)
             for column, array, values, one_check in zip(self.columns, self._arrays, out, check, strict=True)
@@ -92,6 +93,7 @@ class SourceRows:
           before_row: called with each row before it is read. Rows are then read one by one, even if the source can read
             many at once.
         """
+        # Items go straight into `out` unless their dtype must change first.
         values = [
             one_out if column.stored == column.dtype else np.empty((len(rows), *column.shape), column.stored)
             for column, one_out in zip(self.columns, out, strict=True)

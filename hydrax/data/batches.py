@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -42,11 +43,11 @@ class ProgramBatches:
     Args:
       draw: how the program draws them.
       fixed: the parts it draws from that never change.
-      lengths: int32[W], rows per pass of each walk: one walk for each place of the program, or one for all heads.
+      lengths: int32[W], rows per pass of each rotation: one for each place of the program, or one for all heads.
       max_steps: length of the leading axis, the same for every superstep so that nothing compiles twice.
       accumulate: micro-batches A per step.
       seed, small_slices, passes: as in `rotation.index_batch`.
-      frozen: repeat this many first batches over and over; None: the walks go on.
+      frozen: repeat this many first batches over and over; None: the rotation goes on.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class ProgramBatches:
         self._max_steps, self._accumulate = max_steps, accumulate
 
     def superstep(self, first: int, counts: Sequence[int]) -> dict[str, Any]:
+        # The program adds 32-bit steps to a cursor, which the host computes with the 64 bits that a long run needs.
         start = first if self._frozen is None else 0
         here = rotation.cursor(start, self._lengths, self.draw.batch_size, self._small_slices)
         left = rotation.slots_left(start, self._lengths, here.width, self._passes)
@@ -119,31 +121,27 @@ class GrainBatches:
         self._num_rows, self._places, self._max_steps, self._accumulate = num_rows, places, max_steps, accumulate
         self._num_heads = None if places is None else int(places.max()) + 1
         self._shared = shared
-        self._shapes: tuple[tuple[int, ...], ...] | None = None
+        self._shapes: tuple[tuple[int, ...], ...] | None = None  # of rows and mask, set by the first element
         self.draw = HostBatches(None if places is None else 2 if accumulate else 1, shared)
 
     def superstep(self, first: int, counts: Sequence[int]) -> dict[str, Any]:
-        """Returns rows and mask of the steps that start at element `first` and hold `counts` elements each.
-
-        Returns:
-          int32 and bool `[max_steps, (A,) (H padded,) B]` in new buffers; whatever no element fills is padding.
-        """
+        """Returns rows and mask, int32 and bool `[max_steps, (A,) (H padded,) B]`; what no element fills is padding."""
         if first != self._position:
             self._iterator.set_state({"next_index": first})
             self._position = first
-        rows = mask = None
+        axes = (self._max_steps, self._accumulate) if self._accumulate else (self._max_steps,)
+        drawn = (self._next() for _ in range(sum(counts)))
+        first_rows, first_mask = next(drawn)
+        elements = itertools.chain([(first_rows, first_mask)], drawn)
+        # Fresh buffers: JAX on a CPU may adopt them, and the superstep before may still be reading its own.
+        rows, mask = np.zeros((*axes, *first_rows.shape), np.int32), np.zeros((*axes, *first_mask.shape), bool)
         for step, count in enumerate(counts):
             for micro in range(count):
-                one_rows, one_mask = self._next()
-                if rows is None or mask is None:
-                    axes = (self._max_steps, *([self._accumulate] if self._accumulate else ()))
-                    rows, mask = np.zeros((*axes, *one_rows.shape), np.int32), np.zeros((*axes, *one_mask.shape), bool)
-                place = (step, micro) if self._accumulate else (step,)
-                rows[place], mask[place] = one_rows, one_mask
-            if self._accumulate and rows is not None:
+                place = (step, micro) if self._accumulate else step
+                rows[place], mask[place] = next(elements)
+            if self._accumulate:
                 # A missing micro-batch repeats the rows of the last one: no head ever sees a row of another's.
                 rows[step, count:] = rows[step, count - 1]
-        assert rows is not None and mask is not None
         return {"rows": rows, "mask": mask}
 
     def close(self) -> None:

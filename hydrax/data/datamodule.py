@@ -78,7 +78,7 @@ class DataModule:
         Raises:
           ArgumentError: there is no such attribute.
         """
-        given: dict[str, Any] = dict(locals())
+        given: dict[str, Any] = dict(locals())  # a signature with every name serves editors better than **settings
         for name, value in given["unknown"].items():
             near = difflib.get_close_matches(name, _SETTINGS, n=1, cutoff=0.0)[0]
             raise ArgumentError(
@@ -209,13 +209,9 @@ class DataModule:
         """
         where = f"{type(self).__name__}.index_dataset(sampling=)"
         require(sampling in ("own", "shared"), where, sampling, "'own' or 'shared'", "omit it for 'own'")
-        return _map_dataset(
-            _Rotation(
-                rotation.shared_index_batch if sampling == "shared" else rotation.index_batch,
-                self.slices(),
-                {"batch_size": self.batch_size, "seed": seed, "small_slices": self.small_slices, "passes": passes},
-            )
-        )
+        draw: Callable[..., Any] = rotation.shared_index_batch if sampling == "shared" else rotation.index_batch
+        how = {"batch_size": self.batch_size, "seed": seed, "small_slices": self.small_slices, "passes": passes}
+        return _map_dataset(_Rotation(functools.partial(draw, self.slices(), **how)))
 
     def eval_index_dataset(self, stage: str, num_rows: int, *, heads: np.ndarray | None = None) -> grain.MapDataset:
         """Returns the batches of an evaluation as row numbers: every row once, in order.
@@ -271,14 +267,14 @@ def _map_dataset(source: Any) -> grain.MapDataset:
 class _Rotation:
     """Grain source of training index batches. Access is random, so a resumed run needs only the batch number."""
 
-    def __init__(self, draw: Callable[..., Any], slices: Slices, how: dict[str, Any]) -> None:
-        self._draw, self._slices, self._how = draw, slices, how
+    def __init__(self, draw: Callable[[int], tuple[Any, Any]]) -> None:
+        self._draw = draw
 
     def __len__(self) -> int:
         return sys.maxsize  # a rotation never ends
 
     def __getitem__(self, step: int) -> dict[str, Any]:
-        rows, mask = self._draw(self._slices, step, **self._how)
+        rows, mask = self._draw(step)
         return {"step": step, "rows": rows, "mask": mask}
 
 
@@ -290,7 +286,7 @@ class _InOrder:
         self._batch_size = max(1, min(batch_size, int(self._lengths.max())))
         self._slices = slices
         if slices is not None:
-            self._some = np.flatnonzero(slices.lengths)
+            self._some = np.flatnonzero(slices.lengths)  # heads with rows: a held-out set may be empty
             self._lookup = slices[self._some].lookup
 
     def __len__(self) -> int:

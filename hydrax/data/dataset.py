@@ -81,7 +81,7 @@ def open_dataset(datamodule: DataModule, stage: str, wide: bool) -> Dataset | No
 
 
 def _stays_on_host(residence: str, dataset: Any) -> bool:
-    if is_source(dataset):
+    if is_source(dataset):  # whatever the residence: a source is read row by row, and may not fit into memory
         return True
     if residence == "auto":
         return sum(getattr(column, "nbytes", 0) for column in jax.tree.leaves(dataset)) > _device_room()

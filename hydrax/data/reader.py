@@ -17,13 +17,9 @@ from hydrax.data.columns import BadRow, aligned_zeros, report_not_finite
 from hydrax.data.workers import Part, RowProcesses
 from hydrax.errors import DataError
 
-_DIGEST_ROWS = 16
+_DIGEST_ROWS = 16  # Most rows of a memory map or source that a digest reads.
 
 Owners = Callable[[int], str]
-
-
-def _no_owners(row: int) -> str:
-    return ""
 
 
 class RowReader:
@@ -74,13 +70,14 @@ class RowReader:
         self.shapes: Any = self._tree(
             [jax.ShapeDtypeStruct((self.num_rows, *column.shape), column.dtype) for column in self._columns]
         )
+        # True for columns that need no further look: they cannot hold NaN, the user does not care, or was warned.
         self._warned = [not column.is_inexact or check_finite == "off" for column in self._columns]
         self._closing: Future[Any] = Future()
         self._close_once = threading.Lock()
         self._processes = RowProcesses(dataset, stage, wide, processes) if from_source and processes else None
         self._threads = ThreadPoolExecutor(threads, "hydrax-rows")
 
-    def read(self, rows: np.ndarray, owners: Owners = _no_owners, size: int | None = None) -> Any:
+    def read(self, rows: np.ndarray, owners: Owners = lambda row: "", size: int | None = None) -> Any:
         """Reads rows into new buffers, which JAX may adopt without a copy.
 
         Args:
@@ -99,6 +96,7 @@ class RowReader:
         out = [aligned_zeros((len(rows) if size is None else size, *c.shape), c.dtype) for c in self._columns]
         bad: list[list[int]] = [[] for _ in self._columns]
         check = [not warned for warned in self._warned]
+        # Parts are collected in order, so the row that an error names does not depend on which thread was faster.
         jobs: deque[tuple[list[np.ndarray], Future[Part]]] = deque()
         try:
             for start in range(0, len(rows), self._rows.part_rows):
@@ -110,7 +108,7 @@ class RowReader:
                 self._collect(places, self._result(job), bad)
         except BadRow as error:
             raise DataError(error.message(_wanted(owners, error.row))) from error.__cause__
-        except (CancelledError, RuntimeError) as error:
+        except (CancelledError, RuntimeError) as error:  # RuntimeError: submitted to a pool that is shut down or broken
             if not (self._closing.done() or isinstance(error, BrokenExecutor)):
                 raise
             raise self._stopped(owners) from error
@@ -160,7 +158,7 @@ class RowReader:
     def _collect(self, places: Sequence[np.ndarray], part: Part, bad: list[list[int]]) -> None:
         values, found = part
         for place, read, rows, more in zip(places, values, bad, found, strict=True):
-            if read is not place:
+            if read is not place:  # it comes from another process; threads fill the place itself
                 place[...] = read
             rows += more
 

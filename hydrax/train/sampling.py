@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -98,14 +99,14 @@ class Sampling:
           layout: layout of the heads.
           max_steps: most steps of a superstep.
         """
-        accumulate = self.settings.accumulate_grad_batches
-        max_rows = max_steps * accumulate * self.batch_size * (1 if self.shared else len(self.slices))
-        return open_feed(
-            self.data, lambda places: self._batches(places, max_steps, accumulate), layout, max_rows, self.slices.ids
-        )
+        batches = max_steps * self.settings.accumulate_grad_batches
+        max_rows = batches * self.batch_size * (1 if self.shared else len(self.slices))
+        make = functools.partial(self._batches, max_steps=max_steps)
+        return open_feed(self.data, make, layout, max_rows, self.slices.ids)
 
-    def _batches(self, places: np.ndarray, max_steps: int, accumulate: int) -> Batches:
+    def _batches(self, places: np.ndarray, max_steps: int) -> Batches:
         """Makes the index batches of the heads at these places, int[places]."""
+        accumulate = self.settings.accumulate_grad_batches
         if self.index is not None:
             return GrainBatches(
                 self.index if self.frozen is None else self.index[: self.frozen].repeat(),
@@ -146,18 +147,16 @@ def open_sampling(settings: Settings, rows: TrainingSet) -> Sampling:
             'slices that hold each row once. Fix: pass sampling="own", as for a bootstrap.'
         )
     # The program can draw the rotation of the base class, but not what a user's method returns.
-    own = not rows.has_own_index
     # Rows to fetch are drawn ahead of their superstep; on an accelerator, a program that draws them would have to wait
     # until the superstep before it has ended.
-    in_program = own and (data.reader is None or jax.default_backend() == "cpu")
+    in_program = not rows.has_own_index and (data.reader is None or jax.default_backend() == "cpu")
     law = _law(slices) if in_program and not shared else None
     members = _members(slices) if in_program and shared else None
     index = _index_dataset(settings, rows) if law is None and members is None else None
     sampling = Sampling(settings, rows, law, members, index, rows.batch_size, None)
-    if own or index is None:
-        live = rotation.cursor(0, sampling.lengths, rows.batch_size, rows.small_slices).width
-        slots = rows.batch_size
-    else:
+    live = rotation.cursor(0, sampling.lengths, rows.batch_size, rows.small_slices).width
+    slots = rows.batch_size
+    if rows.has_own_index and index is not None:  # the user's batches may have another number of slots
         probe = GrainBatches(index, num_rows=data.num_rows, places=np.arange(len(slices)), max_steps=1, shared=shared)
         mask = probe.superstep(0, [1])["mask"][0]
         probe.close()
