@@ -159,6 +159,8 @@ def _parser(jsonargparse: Any, command: str) -> Any:
     parser.add_subclass_arguments(HydraModule, "model", required=True, help="class of the module, or its init_args")
     parser.add_subclass_arguments(DataModule, "data", required=True, help="class of the data module, or its init_args")
     parser.add_class_arguments(Trainer, "trainer")
+    for name, title in (("model", "Module"), ("data", "Data module"), ("trainer", "Trainer")):
+        parser.groups[name].title = title  # by default the first line of the class's docstring
     where = "checkpoint to read: a folder, last or best (default: last)"
     if command in ("fit", "plan"):
         where = "checkpoint to resume from: a folder, last, or auto (last if there is one)"

@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("folder", metavar="RUN", type=Path, help="folder of the run, or of its checkpoints")
     export.add_argument(
         "--head",
-        metavar="PLACE",
+        metavar="POSITION",
         type=int,
         help="position of the only head to write, counted from 0 (default: all heads)",
     )
@@ -155,8 +155,9 @@ def _checkpoints(folder: Path) -> Path:
 
 def _check_column(column: str, columns: Sequence[str], option: str) -> None:
     if column not in columns:
+        known = ", ".join(map(_printable, columns))
         raise ArgumentError(
-            f"Unknown column: {option}. Got {column!r}, expected one of {', '.join(columns)}. Fix: pass one of them."
+            f"Unknown column: {option}. Got {column!r}, expected one of {known}. Fix: pass one of them."
         )
 
 

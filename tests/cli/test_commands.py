@@ -227,6 +227,8 @@ def test_help_says_what_each_option_does(capsys):
     assert [name for name in ("--config", "--ckpt_path", "--trainer.max_steps", "--model", "--data")
             if name not in printed] == []  # fmt: skip
     assert "optimiser updates of every head" in printed
+    headings = re.findall(r"^(?!usage)(\w[\w ]*):$", printed, re.MULTILINE)
+    assert headings == ["options", "Module", "Data module", "Trainer"]
 
 
 @pytest.mark.parametrize(
