@@ -1,4 +1,4 @@
-"""DataModule: what a dataset becomes on the way to the device, and its batches of row numbers."""
+"""DataModule: the checks and dtypes of datasets, and the batches of row numbers."""
 
 import grain
 import jax.numpy as jnp
@@ -154,7 +154,7 @@ def test_the_pipeline_goes_on_from_a_batch_number_alone(index):
 
 
 def walked(index):
-    """Live rows batch by batch."""
+    """The live rows of each batch."""
     return [index[t]["rows"][index[t]["mask"]].tolist() for t in range(len(index))]
 
 
@@ -226,11 +226,11 @@ def test_shared_index_batches_have_one_line_of_rows_and_a_mask_for_each_head():
     )
 
 
-# ---- index batches of what is held out
+# ---- index batches of rows that are held out
 
 
 def lines_walked(index):
-    """Live rows of each head, batch by batch."""
+    """The live rows of each batch, for each head."""
     elements = [index[t] for t in range(len(index))]
     heads = range(len(elements[0]["mask"]))
     return [[element["rows"][head][element["mask"][head]].tolist() for element in elements] for head in heads]
@@ -240,7 +240,7 @@ def test_held_out_rows_are_those_of_the_training_set_outside_each_slice():
     module = ArrayDataModule(np.zeros(9), slices=hx.Slices.window([0, 2, 0], [4, 6, 9], 9), batch_size=2)
     assert lines_walked(module.eval_index_dataset("held_out", 9)) == [
         [[4, 5], [6, 7], [8]],
-        [[8, 0], [1], []],  # the other side of a window begins where it ends
+        [[8, 0], [1], []],  # the complement of a window begins where the window ends
         [[], [], []],
     ]
 

@@ -1,4 +1,4 @@
-"""Feed: the shapes of a superstep, its padding, and that any step can be drawn again."""
+"""GrainBatches and DeviceFeed: shapes and padding of a superstep, drawing it again, and a private copy of the data."""
 
 import grain
 import jax
@@ -43,7 +43,7 @@ def superstep(batches, *asked):
 
 
 def uploaded(dataset):
-    """What the device holds of a dataset."""
+    """The columns that the device holds."""
     layout = lay_out(HEADS, 4, jax.devices()[:1])
     return DeviceFeed(dataset, lambda places: feed(places=places), layout).superstep(0, [1])[0][0].columns
 

@@ -1,4 +1,4 @@
-"""RowReader: rows off the host are the rows a resident dataset would have; what goes wrong is said, without a hang."""
+"""RowReader: its rows equal those of a dataset on the device, and failures raise an error instead of hanging."""
 
 import mmap
 import multiprocessing
@@ -44,7 +44,7 @@ class Source:
 
 
 class Batched(Source):
-    """Gives many rows at once, and remembers how many it was asked for."""
+    """Returns many rows at once, and records how many it was asked for."""
 
     def __init__(self, items=lambda rows: [Source()[row] for row in rows], **odd):
         super().__init__(**odd)
@@ -92,7 +92,7 @@ def reader():
 
 
 def refusal(call, *words):
-    """Has a call refused; gives back the error."""
+    """Checks that a call is refused, and returns the error."""
     with pytest.raises(DataError) as caught:
         call()
     message = str(caught.value)
@@ -580,7 +580,7 @@ def is_running(pid):
 
 
 class Fatal(Source):
-    """Row 5 raises, row 42 holds NaN, row 60 kills the process that reads it, if it is one for reading."""
+    """Row 5 raises, row 42 holds NaN, and row 60 kills the worker process that reads it."""
 
     def __init__(self):
         super().__init__(
@@ -592,7 +592,7 @@ class Fatal(Source):
 
 @pytest.fixture(scope="module")
 def there():
-    """A reader with two processes: to start them takes a second."""
+    """A reader with two processes, shared because starting them takes a second."""
     made = RowReader(Fatal(), "train", processes=2)
     yield made
     made.close()
@@ -624,7 +624,7 @@ def test_a_process_that_dies_is_named_with_its_row_and_heads(reader):
         lambda: made.read(np.array([7, 60, 8]), owners),
         "A reader process died: train dataset, row 60, wanted by heads 60 and 7",
     )
-    refusal(lambda: made.read(np.array([7])), "A reader process died")  # and it stays so
+    refusal(lambda: made.read(np.array([7])), "A reader process died")  # and later reads fail too
 
 
 @pytest.mark.timeout(60)

@@ -1,4 +1,4 @@
-"""Data that stays on the host: the bits of resident data, rows read once and ahead, and no end without its error."""
+"""Data on the host: a fit keeps the bits of data on the device, reads rows once and ahead, and ends with its errors."""
 
 import functools
 import mmap
@@ -28,7 +28,7 @@ from hydrax.data.reader import RowReader
 from hydrax.datamodules import SourceDataModule
 
 HEADS, STEPS, BATCH = 6, 14, 8
-SLICES = hx.Slices.random_subset([3, 40, 17, 25, 9, 33], NUM_ROWS, seed=1)  # 5 batches of 8 an epoch
+SLICES = hx.Slices.random_subset([3, 40, 17, 25, 9, 33], NUM_ROWS, seed=1)  # an epoch has 5 batches of 8
 RATES = np.linspace(3e-3, 2e-2, HEADS)
 TRAIN, HELD_OUT = rows_of(), rows_of(num_rows=21, seed=1)
 # Four supersteps an epoch, none as long as the longest, and a validation in the middle.
@@ -36,7 +36,7 @@ SETTINGS = {"max_steps": STEPS, "val_check_interval": 3, "log_every_n_steps": 2}
 
 
 class Source:
-    """The rows of columns, one by one; what some rows do instead is given by their number."""
+    """Returns the rows of columns one by one; `odd` gives, by row, what some rows do instead."""
 
     def __init__(self, columns=TRAIN, odd=None):
         self.columns, self.odd = columns, odd or {}
@@ -49,7 +49,7 @@ class Source:
 
 
 class Asked(Source):
-    """Remembers which rows it was asked for."""
+    """Records which rows it was asked for."""
 
     def __init__(self, *args, **how):
         super().__init__(*args, **how)
@@ -67,7 +67,7 @@ def mapped(columns, folder):
 
 
 def datasets(how, folder):
-    """The training rows and the others, in one of the ways to leave them on the host."""
+    """The datasets of all stages, in one of the forms that stay on the host."""
     lay_out = {"map": lambda columns: mapped(columns, folder), "arrays": dict}.get(how, Source)
     train, held_out = lay_out(TRAIN), lay_out(HELD_OUT)
     return {"train": train, "val": held_out, "test": held_out, "predict": held_out}
@@ -84,7 +84,7 @@ def fit(data, *callbacks, ckpt_path=None, **how):
 
 
 def everything(fitted):
-    """Every array of a run, and what all heads then say about other rows and about those held out."""
+    """Every array of a run, and the metrics and predictions of all heads for other rows and held-out rows."""
     tested = {f"tested.{name}": values for name, values in fitted.trainer.test(verbose=False).items()}
     held_out = fitted.trainer.predict_held_out()
     predicted = {"predicted": fitted.trainer.predict(), "mean": fitted.trainer.predict(reduce="mean")}
@@ -92,13 +92,13 @@ def everything(fitted):
 
 
 def final(fitted):
-    """The arrays of a run without what it logged on the way."""
+    """The arrays of a run, without what it logged in between."""
     return {name: array for name, array in fitted.arrays.items() if not name.startswith("step.")}
 
 
 @functools.cache
 def resident():
-    """The run that all others are compared with: the whole dataset on the device, by the program's own rotation."""
+    """The run that all others are compared with: the dataset is on the device, and the program draws its rows."""
     fitted = fit(data_of(SLICES, residence="device"))
     return fitted, everything(fitted)
 
@@ -144,7 +144,7 @@ TRAINERS = {
         **{"max_steps": None, "max_epochs": 2, "budget": "passes"},
     },
 }
-# What the case with all settings at once holds too.
+# The case with all settings at once covers these too.
 LONGER = dict.fromkeys(("accumulated", "shared"), [pytest.mark.slow])
 CASES = [pytest.param(SLICES, how, id=name, marks=LONGER.get(name, ())) for name, how in TRAINERS.items()]
 CASES += [pytest.param(KINDS, {}, id="slices of many kinds")]
@@ -179,7 +179,7 @@ def test_a_run_does_not_depend_on_where_its_supersteps_end(steps_per_call):
 
 
 class Fickle(hx.Callback):
-    """Says, whenever it is asked anew, that another step is due next."""
+    """Names another next step each time it is asked."""
 
     def __init__(self):
         self.asked = 0
@@ -205,7 +205,7 @@ def fetched(monkeypatch):
 def test_a_superstep_that_was_got_ready_for_nothing_changes_no_bit(fetched):
     fitted = fit(on_host(), Fickle())
     assert differing(fitted.arrays, resident()[0].arrays) == []
-    # Some supersteps were fetched twice, from the same batch on, but of other lengths.
+    # Some supersteps were fetched twice, from the same batch but with another length.
     assert len({*fetched}) > len({first for first, _ in fetched})
 
 
@@ -213,7 +213,7 @@ def test_a_superstep_that_was_got_ready_for_nothing_changes_no_bit(fetched):
 
 
 class Killed(BaseException):
-    """Not an Exception: nothing catches it on its way out."""
+    """Not an Exception, so nothing catches it."""
 
 
 class SaveAndDie(hx.Callback):
@@ -258,7 +258,7 @@ def test_each_program_is_compiled_once_however_many_rows_a_superstep_wants():
 
 
 def wanted(data, steps):
-    """The rows of each of the first steps that some head learns from, as the data module says."""
+    """For each of the first steps, the rows that some head learns from, according to the data module."""
     batches = [data.index_dataset(0)[step] for step in range(steps)]
     return [{*batch["rows"][batch["mask"]].tolist()} for batch in batches]
 
@@ -272,7 +272,7 @@ def test_a_row_is_read_once_a_superstep_however_many_heads_want_it():
     data = one_superstep(train)
     fit(data, max_steps=3, log_every_n_steps=3, steps_per_call=3)
     rows = set.union(*wanted(data, 3))
-    assert sorted(train.rows) == sorted([0, *rows])  # row 0 first, for the structure of all
+    assert sorted(train.rows) == sorted([0, *rows])  # row 0 comes first, because it sets the structure of all rows
 
 
 def test_no_row_is_read_that_no_head_wants():
@@ -283,7 +283,7 @@ def test_no_row_is_read_that_no_head_wants():
 
 
 class Timeline(Source):
-    """One step of one head after the other: notes the first time that a step's rows are asked for."""
+    """A source for one head that records when the rows of each step are first asked for."""
 
     def __init__(self):
         super().__init__()
@@ -303,7 +303,7 @@ class Timeline(Source):
 
 
 class Watch(hx.Callback):
-    """At each step, once its metrics are there: `look(steps done)`."""
+    """Calls `look(steps done)` after each step, once its metrics have arrived."""
 
     def __init__(self, look):
         self.look, self.seen = look, []
@@ -315,7 +315,7 @@ class Watch(hx.Callback):
 @pytest.mark.timeout(60)
 def test_the_rows_of_a_superstep_are_asked_for_while_the_one_before_runs():
     line = Timeline()
-    # The loop stands still in this hook: nobody but a thread of the feed's can ask for the step after the next.
+    # The loop waits in this hook, so only the feed's thread can ask for the step after the next.
     watch = Watch(lambda done: line.asked[min(done + 1, 4)].wait(timeout=30))
     line.fit(watch)
     assert watch.seen == [True] * 5
@@ -323,7 +323,7 @@ def test_the_rows_of_a_superstep_are_asked_for_while_the_one_before_runs():
 
 def test_no_row_of_a_superstep_after_the_next_is_asked_for():
     line = Timeline()
-    first = line.step_of[0]  # asked for before the fit, for the structure of all rows
+    first = line.step_of[0]  # asked for before the fit, because row 0 sets the structure of all rows
     watch = Watch(lambda done: {step for step in range(done + 2, 5) if line.asked[step].is_set()} - {first})
     line.fit(watch)
     assert watch.seen == [set()] * 5
@@ -343,7 +343,7 @@ def wide_file(tmp_path_factory):
 
 @pytest.fixture
 def read(request):
-    """Reads rows of a map by a reader of its own."""
+    """Reads rows of a memory map with a new reader."""
 
     def read(column, rows=None):
         reader = RowReader(column, "train")
@@ -358,7 +358,7 @@ def wide_map(path, mode="r"):
 
 
 def mapped_bytes():
-    """Pages of files that count as this process's memory."""
+    """Bytes of mapped files that count as memory of this process."""
     return 1024 * int(re.search(r"RssFile:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
@@ -368,7 +368,7 @@ def test_what_was_read_of_a_map_does_not_stay_in_memory(wide_file, read):
     before = mapped_bytes()
     read(column)
     assert mapped_bytes() - before < WIDE.nbytes / 4
-    column.sum()  # the same pages, were they not given back
+    column.sum()  # this touches the same pages, and nothing releases them
     assert mapped_bytes() - before > WIDE.nbytes / 2
 
 
@@ -407,7 +407,7 @@ def test_what_a_user_writes_into_a_map_is_written(tmp_path, read):
 
 
 def left():
-    """Threads and processes of Hydrax's that are still there ten seconds later."""
+    """Threads and processes of Hydrax that are still alive ten seconds later."""
     end = time.monotonic() + 10
     while (found := ours()) and time.monotonic() < end:
         time.sleep(0.02)
@@ -472,14 +472,14 @@ def test_ctrl_c_ends_a_run_that_waits_for_a_row():
 # ---- what goes wrong
 
 OWNERS = "wanted by heads 30, 50, 70 and 1 more"
-# Nine heads in chunks of four: the places of the padding heads have no name. All heads meet all their rows in a step.
+# Nine heads in chunks of four: errors must not name the padding heads. A step meets all rows of all heads.
 NINE = hx.Slices.from_indices(
     np.where(np.isin(np.arange(9), [3, 5, 7, 8]), 10, 0)[:, None] + np.arange(8), NUM_ROWS
 ).with_ids(10 * np.arange(9))
 
 
 class Ends(hx.Callback):
-    """Notes who heard of the end."""
+    """Records which hooks of the end were called."""
 
     def __init__(self):
         self.heard = []
@@ -492,7 +492,7 @@ class Ends(hx.Callback):
 
 
 def failed(data, **how):
-    """Has a fit fail; gives back the message, once the hooks of the end were heard and nothing is left."""
+    """Checks that a fit fails, calls the hooks of the end and leaves nothing behind; returns the message."""
     ends = Ends()
     data.teardown = lambda stage: ends.heard.append(f"data module, {stage}")
     with pytest.raises(hx.DataError) as caught:
@@ -578,7 +578,7 @@ def test_nan_is_warned_of_once_and_the_fit_goes_on():
 
 
 class CutShort(SourceDataModule):
-    """Its file loses row 12 and all after it when step 2 is drawn."""
+    """Its file is cut before row 12 when step 2 is drawn."""
 
     path = None
 

@@ -1,4 +1,4 @@
-"""CIFAR10DataModule: files made by hand here, byte by byte as the binary version is defined."""
+"""CIFAR10DataModule, tested on files that are written here byte by byte, as the binary version is defined."""
 
 import re
 

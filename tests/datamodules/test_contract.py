@@ -1,4 +1,4 @@
-"""What every data module of the folder keeps, whatever it reads. A new one needs a line in FACTORIES, and passes."""
+"""The contract of every data module in the folder. A new one needs an entry in FACTORIES."""
 
 import inspect
 import re
@@ -34,7 +34,7 @@ NAMES = sorted(
 
 
 def slices(dataset):
-    """For training and validation alike: all rows, and the first."""
+    """Slices of two heads, for training and validation: all rows, and the first row."""
     num_rows = len(jax.tree.leaves(dataset)[0])
     return hx.Slices.prefix([num_rows, 1], num_rows)
 
@@ -97,7 +97,7 @@ FACTORIES = {
     "TabularDataModule": tabular,
     "TextDataModule": text,
 }
-# Of those that read files: one file that training needs, and one that the test needs.
+# For those that read files: one file that training needs, and one that the test needs.
 FILES = {
     "CIFAR10DataModule": ("data_batch_5.bin", "test_batch.bin"),
     "MNISTDataModule": ("train-labels-idx1-ubyte", "t10k-images-idx3-ubyte"),
@@ -120,7 +120,7 @@ def all_datasets(data):
     return {stage: data.dataset(stage) for stage in ("train", "val", "test", "predict")}
 
 
-# ---- what each keeps
+# ---- the contract
 
 
 def test_every_data_module_of_the_folder_is_under_this_contract():
@@ -242,7 +242,7 @@ def test_a_folder_that_is_no_path_is_refused_at_once(kind, folder):
 
 
 class LinearHead(hx.HydraModule):
-    """Two numbers of all columns of a row, whatever they are."""
+    """Maps all columns of a row, whatever they are, to two numbers."""
 
     def __init__(self, width):
         self.save_hyperparameters()

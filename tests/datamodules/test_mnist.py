@@ -1,4 +1,4 @@
-"""MNISTDataModule: files made by hand here, byte by byte as the format is defined."""
+"""MNISTDataModule, tested on files that are written here byte by byte, as the format is defined."""
 
 import gzip
 import re

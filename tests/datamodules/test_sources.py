@@ -1,4 +1,4 @@
-"""SourceDataModule: what it hands out, and ArrayRecord files row by row."""
+"""SourceDataModule: the datasets it returns, and ArrayRecord files read row by row."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""TabularDataModule: small tables whose numbers one reads off, and NumPy for the statistics."""
+"""TabularDataModule, compared with small tables that can be read by eye, and with statistics by NumPy."""
 
 import re
 import sys

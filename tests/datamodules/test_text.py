@@ -1,4 +1,4 @@
-"""TextDataModule: blocks, vocabularies and cuts, against what one counts off a short text by hand."""
+"""TextDataModule: blocks, vocabularies and splits, compared with short texts counted by hand."""
 
 import re
 

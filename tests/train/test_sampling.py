@@ -1,4 +1,4 @@
-"""The walk of a fit: who draws the index batches, how long an epoch is, when heads are through, what can be padding."""
+"""Sampling: who draws the index batches, how long an epoch is, when heads have finished, and what can be padding."""
 
 import jax
 import numpy as np
@@ -19,14 +19,14 @@ MIXED = hx.Slices.concatenate([hx.Slices.full(1, NUM_ROWS), hx.Slices.random_sub
 
 
 class OwnBatches(ArrayDataModule):
-    """The same index batches, which the program cannot know."""
+    """The same index batches from an overridden method, so the program cannot draw them."""
 
     def index_dataset(self, seed=0, *, sampling="own", passes=None):
         return super().index_dataset(seed, sampling=sampling, passes=passes)
 
 
 def walk(slices=SUBSETS, kind=data_of, residence="device", small_slices="mask", batch_size=8, **settings):
-    """The walk over forty rows."""
+    """The sampling of forty rows."""
     how = {"residence": residence, "small_slices": small_slices, "batch_size": batch_size}
     module = kind(slices, **how) if kind is data_of else kind(rows_of(), slices=slices, **how)
     rows = stage_training(module, wide=False)
