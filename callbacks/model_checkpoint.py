@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import numpy as np
 
 from hydrax import Callback, Control, Event, Heads
 from hydrax.arguments import is_int, is_number
-from hydrax.checkpoint import locked
+from hydrax.checkpoint import check_root, locked, make_way
 from hydrax.errors import ArgumentError, CallbackError, CheckpointError, NonFiniteError
 from hydrax.results import BestScores
 
@@ -100,9 +99,10 @@ class ModelCheckpoint(Callback):
         self.every_n_steps, self.every_n_epochs, self.every_n_secs = every_n_steps, every_n_epochs, every_n_secs
         self.save_last = save_last
         self.keep_last = _check_count("keep_last", keep_last, "pass save_last=False to keep none")
-        self.dirpath = dirpath
+        self.dirpath = (
+            None if dirpath is None else Path(dirpath).absolute()
+        )  # os.chdir must not split the folder in two
         self._folder: Path | None = None
-        self._owns_last = False
         self._lock: TextIO | None = None
         self._last_save_secs = self._last_try_secs = 0.0
         # Steps that every_n_secs asked for; the loop asks again, for the step after, before the first of them is heard.
@@ -149,9 +149,12 @@ class ModelCheckpoint(Callback):
             _check_monitor(self.monitor, event.trainer.validation_metrics)
         folder = self._find_folder(event) if event.stage == "fit" else None
         self._folder = None  # until training starts
-        if folder is not None:
-            with _reporting(folder):
-                self._lock = locked(folder)
+        if folder is None:
+            return
+        with contextlib.suppress(OSError):  # what cannot be read is reported when it cannot be written either
+            check_root(folder / "last")
+        with _reporting(folder):
+            self._lock = locked(folder)
 
     def on_train_start(self, event: Event) -> None:
         self._folder = self._find_folder(event)
@@ -162,11 +165,10 @@ class ModelCheckpoint(Callback):
             self._best = None
         if self.monitor is not None and self._best is None:
             self._best = BestScores.of(self.save_top_k, event.trainer.num_heads, self.mode)
-        self._owns_last = event.step > 0
         if self._folder is not None and self.save_last:
             # Now and not at the first save: a run killed before it would be resumed from the other run's steps.
             with _reporting(self._folder / "last"):
-                self._set_aside(self._folder / "last")
+                _make_way(self._folder / "last", event)
 
     def on_train_steps_end(self, event: Event) -> None:
         by_steps = self.every_n_steps is not None and event.step % self.every_n_steps == 0
@@ -246,7 +248,7 @@ class ModelCheckpoint(Callback):
 
     def _find_folder(self, event: Event) -> Path | None:
         if self.dirpath is not None:
-            return Path(self.dirpath)
+            return self.dirpath
         return None if event.trainer.log_dir is None else Path(event.trainer.log_dir) / "checkpoints"
 
     def _save_last(self, event: Event) -> None:
@@ -255,22 +257,11 @@ class ModelCheckpoint(Callback):
         path = self._folder / "last"
         self._write_ledger(event)  # first, as it takes no time: a second Ctrl-C may cut the save off
         with _reporting(path):
-            self._set_aside(path)
+            _make_way(path, event)
             self._last_model_path = event.trainer.save_checkpoint(path, keep=self.keep_last)
             self._last_save_secs = time.monotonic()
         self._last_try_secs = time.monotonic()  # else every_n_secs would try one that fails again at every step
         self._due_steps.clear()
-
-    def _set_aside(self, last: Path) -> None:
-        """Renames a `last` that holds another run's steps; a save would take them for its own."""
-        if self._owns_last:
-            return
-        if last.is_dir() and any(path.name.isdigit() for path in last.iterdir()):
-            names = (last.with_name(f"last-{number}") for number in itertools.count(1))
-            aside = next(path for path in names if not path.exists())
-            last.rename(aside)
-            logging.getLogger("hydrax").info("ModelCheckpoint: %s holds another run, it is now %s", last, aside)
-        self._owns_last = True
 
     def _write_ledger(self, event: Event) -> None:
         if self._folder is None:
@@ -285,6 +276,12 @@ class ModelCheckpoint(Callback):
             for rank in range(1, self.save_top_k):
                 more |= {f"score_{rank + 1}": scores[rank], f"step_{rank + 1}": steps[rank]}
             event.trainer.save_ledger(path, self.monitor, scores[0], more)
+
+
+def _make_way(last: Path, event: Event) -> None:
+    """Renames a `last` that holds another run's steps."""
+    if aside := make_way(last, event.trainer.run_id):
+        logging.getLogger("hydrax").info("ModelCheckpoint: %s holds another run, it is now %s", last, aside)
 
 
 def _picked(kept: list[Heads | None], slots: np.ndarray) -> Heads:

@@ -2,24 +2,27 @@
 
 Files, in reading order:
   format.py   saves and loads a tree of arrays with its metadata
-  arrays.py   arrays by name in a folder
-  rows.py     one head, read without the others
+  schema.py   `meta.json`: its one schema, its checksum, the list of files
+  arrays.py   arrays in a folder, by tensorstore
   folders.py  step folders: written whole or not at all, found, set aside, deleted
   lock.py     one writer in a folder
 """
 
-from hydrax.checkpoint import folders
-from hydrax.checkpoint.format import check, check_same, load, load_head, load_models, read_meta, save
+from hydrax.checkpoint.folders import check_root, first_sound, make_way
+from hydrax.checkpoint.format import check, check_same, load, load_below, load_models, save
 from hydrax.checkpoint.lock import locked
+from hydrax.checkpoint.schema import read_meta
 
 __all__ = [
     "check",
+    "check_root",
     "check_same",
-    "folders",
+    "first_sound",
     "load",
-    "load_head",
+    "load_below",
     "load_models",
     "locked",
+    "make_way",
     "read_meta",
     "save",
 ]

@@ -1,85 +1,184 @@
-"""Arrays by name in one folder: written by Orbax, read one by one, and nothing of it believed unchecked."""
+"""Arrays in one folder: tensorstore writes and reads them as zarr3 arrays in one OCDBT store.
+
+An array has a number for its name, so no name must be escaped. Its chunks are cut along its first axis alone, for heads
+the axis of heads: a chunk holds the rows of one head, or of as many as it takes to reach 64 kB. Each chunk carries a
+CRC-32C that every read checks; OCDBT protects its own index in the same way.
+
+Why 64 kB: with one chunk for each head and leaf, 100,000 heads of 20 small leaves would make 2 million keys. Chunks of
+64 kB make 16 keys per megabyte, whatever the size of a head, and a head of 20 leaves is still read from 1.3 MB. The
+price: a damaged chunk takes along the few heads that share it. Every head in another chunk still reads.
+
+Nothing is compressed. Parameters hardly compress, and a file that must hold at least the bytes of its arrays can be
+checked before memory is taken.
+"""
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-_SLACK_BYTES = 2**24  # Small arrays lie packed inside an index.
+_CHUNK_BYTES = 2**16  # a chunk holds at least these, or all rows
+_BLOCK_BYTES = 2**28  # written or compared at a time, which bounds the memory that this takes
+
+Form = tuple[Sequence[int], str]
+"""Shape and name of the dtype."""
 
 
-def write(folder: Path, arrays: Mapping[str, np.ndarray], piece_bytes: Mapping[str, int]) -> None:
-    """Writes arrays.
+def write(folder: Path, arrays: Mapping[int, np.ndarray]) -> None:
+    """Writes arrays that have elements; on return the disk holds them.
 
     Args:
-      folder: made.
-      arrays: that have elements.
-      piece_bytes: of arrays that will be read in part: bytes of the pieces along their first axis.
+      folder: made by this call.
+      arrays: by number.
     """
-    ocp = _orbax()
-    pieces = {
-        name: ocp.SaveArgs(chunk_byte_size=piece_bytes[name], shard_axes=(0,))
-        if name in piece_bytes
-        else ocp.SaveArgs()
-        for name in arrays
-    }
-    # Parameters hardly compress; and what is not compressed cannot grow beyond its file when it is read.
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as writer:
-        writer.save(folder.absolute(), args=ocp.args.PyTreeSave(dict(arrays), pieces))
-    # For file systems without renames; it names this machine's folders.
-    (folder / "commit_success.txt").unlink(missing_ok=True)
+    folder.mkdir()
+    with _plain(folder) as plain:
+        _write(plain, arrays)
 
 
-def check_sizes(folder: Path, num_bytes: int) -> None:
-    """Raises ValueError where arrays of so many bytes cannot lie in a folder: before memory is taken for them."""
-    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    if num_bytes > there + _SLACK_BYTES:
-        raise ValueError(f"arrays of {num_bytes:,} bytes in files of {there:,}")
+def _write(folder: Path, arrays: Mapping[int, np.ndarray]) -> None:
+    stores = _open(folder, {number: (array.shape, str(array.dtype)) for number, array in arrays.items()}, create=True)
+    pending: list[Any] = []
+    size = 0
+    try:
+        for number, array in arrays.items():
+            for rows in _blocks(array):
+                # Nothing changes the arrays until all writes have ended, so tensorstore need not copy them.
+                pending.append(stores[number][rows].write(array[rows], can_reference_source_data_indefinitely=True))
+                size += array[rows].nbytes
+                if size >= _BLOCK_BYTES:
+                    _wait(pending)
+                    size = 0
+        _wait(pending)
+    finally:
+        for write in pending:  # after an error nothing may still be on its way into a folder that is about to go
+            write.exception()
 
 
-def read(folder: Path, name: str, size: int, dtype: np.dtype, row: int | None = None) -> np.ndarray:
-    """Reads one array, or one row of it.
+def read(folder: Path, forms: Mapping[int, Form], row: int | None = None) -> Iterator[np.ndarray]:
+    """Reads arrays one by one, in the order of `forms`.
 
     Args:
-      folder: that `write` made.
-      size: elements that the whole array must have.
-      dtype: what they must be.
+      folder: made by `write`.
+      forms: shape and dtype of each array to read, by number; an array of another form is refused.
+      row: reads this row of each array alone, and none of the chunks without it; None: all rows.
 
     Raises:
-      ValueError: it has another form, or its bytes cannot be read.
+      ValueError: an array has another form, or bytes differ from those that were written.
     """
+    with _plain(folder) as plain:
+        for store in _open(plain, forms, create=False).values():
+            yield np.asarray((store if row is None else store[row]).read().result())
+
+
+def first_difference(folder: Path, arrays: Mapping[int, np.ndarray]) -> int | None:
+    """The number of the first array in a folder whose bytes are not those of the array given, or None."""
+    forms = {number: (array.shape, str(array.dtype)) for number, array in arrays.items()}
+    with _plain(folder) as plain:
+        stores = _open(plain, forms, create=False)
+        for number, array in arrays.items():
+            for rows in _blocks(array):
+                if not np.array_equal(_words(stores[number][rows].read().result()), _words(array[rows])):
+                    return number
+    return None
+
+
+@contextlib.contextmanager
+def _plain(folder: Path) -> Iterator[Path]:
+    """A path to a folder that tensorstore takes: it needs UTF-8 and no `..`, and reads a backslash as a separator."""
+    folder = folder.resolve()
+    if folder.as_posix().isprintable() and "\\" not in folder.as_posix():
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as beside:
+        link = Path(beside, "arrays")
+        link.symlink_to(folder, target_is_directory=True)
+        yield link
+
+
+def _open(folder: Path, forms: Mapping[int, Form], *, create: bool) -> dict[int, Any]:
+    """Opens or creates arrays, all at once: each waits for the disk."""
     import tensorstore
 
-    store = {"driver": "ocdbt", "base": f"file://{folder.absolute()}/", "path": f"{name}/"}
-    array = tensorstore.open({"driver": "zarr", "kvstore": store}, open=True, read=True).result()
-    form = array.spec().to_json()["metadata"]
-    if form["compressor"] is not None or math.prod(form["chunks"]) > max(1, math.prod(form["shape"])):
-        raise ValueError(f"{name} lies in a form that was not written")
-    if (math.prod(array.shape), array.dtype.numpy_dtype) != (size, dtype):
-        raise ValueError(f"{name} is {array.dtype.name}{list(array.shape)}, not {size} of {dtype}")
-    return np.asarray((array if row is None else array[row]).read().result())
+    # A context of its own: nothing that an earlier read left in a cache is taken for what is on the disk now.
+    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": 2**24}})
+    opening = {
+        number: tensorstore.open(_spec(folder, number, form), open=not create, create=create, context=context)
+        for number, form in forms.items()
+    }
+    return {number: opened.result() for number, opened in opening.items()}
 
 
-def links(folder: Path) -> Sequence[Path]:
-    """What in a folder leads out of it."""
-    return [path for path in folder.rglob("*") if path.is_symlink()]
+def _spec(folder: Path, number: int, form: Form) -> dict[str, Any]:
+    """All that tensorstore must know of an array; what is on the disk must agree with it."""
+    shape, dtype = form
+    return {
+        "driver": "zarr3",
+        "kvstore": {
+            "driver": "ocdbt",
+            "base": _kvstore(folder),
+            "config": {"compression": None, "max_inline_value_bytes": 0},
+            "path": f"{number}/",
+        },
+        "metadata": {
+            "shape": list(shape),
+            "data_type": dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [*_chunk(form), *shape[1:]]}},
+            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+        },
+        # Zeros are stored like other values, so that a chunk that is missing is always an error.
+        "store_data_equal_to_fill_value": True,
+        "fill_missing_data_reads": False,
+    }
 
 
-def _orbax() -> Any:
-    """Orbax, imported when it is first needed, and kept from writing 70 lines for each save."""
-    import orbax.checkpoint as ocp
+def _kvstore(folder: Path) -> dict[str, Any]:
+    """Where the bytes of a folder are. Another kind of storage, such as gs:// or s3://, would be chosen here.
 
-    log = logging.getLogger("absl")
-    log.setLevel(max(logging.WARNING, log.level))
-    log.addFilter(_is_no_advice)
-    return ocp
+    A path, not a file:// URL: a URL gives `%`, `#`, `?` and `|` a meaning.
+    """
+    return {"driver": "file", "path": f"{folder.as_posix()}/"}
 
 
-def _is_no_advice(record: logging.LogRecord) -> bool:
-    """False for what Orbax says of pieces that are small on purpose."""
-    return "target_byte_size" not in record.getMessage()
+def _chunk(form: Form) -> list[int]:
+    """Rows in a chunk, as the chunk's first axis; a scalar has none."""
+    shape, dtype = form
+    if not shape:
+        return []
+    row_bytes = math.prod(shape[1:]) * _itemsize(dtype)
+    return [min(shape[0], math.ceil(_CHUNK_BYTES / row_bytes))]
+
+
+def _itemsize(dtype: str) -> int:
+    import jax.numpy as jnp
+
+    return int(jnp.dtype(dtype).itemsize)
+
+
+def _blocks(array: np.ndarray) -> Iterator[Any]:
+    """Indices of parts of whole chunks, which together are the array."""
+    if not array.ndim:
+        yield ...
+        return
+    (chunk,) = _chunk((array.shape, str(array.dtype)))
+    rows = chunk * max(1, _BLOCK_BYTES // (chunk * array[0].nbytes))
+    for start in range(0, len(array), rows):
+        yield slice(start, min(start + rows, len(array)))
+
+
+def _wait(pending: list[Any]) -> None:
+    for write in pending:
+        write.result()
+    pending.clear()
+
+
+def _words(array: Any) -> np.ndarray:
+    """An array's bytes in a form that compares fast, NaN included."""
+    raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return raw.view(np.uint64) if raw.size % 8 == 0 else raw

@@ -141,6 +141,11 @@ class TrainerView(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def run_id(self) -> str:
+        """The run's own random name, which its checkpoints carry and a resumed run keeps."""
+
+    @property
+    @abc.abstractmethod
     def interrupted(self) -> bool:
         """Whether a signal has asked for the end of the fit."""
 

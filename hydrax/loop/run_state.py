@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ class RunState:
         names of the event's metrics.
       faults: how heads became NaN or infinite, by place.
       reasons: why a callback stopped heads, by place.
+      run_id: the run's own random name. Its checkpoints carry it, and a resumed run keeps it.
     """
 
     heads: Blocks
@@ -38,6 +40,7 @@ class RunState:
     missed: dict[str, dict[str, list[str]]] = dataclasses.field(default_factory=dict)
     faults: dict[int, Fault] = dataclasses.field(default_factory=dict)
     reasons: dict[int, str] = dataclasses.field(default_factory=dict)
+    run_id: str = dataclasses.field(default_factory=lambda: secrets.token_hex(16))
 
     @classmethod
     def fresh(cls, engine: Engine, heads: Blocks) -> RunState:

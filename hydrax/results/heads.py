@@ -15,12 +15,11 @@ import numpy as np
 
 from hydrax import checkpoint
 from hydrax.arguments import is_int
-from hydrax.checkpoint import folders
 from hydrax.data import check_dataset, num_rows
 from hydrax.errors import ArgumentError, ModuleError
 from hydrax.results.export import export
 from hydrax.step import HeadInputs, HeadModule, HeadProgram, Hyperparameters, Preflight, Structure, per_head_values
-from hydrax.trees import named_leaves
+from hydrax.trees import dotted, leaves_by_path
 
 
 @jax.tree_util.register_pytree_node_class
@@ -150,11 +149,10 @@ class Heads:
         Raises:
           CheckpointError: it cannot be written.
         """
-        path = Path(path)
-        steps = [int(p.name) for p in path.iterdir() if p.name.isdigit()] if path.is_dir() else []
         hparams = {} if self.hparams is None else self.hparams.to_json()
-        meta = {"kind": "heads", "num_heads": len(self), "ids": self.ids.tolist(), "hparams": hparams}
-        return checkpoint.save(path, max(steps, default=-1) + 1, self._tree(), meta, keep=1)
+        meta = {"kind": "heads", "ids": self.ids.tolist(), "hparams": hparams}
+        tree = {"heads": {"trainable": self.trainable, "state": self.state}}
+        return checkpoint.save(Path(path), 0, tree, meta, run="heads")
 
     def export(self, path: str | Path, head: int | None = None) -> Path:
         """Writes arrays by name into one file, for use without Hydrax: parameters and the models' other state.
@@ -174,7 +172,8 @@ class Heads:
             place = _place(head, len(self))
             with self._own_width():
                 trainable, state = jax.tree.map(lambda a: a[place], (trainable, state))
-        return export(named_leaves(trainable) | named_leaves(state), Path(path))
+        leaves = leaves_by_path(trainable) | leaves_by_path(state)
+        return export(dict(zip(dotted(leaves), leaves.values(), strict=True)), Path(path))
 
     @overload
     @classmethod
@@ -195,32 +194,32 @@ class Heads:
           ArgumentError: there is no such head.
           CheckpointError: there is no checkpoint, it is damaged, or holds heads of another module.
         """
-        return folders.first_sound(Path(path), lambda step: cls._read(step, module, head))
+        return checkpoint.first_sound(Path(path), lambda step: cls._read(step, module, head))
 
     @classmethod
     def _read(cls, step: Path, module: HeadModule, head: int | None) -> Any:
         meta = checkpoint.read_meta(step)
-        count, ids = meta["num_heads"], np.asarray(meta["ids"], np.int32)
+        ids = np.asarray(meta["ids"], np.int32)
         flight = Preflight.of_model(
             HeadProgram(module),
             HeadInputs(
                 np.zeros(1, np.int32), {n: jnp.asarray(v.values[:1]) for n, v in per_head_values(module).items()}
             ),
         )
-        axes = (count,) if head is None else ()
+        axes = (len(ids),) if head is None else ()
         parts = jax.tree.map(lambda a: jax.ShapeDtypeStruct((*axes, *a.shape), a.dtype), flight.parts)
         like = {"heads": {"trainable": parts[0], "state": parts[1]}}
-        dtypes = {name: leaf["dtype"] for name, leaf in meta["leaves"].items()}
+        dtypes = {tuple(leaf["path"]): leaf["dtype"] for leaf in meta["leaves"]}
         with jax.enable_x64("float64" in dtypes.values()):
             # Precision is the run's, not the module's: floats come in the width they were trained in.
-            own = [_as_saved(leaf, dtypes.get(name)) for name, leaf in named_leaves(like).items()]
+            own = [_as_saved(leaf, dtypes.get(path)) for path, leaf in leaves_by_path(like).items()]
             like = jax.tree.unflatten(jax.tree.structure(like), own)
             structure = flight.program.structure
             assert structure is not None
-            if head is not None:
-                found = checkpoint.load_head(step, like, _place(head, count))["heads"]
-                return _model(structure, found["trainable"], found["state"])
-            found = checkpoint.load(step, like)["heads"]
+            place = None if head is None else _place(head, len(ids))
+            found = checkpoint.load(step, like, head=place)["heads"]
+        if head is not None:
+            return _model(structure, found["trainable"], found["state"])
         return cls(found["trainable"], found["state"], structure, ids, _kept(meta))
 
     @property
@@ -230,9 +229,6 @@ class Heads:
     def _own_width(self) -> contextlib.AbstractContextManager[Any]:
         """Heads of a "64-true" run stay in 64 bits after it; jax would narrow them."""
         return jax.enable_x64(True) if self._is_wide else contextlib.nullcontext()
-
-    def _tree(self) -> Any:
-        return {"heads": {"trainable": self.trainable, "state": self.state}}
 
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.trainable)) // max(len(self), 1)
@@ -287,10 +283,10 @@ def export_heads(path: str | Path, file: str | Path, head: int | None = None) ->
     """
 
     def read(step: Path) -> dict[str, np.ndarray]:
-        count = checkpoint.read_meta(step)["num_heads"]
+        count = len(checkpoint.read_meta(step)["ids"])
         return checkpoint.load_models(step, None if head is None else _place(head, count))
 
-    return export(folders.first_sound(Path(path), read), Path(file))
+    return export(checkpoint.first_sound(Path(path), read), Path(file))
 
 
 def load_with(kind: type[HeadModule], path: str | Path, head: int | None, given: Mapping[str, Any]) -> Any:
@@ -305,12 +301,11 @@ def load_with(kind: type[HeadModule], path: str | Path, head: int | None, given:
         arguments = _arguments(kind, {**_kept(checkpoint.read_meta(step)), **given}, given, step)
         return Heads._read(step, kind(**arguments), head)
 
-    return folders.first_sound(Path(path), read)
+    return checkpoint.first_sound(Path(path), read)
 
 
 def _kept(meta: Mapping[str, Any]) -> Hyperparameters:
-    # Checkpoints of the first versions hold none.
-    return Hyperparameters.from_json(meta.get("hparams", {}))
+    return Hyperparameters.from_json(meta["hparams"])
 
 
 def _arguments(

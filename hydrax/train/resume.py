@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from hydrax import checkpoint
-from hydrax.checkpoint import folders
 from hydrax.data import DataModule
 from hydrax.engine import Choice, Engine, Fault, Plan, environment
 from hydrax.errors import CallbackError, CheckpointError, DataError, HydraxError
@@ -49,54 +48,46 @@ def save(
       keep: how many of the newest steps to keep; None keeps all.
     """
     given = {key: _state_of(key, callback, state.step) for key, callback in callbacks.items()}
-    arrays = {key: _arrays(values) for key, values in given.items()}
     of_data = _savable(datamodule.state_dict(), "data module", type(datamodule).__name__, DataError)
-    tree = {"heads": engine.read(state.heads), "callbacks": arrays, "metrics": list(state.metrics.values())}
-    tree |= {
-        "snapshots": {key: engine.read(kept) for key, kept in state.snapshots.items()},
+    tree = {
+        "heads": engine.read(state.heads),
+        "snapshots": {name: engine.read(kept) for name, kept in state.snapshots.items()},
+        "callbacks": {key: _arrays(values) for key, values in given.items()},
         "datamodule": _arrays(of_data),
+        "metrics": state.metrics,
     }
-    return checkpoint.save(
-        root,
-        state.step,
-        tree,
-        {
-            **meta,
-            "kind": "run",
-            "plan": {"chunk": plan.chunk, "lowering": dataclasses.asdict(plan.lowering), "line": str(plan)},
-            "step": state.step,
-            "num_heads": engine.num_heads,
-            "fingerprint": dict(fingerprint),
-            "exactness": environment(engine.layout.blocks[0].device),
-            "callbacks": {key: _plain(values) for key, values in given.items()},
-            "callback_arrays": {key: _forms(values) for key, values in arrays.items()},
-            "datamodule": _plain(of_data),
-            "datamodule_arrays": _forms(_arrays(of_data)),
-            "metrics": _forms(state.metrics),
-            "snapshots": list(state.snapshots),
-            "heard": state.heard,
-            "missed": state.missed,
-            "faults": {str(head): list(fault) for head, fault in state.faults.items()},
-            "reasons": {str(head): reason for head, reason in state.reasons.items()},
-        },
-        keep,
-    )
+    whole = {
+        **meta,
+        "kind": "run",
+        "plan": {"chunk": plan.chunk, "lowering": dataclasses.asdict(plan.lowering), "line": str(plan)},
+        "fingerprint": dict(fingerprint),
+        "exactness": environment(engine.layout.blocks[0].device),
+        "callbacks": {key: _plain(values) for key, values in given.items()},
+        "datamodule": _plain(of_data),
+        "metrics": list(state.metrics),
+        "snapshots": list(state.snapshots),
+        "heard": state.heard,
+        "missed": state.missed,
+        "faults": [{"head": head, "step": fault.step, "leaf": fault.leaf} for head, fault in state.faults.items()],
+        "reasons": [{"head": head, "reason": reason} for head, reason in state.reasons.items()],
+    }
+    return checkpoint.save(root, state.step, tree, whole, run=state.run_id, keep=keep)
 
 
-def load(path: Path, *, engine: Engine, callbacks: Mapping[str, Callback], fingerprint: Mapping[str, Any]) -> RunState:
+def load(step: Path, *, engine: Engine, callbacks: Mapping[str, Callback], fingerprint: Mapping[str, Any]) -> RunState:
     """Reads a run's checkpoint and gives callbacks their state back.
 
+    Args:
+      step: the folder of a step.
+      engine: takes the heads.
+      callbacks: those that may take their state back, by key.
+      fingerprint: what the checkpoint must share with the present run.
+
     Raises:
-      CheckpointError: it is none, is damaged, or belongs to another run.
+      CheckpointError: it holds no run, is damaged, or belongs to another run.
     """
-    step_dir = folders.find(path)
-    meta = checkpoint.read_meta(step_dir)
-    if meta["kind"] != "run":
-        raise CheckpointError(
-            f"A checkpoint holds no run: {step_dir}. Got {meta['kind']!r}, expected 'run'. Fix: to go on training pass "
-            "the folder ModelCheckpoint calls `last`; read this one with Heads.load."
-        )
-    checkpoint.check_same(step_dir, meta["fingerprint"], fingerprint)
+    meta = _read_meta(step)
+    checkpoint.check_same(step, meta["fingerprint"], fingerprint)
     here = environment(engine.layout.blocks[0].device)
     if meta["exactness"] != here:
         _log.info(
@@ -107,52 +98,54 @@ def load(path: Path, *, engine: Engine, callbacks: Mapping[str, Callback], finge
     shapes = engine.state_shapes()
     kept = [name for name in meta["snapshots"] if owner_of(name) in callbacks]
     like = {"heads": shapes, "snapshots": dict.fromkeys(kept, (shapes.trainable, shapes.state))}
-    found = checkpoint.load(step_dir, like)
-    known = {key: meta["callback_arrays"][key] for key in callbacks if key in meta["callback_arrays"]}
-    host_like = {
-        "callbacks": {key: _blanks(forms) for key, forms in known.items()},
-        "metrics": list(_blanks(meta["metrics"]).values()),
-    }
-    on_host = checkpoint.load(step_dir, host_like, as_numpy=True)
-    for key in known:
-        with naming(callbacks[key], "load_state_dict", int(meta["step"])):
-            callbacks[key].load_state_dict({**meta["callbacks"][key], **on_host["callbacks"][key]})
+    found = checkpoint.load(step, like)
+    arrays = checkpoint.load_below(step, "callbacks")
+    for key in (key for key in callbacks if key in meta["callbacks"]):
+        with naming(callbacks[key], "load_state_dict", meta["step"]):
+            callbacks[key].load_state_dict({**meta["callbacks"][key], **arrays.get(key, {})})
+    metrics = checkpoint.load_below(step, "metrics")
     heads = engine.scatter(found["heads"])
     return RunState(
         heads,
-        step=int(meta["step"]),
+        step=meta["step"],
         live=read_live(engine, heads),
         snapshots={name: engine.scatter(found["snapshots"][name]) for name in kept},
-        metrics=dict(zip(meta["metrics"], on_host["metrics"], strict=True)),
+        metrics={name: metrics[name] for name in meta["metrics"]},
         heard=meta["heard"],
-        missed=meta.get("missed", {}),
-        faults={int(head): Fault(*fault) for head, fault in meta["faults"].items()},
-        reasons={int(head): reason for head, reason in meta["reasons"].items()},
+        missed=meta["missed"],
+        faults={fault["head"]: Fault(fault["step"], fault["leaf"]) for fault in meta["faults"]},
+        reasons={reason["head"]: reason["reason"] for reason in meta["reasons"]},
+        run_id=meta["run"],
     )
 
 
-def load_data_state(path: Path, datamodule: DataModule) -> None:
-    """Gives a data module back what its `state_dict` gave when a checkpoint was written, if that was anything."""
-    step_dir = folders.find(path)
-    meta = checkpoint.read_meta(step_dir)
-    like = {"datamodule": _blanks(meta.get("datamodule_arrays", {}))}
-    state = {**meta.get("datamodule", {}), **checkpoint.load(step_dir, like, as_numpy=True)["datamodule"]}
+def load_data_state(step: Path, datamodule: DataModule) -> None:
+    """Gives a data module the state back that its `state_dict` returned for a checkpoint, if there is any."""
+    state = {**_read_meta(step)["datamodule"], **checkpoint.load_below(step, "datamodule")}
     if state:
         datamodule.load_state_dict(state)
 
 
-def read_choice(path: Path) -> Choice:
-    """What of the plan shaped the bits of the run that a checkpoint belongs to."""
-    step_dir = folders.find(path)
-    plan = checkpoint.read_meta(step_dir).get("plan", {})
-    lowering = plan.get("lowering", {})
-    try:
-        return Choice(plan.get("chunk"), Lowering(**lowering) if lowering else None)
-    except TypeError as error:
+def read_choice(step: Path) -> Choice:
+    """Reads the parts of the plan that shaped the bits of the run that a checkpoint belongs to."""
+    plan = _read_meta(step)["plan"]
+    known = {field.name for field in dataclasses.fields(Lowering)}
+    if plan["lowering"].keys() != known:
         raise CheckpointError(
-            f"A checkpoint was written with another set of fast operations: {step_dir}. Got {', '.join(lowering)}, "
-            f"expected {', '.join(vars(Lowering()))}. Fix: go on with the version of Hydrax that wrote it."
-        ) from error
+            f"A checkpoint was written with another set of fast operations: {step}. Got {', '.join(plan['lowering'])}, "
+            f"expected {', '.join(sorted(known))}. Fix: resume with the version of Hydrax that wrote it."
+        )
+    return Choice(plan["chunk"], Lowering(**plan["lowering"]))
+
+
+def _read_meta(step: Path) -> dict[str, Any]:
+    meta = checkpoint.read_meta(step)
+    if meta["kind"] != "run":
+        raise CheckpointError(
+            f"A checkpoint holds no run: {step}. Got {meta['kind']!r}, expected 'run'. Fix: to resume training, pass "
+            "the folder that ModelCheckpoint calls `last`; read this one with Heads.load."
+        )
+    return meta
 
 
 def _state_of(key: str, callback: Callback, step: int) -> dict[str, Any]:
@@ -187,13 +180,3 @@ def _arrays(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in state.items() if not _is_array(value)}
-
-
-def _forms(arrays: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
-    """Shapes and dtypes, for JSON."""
-    return {name: [list(array.shape), str(array.dtype)] for name, array in arrays.items()}
-
-
-def _blanks(forms: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
-    """Arrays of these shapes and dtypes."""
-    return {name: np.empty(shape, dtype) for name, (shape, dtype) in forms.items()}

@@ -16,7 +16,6 @@ from typing import Any, Never
 import numpy as np
 
 from hydrax import checkpoint
-from hydrax.checkpoint import folders
 from hydrax.data import DataModule
 from hydrax.engine import NO_CHOICE, Blocks, Engine, Fault, PlanReport
 from hydrax.errors import ArgumentError
@@ -458,6 +457,10 @@ class Trainer(TrainerView):
         return next((callback for callback in self.callbacks if callback.is_checkpoint), None)
 
     @property
+    def run_id(self) -> str:
+        return self._running().state.run_id
+
+    @property
     def interrupted(self) -> bool:
         return self._interrupts.signal is not None
 
@@ -655,7 +658,7 @@ class Trainer(TrainerView):
 
     def _find_sound_checkpoint(self, ckpt_path: str | Path | None) -> Path | None:
         found = self._find_checkpoint(ckpt_path)
-        return None if found is None else folders.first_sound(found, checkpoint.check)
+        return None if found is None else checkpoint.first_sound(found, checkpoint.check)
 
     def _find_checkpoint(self, ckpt_path: str | Path | None) -> Path | None:
         return find_checkpoint(ckpt_path, self._root, self.checkpoint_callback)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkpoints_under_test import save
 
 from hydrax import Control, Event
 from hydrax.callbacks import ModelCheckpoint, model_checkpoint
@@ -35,6 +36,7 @@ class FakeTrainer:
     saves: list[tuple[Path, int | None]] = field(default_factory=list)
     ledgers: list[tuple[Path, str | None, list[float] | None, dict[str, list[float]]]] = field(default_factory=list)
     failure: Exception | None = None
+    run_id: str = "this run"
 
     def snapshots_of(self, callback: ModelCheckpoint, slot: int = 0) -> FakeHeads:
         return self.snapshots
@@ -337,14 +339,21 @@ def test_dirpath_takes_the_place_of_the_log_dir(tmp_path, trainer):
 
 def steps_below(folder: Path) -> dict[str, list[str]]:
     """The step folders of each `last...` folder."""
-    return {last.name: sorted(path.name for path in last.iterdir()) for last in sorted(folder.glob("last*"))}
+    return {
+        last.name: sorted(path.name for path in last.iterdir() if path.name != ".hydrax")
+        for last in sorted(folder.glob("last*"))
+    }
+
+
+def save_step(root: Path, step: int, run: str) -> None:
+    save(root, step, {"a": np.zeros(1)}, run=run)
 
 
 @pytest.fixture
 def mine(tmp_path):
     """A user's folder where another run has left its steps 10 and 20."""
-    for step in ("10", "20"):
-        (tmp_path / "mine" / "last" / step).mkdir(parents=True)
+    for step in (10, 20):
+        save_step(tmp_path / "mine" / "last", step, "another run")
     return tmp_path / "mine"
 
 
@@ -352,7 +361,7 @@ def test_a_fresh_fit_sets_another_runs_last_aside_and_says_so_once(trainer, mine
     caplog.set_level(logging.INFO, "hydrax")
     checkpoint = started(trainer, dirpath=mine)
     assert steps_below(mine) == {"last-1": ["10", "20"]}
-    (mine / "last" / "30").mkdir(parents=True)
+    save_step(mine / "last", 30, "this run")
     checkpoint.on_train_end(at(30, trainer))
     assert steps_below(mine) == {"last": ["30"], "last-1": ["10", "20"]}
     assert [(r.name, r.levelno, r.args) for r in caplog.records] == [
@@ -370,6 +379,7 @@ def test_what_was_set_aside_before_stays_and_the_first_free_number_is_taken(trai
 @pytest.mark.parametrize(("step", "arguments"), [(20, {}), (0, {"save_last": False})])
 def test_a_fit_that_resumes_or_writes_no_last_leaves_it_where_it_is(trainer, mine, caplog, step, arguments):
     caplog.set_level(logging.INFO, "hydrax")
+    trainer.run_id = "another run" if step else "this run"
     started(trainer, step=step, dirpath=mine, **arguments).on_train_end(at(30, trainer))
     assert steps_below(mine) == {"last": ["10", "20"]}
     assert caplog.records == []
@@ -398,6 +408,15 @@ def test_a_last_that_cannot_be_set_aside_is_reported_and_tried_again_before_anyt
     assert trainer.saves == [(mine / "last", 2)]
     reports = [(record.levelno, record.args[0]) for record in caplog.records]
     assert reports == [(level, mine / "last") for level in (logging.WARNING, logging.WARNING, logging.INFO)]
+
+
+def test_a_last_that_holds_folders_of_others_is_refused_before_training(trainer, tmp_path):
+    (tmp_path / "last" / "2024").mkdir(parents=True)
+    with pytest.raises(
+        CheckpointError, match=r"folder of others: .*last\. Got folders that Hydrax did not write \(2024\)"
+    ):
+        ModelCheckpoint(dirpath=tmp_path).setup(at(0, trainer))
+    assert steps_below(tmp_path) == {"last": ["2024"]}
 
 
 def test_without_a_folder_nothing_is_done():

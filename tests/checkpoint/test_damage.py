@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from checkpoints_under_test import files_below, flip_bit
 from heads_under_test import NUM_ROWS, PlainClassifier, data_of, named_arrays, run
 
 import hydrax as hx
@@ -15,12 +16,6 @@ from hydrax.errors import DamagedCheckpointError
 
 SLICES = hx.Slices.random_subset([40, 17, 9], NUM_ROWS, seed=1)
 OLD, NEW = 3, 6
-
-
-def flip(path, rng):
-    content = bytearray(path.read_bytes())
-    content[rng.integers(len(content))] ^= 1 << rng.integers(8)
-    path.write_bytes(content)
 
 
 def truncate(path, rng):
@@ -35,7 +30,7 @@ def delete(path, rng):
     path.unlink()
 
 
-DAMAGES = [flip, truncate, zero, delete]
+DAMAGES = [flip_bit, truncate, zero, delete]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +48,7 @@ def test_a_damaged_newest_step_is_never_read_as_if_it_were_whole(saved, tmp_path
     folder, heads = saved
     last = shutil.copytree(folder / "last", tmp_path / "last")
     rng = np.random.default_rng(number)
-    files = sorted(path for path in (last / str(NEW)).rglob("*") if path.is_file() and path.stat().st_size)
+    files = files_below(last / str(NEW))
     DAMAGES[number % 4](files[number // 4 % len(files)], rng)
     with caplog.at_level(logging.WARNING, "hydrax"):
         step = folders.first_sound(last, format.check)
@@ -71,7 +66,7 @@ def test_the_damaged_step_is_renamed_and_a_run_goes_on_from_the_one_before(saved
     saver = ModelCheckpoint(dirpath=tmp_path)
     fitted = run(PlainClassifier(), data_of(SLICES), last, callbacks=[saver], max_steps=NEW, enable_checkpointing=True)
     assert fitted.result.step == NEW
-    assert sorted(path.name for path in last.iterdir()) == [str(OLD), str(NEW), f"{NEW}.damaged-1"]
+    assert sorted(path.name for path in last.iterdir()) == [".hydrax", str(OLD), str(NEW), f"{NEW}.damaged-1"]
     for name, array in saved[1][NEW].items():
         np.testing.assert_array_equal(named_arrays(fitted.result.heads)[name], array)
 
@@ -79,6 +74,6 @@ def test_the_damaged_step_is_renamed_and_a_run_goes_on_from_the_one_before(saved
 def test_a_step_that_is_asked_for_by_name_has_no_other(saved, tmp_path):
     last = shutil.copytree(saved[0] / "last", tmp_path / "last")
     zero(last / str(NEW) / "meta.json", None)
-    with pytest.raises(DamagedCheckpointError, match="cannot be read"):
+    with pytest.raises(DamagedCheckpointError, match="is damaged"):
         hx.Heads.load(last / str(NEW), PlainClassifier())
     assert (last / str(NEW)).is_dir()

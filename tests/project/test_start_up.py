@@ -66,7 +66,20 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "name", ["grain", "orbax", "flax", "clu", "tensorboardX", "tqdm", "matplotlib", "pandas", "sklearn", "torch"]
+    "name",
+    [
+        "grain",
+        "orbax",
+        "tensorstore",
+        "flax",
+        "clu",
+        "tensorboardX",
+        "tqdm",
+        "matplotlib",
+        "pandas",
+        "sklearn",
+        "torch",
+    ],
 )
 def test_importing_hydrax_does_not_import(start, name):
     assert name not in start["imported"]

@@ -33,7 +33,7 @@ OPEN = {
     "hydrax.arguments": None,
     "hydrax.files": None,
     "hydrax.loggers": None,
-    "hydrax.checkpoint": {"locked"},
+    "hydrax.checkpoint": {"check_root", "locked", "make_way"},
     "hydrax.results": {"BestScores"},
 }
 

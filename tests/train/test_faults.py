@@ -169,7 +169,7 @@ def test_a_callback_that_raises_is_named_and_the_run_saved(tmp_path, whole, hook
 HOLDER = """
     import sys, time
     from pathlib import Path
-    from hydrax.folder_lock import locked
+    from hydrax.checkpoint import locked
     lock = locked(Path(sys.argv[1]))
     print("held", flush=True)
     time.sleep(60)

@@ -79,7 +79,7 @@ def phases_reached_in(waits):
         before("compiling", Engine, "superstep", lambda engine, state, rows, first, *_: first)
         before("stepping", Engine, "superstep", lambda engine, state, rows, first, *_: first)
         before("validating", Engine, "evaluate", lambda engine, stage, accumulators, heads, rows, step, *_: step)
-        before("saving", checkpoint, "save", lambda root, step, *_: step)
+        before("saving", checkpoint, "save", lambda root, step, *_, **__: step)
         yield
 
 
