@@ -19,8 +19,8 @@ from peers.hydrax_fit import HydraxFit
 from peers.turns import Player, take_turns
 
 EPOCH_ROWS = 1_600
-"""Least number of rows of the first head. An epoch is one pass of the longest slice, and supersteps end with epochs if a
-callback listens to steps: if all slices had ten rows, every step would be a superstep."""
+"""Least number of rows of the first head. An epoch is one pass of the longest slice, and supersteps end with epochs if
+a callback listens to steps: if all slices had ten rows, every step would be a superstep."""
 
 
 def run(num_heads: int, length: int, num_rows: int, turn_count: int, least_secs: float, tiny: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 _log = logging.getLogger("hydrax")
 
@@ -18,3 +19,26 @@ def say(line: str) -> None:
         plain.addFilter(lambda record: not logging.getLogger().handlers)
         _log.addHandler(plain)
     _log.info(line)
+
+
+def opening_line(num_heads: int, backend: str, devices: int, matmul_precision: str | None, folder: Path | None) -> str:
+    """Formats the first line of a fit: what starts, on what, and where to look.
+
+    Args:
+      num_heads: H.
+      backend: "cpu", "gpu" or "tpu".
+      devices: how many devices run heads; on a CPU, cores.
+      matmul_precision: the Trainer's argument.
+      folder: the run's folder, or None if nothing is written.
+
+    >>> opening_line(16, "cpu", 2, None, Path("hydrax_logs/version_0"))
+    '16 heads on 2 CPU cores, logs in hydrax_logs/version_0'
+    """
+    parts = [f"{_count(num_heads, 'head')} on {_count(devices, 'CPU core' if backend == 'cpu' else backend.upper())}"]
+    parts += [f"matmul_precision={matmul_precision}"] if matmul_precision else []
+    parts += [f"logs in {folder}"] if folder else []
+    return ", ".join(parts)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -36,7 +36,7 @@ from hydrax.loop import (
 )
 from hydrax.results import FitResult, Heads, HeldOut, head_settings, held_out, stacked, write_csv
 from hydrax.train import resume, tune
-from hydrax.train.console import say
+from hydrax.train.console import opening_line, say
 from hydrax.train.evaluation import Evaluation, assemble_evaluation, table
 from hydrax.train.fit import FitSpec, PlannedFit, check_fit
 from hydrax.train.module import HydraModule
@@ -167,9 +167,7 @@ class Trainer(TrainerView):
             "ModelCheckpoint": enable_checkpointing and not quiet,
             "ModelSummary": enable_model_summary and not quiet,
         }
-        self.callbacks = check_callbacks(callbacks)
-        if max_time is not None:
-            self.callbacks.append(_plug_ins().Timer(max_time))
+        self.callbacks = check_callbacks(callbacks) + ([] if max_time is None else [_plug_ins().Timer(max_time)])
         self.log_every_n_steps = log_every_n_steps
         self.datamodule: DataModule | None = None
         self._module: HydraModule | None = None
@@ -215,7 +213,7 @@ class Trainer(TrainerView):
             self._add_defaults()
             spec = self._check(module, datamodule, checkpoint_path)
             opened.callback(spec.close)
-            opened.callback(self._close)
+            opened.callback(lambda: self._planned and self._planned.close())  # whichever it is by then
             self._planned = _first_plan(spec, checkpoint_path)
             self.log_every_n_steps = spec.schedule.log_every
             with self._hooks("fit") as emit, self._profiled() as timed:
@@ -522,12 +520,10 @@ class Trainer(TrainerView):
 
     def _announce(self, planned: PlannedFit) -> None:
         """Says in one line what starts; the plan itself is for `Trainer.plan`, `hydrax plan` and the debug log."""
-        logs = self._wants["TensorBoardLogger"] or self._wants["ModelCheckpoint"]
-        where = f", logs in {self.log_dir}" if logs and self.log_dir else ""
-        precise = self._settings.matmul_precision
-        more = f", matmul_precision={precise}" if precise else ""
-        self._say(f"{_count(len(planned.ids), 'head')} on {_machine(planned)}{more}{where}")
-        _log.debug("Plan: %s", planned.plan)
+        writes = self._wants["TensorBoardLogger"] or self._wants["ModelCheckpoint"]
+        plan, folder = planned.plan, self.log_dir if writes else None
+        self._say(opening_line(len(planned.ids), plan.backend, plan.devices, self._settings.matmul_precision, folder))
+        _log.debug("Plan: %s", plan)
 
     def _start(
         self,
@@ -575,10 +571,6 @@ class Trainer(TrainerView):
         with contextlib.closing(profiler):
             yield profiler.measure
         self._say(f"Where the time went:\n{profiler.table()}")
-
-    def _close(self) -> None:
-        if self._planned is not None:
-            self._planned.close()
 
     # Evaluation, step by step.
 
@@ -688,18 +680,8 @@ def check_types(module: Any, datamodule: Any) -> tuple[HydraModule, DataModule]:
 
 def _first_plan(spec: FitSpec, checkpoint_path: Path | None) -> PlannedFit:
     """Places a fit, fresh or resumed, by the plan that is known before anything compiles."""
-    if checkpoint_path is None:
-        return tune.first_plan(spec, NO_CHOICE, tune.plan_folder())
-    return tune.first_plan(spec, resume.read_choice(checkpoint_path), tune.plan_folder(), resumed=True)
-
-
-def _machine(planned: PlannedFit) -> str:
-    backend = planned.plan.backend
-    return _count(planned.plan.devices, "CPU core" if backend == "cpu" else f"{backend.upper()}")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    choice = NO_CHOICE if checkpoint_path is None else resume.read_choice(checkpoint_path)
+    return tune.first_plan(spec, choice, tune.plan_folder(), resumed=checkpoint_path is not None)
 
 
 def _plug_ins() -> Any:
