@@ -125,9 +125,8 @@ def test_the_wheel_puts_nothing_but_hydrax_into_site_packages(wheel):
     ("folder", "extras"),
     [
         ("hydrax", []),
-        *((f"hydrax/{package}", []) for package in PACKAGES if package not in ("data", "results", "loggers", "cli")),
-        ("hydrax/data", ["tables"]),
-        ("hydrax/results", ["export"]),
+        *((f"hydrax/{package}", []) for package in PACKAGES if package not in ("results", "loggers", "cli")),
+        ("hydrax/results", ["export", "tables"]),
         ("hydrax/loggers", ["plots"]),
         ("hydrax/cli", ["cli"]),
         ("datamodules", ["tables"]),
