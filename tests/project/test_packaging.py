@@ -17,22 +17,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONSTRAINTS = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
 # The packages of the core; INSTALLED maps each folder of the repository to its place in the wheel.
-PACKAGES = (
-    *(
-        "slices",
-        "step",
-        "step/lowering",
-        "checkpoint",
-        "engine",
-        "data",
-        "results",
-        "loop",
-        "train",
-        "loggers",
-        "cli",
-        "nn",
-    ),
-)
+PACKAGES = "slices step step/lowering checkpoint engine data results loop train loggers cli nn".split()
 INSTALLED = {
     "hydrax": "hydrax",
     **{f"hydrax/{package}": f"hydrax/{package}" for package in PACKAGES},
