@@ -213,7 +213,7 @@ class Trainer(TrainerView):
             self._add_defaults()
             spec = self._check(module, datamodule, checkpoint_path)
             opened.callback(spec.close)
-            opened.callback(lambda: self._planned and self._planned.close())  # whichever it is by then
+            opened.callback(self._close)
             self._planned = _first_plan(spec, checkpoint_path)
             self.log_every_n_steps = spec.schedule.log_every
             with self._hooks("fit") as emit, self._profiled() as timed:
@@ -571,6 +571,10 @@ class Trainer(TrainerView):
         with contextlib.closing(profiler):
             yield profiler.measure
         self._say(f"Where the time went:\n{profiler.table()}")
+
+    def _close(self) -> None:
+        if self._planned is not None:
+            self._planned.close()
 
     # Evaluation, step by step.
 
