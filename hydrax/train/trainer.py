@@ -219,8 +219,9 @@ class Trainer(TrainerView):
             with self._hooks("fit") as emit, self._profiled() as timed:
                 self._interrupts = opened.enter_context(Interrupts())
                 with timed("plan and compile"):
-                    is_cut = lambda: self.interrupted  # noqa: E731
-                    self._planned = tune.choose_plan(self._planned, tune.plan_folder(), is_cut).ready()
+                    self._planned = tune.choose_plan(
+                        self._planned, tune.plan_folder(), lambda: self.interrupted
+                    ).ready()
                 self._announce(self._planned)
                 self._run = self._start(self._planned, checkpoint_path, emit, timed)
                 if checkpoint_path is not None:
