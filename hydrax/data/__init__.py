@@ -14,11 +14,11 @@ Files, in reading order:
 
 The last two files answer two independent questions:
 
-                          on the device, `DeviceFeed`              on the host, `HostFeed`
-  drawn by the program,   the superstep draws row numbers          a program of its own draws them one superstep
-  `ProgramBatches`        and looks the rows up                    ahead, and their rows are fetched
-  drawn by the host,      row numbers are sent to the device       row numbers are drawn one superstep ahead, and
-  `GrainBatches`          with each superstep                      their rows are fetched
+                          rows on the device, `DeviceFeed`        rows on the host, `HostFeed`
+  drawn by the program,   each superstep draws row numbers        a separate program draws row numbers one superstep
+  `ProgramBatches`        and looks the rows up                   ahead, and their rows are fetched
+  drawn by the host,      row numbers are sent to the device      row numbers are drawn one superstep ahead, and
+  `GrainBatches`          with each superstep                     their rows are fetched
 
 `hydrax.train.sampling` decides who draws; `DataModule.residence` and the size of the dataset decide where rows lie.
 """

@@ -140,8 +140,8 @@ class HostFeed:
         if isinstance(draw, HostBatches):
             self.draw, self._program = draw, None
         else:
-            # The host must know which rows to fetch, so what a superstep would draw is drawn before it, by a program of
-            # its own. NumPy would draw step by step under Python's lock, which costs more than reading the rows.
+            # The host must know which rows to fetch, so a separate program draws ahead what the superstep would have
+            # drawn. NumPy would draw step by step under Python's lock, which costs more than reading the rows.
             self.draw, self._program = HostBatches(2, draw.shared), jax.jit(draw.__call__)
 
     def superstep(self, first: int, counts: Sequence[int]) -> SuperstepRows:
