@@ -173,6 +173,7 @@ def bind(module: _Module, values: Mapping[str, Any], stage: str) -> tuple[_Modul
     """
     # A copy, because a traced scalar on the user's own object would outlive its trace.
     bound = copy.copy(module)
+    # Messages name the method that the user wrote.
     recorder = Recorder(stage, "update" if stage == "training" and has_own_update(module) else None)
     own = {name: value for name, value in values.items() if not name.startswith("hparams.")}
     hparams = {name: values.get(f"hparams.{name}", value) for name, value in module.hparams.items()}
