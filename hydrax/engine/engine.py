@@ -175,7 +175,7 @@ class Engine:
     # ---- training
 
     def compile_in_background(self) -> None:
-        """Starts to compile the program of `init` while the caller goes on."""
+        """Starts to compile the program of `init`, without waiting for it."""
         for block, inputs in zip(self.layout.blocks, self._inputs, strict=True):
             self.programs["init"].compile_in_background(block.device, inputs, self._keys[block.device], *_sent(block))
 

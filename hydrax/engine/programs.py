@@ -145,7 +145,7 @@ class Programs:
             one = given._replace(inputs=inputs, rows=rows[number], mask=mask[number], step=given.step + number)
             return find(state, one), {}
 
-        # The state is read and not carried, so nothing is donated: the caller goes on with it.
+        # The state is read and not carried, so nothing is donated: the caller still needs it.
         parts = ((state, 0), (given.inputs, 0), *((batches[name], axis) for name, axis in axes.items()))
         blank = jnp.full(len(state.live), -1)
         found: jax.Array = self._over_chunks(run_chunk, blank, parts, num_chunks)[0]

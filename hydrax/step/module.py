@@ -21,7 +21,7 @@ _Module = TypeVar("_Module", bound="HeadModule")
 
 
 class HeadModule:
-    """Model, loss and optimiser of ONE head; the base of `HydraModule`, with all that a step uses of it."""
+    """Model, loss and optimiser of ONE head: the base of `HydraModule`, with every method that a step calls."""
 
     def configure_model(self, key: jax.Array) -> Any:
         """Builds the model of one head.
