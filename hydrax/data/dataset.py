@@ -90,7 +90,7 @@ def _stays_on_host(residence: str, dataset: Any) -> bool:
 
 def _device_room() -> int:
     """Returns the bytes that a dataset may take: half of the device; on a CPU, where it is a copy, a quarter of RAM."""
-    stats = jax.devices()[0].memory_stats()
+    stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"]) // 2
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4

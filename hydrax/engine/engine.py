@@ -43,7 +43,7 @@ def check_per_head(module: HeadModule, num_heads: int) -> dict[str, PerHead]:
 
 
 class Engine:
-    """Runs the compiled programs for all H heads of a run.
+    """Runs the programs of a run for all H heads.
 
     Each block of the layout has its own part of every tree of heads, so methods take and return `Blocks` unless they
     say otherwise. Programs are dispatched for all blocks and not waited for; only `read`, and what is built on it,
@@ -137,7 +137,6 @@ class Engine:
         assert self._spill is not None
         if is_key(parts[0]):
             return jnp.concatenate(parts)[self.layout.places]
-        # One block after the other, as all of them together need not fit into memory.
         whole = self._spill.blank((self.num_heads, *parts[0].shape[1:]), parts[0].dtype)
         places = self.layout.places
         for number, part in enumerate(parts):
@@ -175,7 +174,7 @@ class Engine:
     # ---- training
 
     def compile_in_background(self) -> None:
-        """Starts to compile the program of `init`, without waiting for it."""
+        """Starts to compile the program of `init` while the caller goes on."""
         for block, inputs in zip(self.layout.blocks, self._inputs, strict=True):
             self.programs["init"].compile_in_background(block.device, inputs, self._keys[block.device], *_sent(block))
 
@@ -209,9 +208,7 @@ class Engine:
         Returns:
           The new state, and the values of `HeadProgram.train` for each step, `[K max, places]`.
         """
-        # NumPy scalars, which have a dtype, so that every call has arguments of one form and the program compiles once.
         steps = np.int32(first_step), np.int32(begin), np.int32(num_steps), np.bool_(new_epoch)
-        capacity = len(self.layout.blocks[0].heads) // self.layout.chunk
 
         def run(block: Block, inputs: HeadInputs, state: Any, block_rows: Any) -> Callable[[], Any]:
             args = state, *self._step_input(block, inputs, block_rows, *steps)
@@ -219,6 +216,7 @@ class Engine:
             how = {"whole": True} if whole else {}  # without the argument there is one program, as on a CPU
             return functools.partial(self._spill_back, state, self._run("superstep", block, *args, **how))
 
+        capacity = len(self.layout.blocks[0].heads) // self.layout.chunk
         found = self._each(run, state, rows)
         return tuple(new for new, _ in found), tuple(values for _, values in found)
 
@@ -232,9 +230,8 @@ class Engine:
     def superstep_memory(self, rows: SuperstepRows) -> int:
         """Compiles the superstep, and returns the bytes it takes on the fullest device, heads and rows included."""
         steps = np.int32(0), np.int32(0), np.int32(0), np.bool_(False)
-        peaks: dict[Any, dict[int, int]] = {}  # by device and lane
+        peaks: dict[Any, dict[int, int]] = {}
         state = self._init_shapes()
-        # All are begun before one is waited for, so that programs of several devices compile in parallel.
         blocks = list(zip(self.layout.blocks, self._inputs, rows, strict=True))
         begun = [
             self.programs["superstep"].compile_in_background(
@@ -247,12 +244,10 @@ class Engine:
             if found is None:  # This backend does not tell: count at least what goes in.
                 return tree_bytes(state) * len(self.layout.blocks) + tree_bytes(block_rows[0])
             lanes = peaks.setdefault(block.device, {})
-            # The state is donated, so it is both an argument and an output, and XLA counts it as alias.
             peak = found.argument_size_in_bytes + found.temp_size_in_bytes
             peak += found.output_size_in_bytes - found.alias_size_in_bytes
             # The lanes of a device share its rows, so they count once.
             shared = tree_bytes(block_rows[0]) if lanes and block.lane not in lanes else 0
-            # Blocks of one lane take turns, lanes run at the same time.
             lanes[block.lane] = max(lanes.get(block.lane, 0), peak - shared)
         return max(sum(lanes.values()) for lanes in peaks.values())
 
@@ -334,7 +329,6 @@ class Engine:
     def with_live(self, state: Blocks, live: np.ndarray) -> Blocks:
         """Makes exactly these heads, bool[H], live."""
         spill = self._spill
-        # Written from the host: `freeze` can only take heads away.
         put = _put if spill is None else lambda live, block: spill.put(live[block.heads])
         blocks = zip(self.layout.blocks, state, strict=True)
         return tuple(one._replace(live=put(live, block)) for block, one in blocks)
@@ -407,7 +401,7 @@ class Engine:
     def _run(self, name: str, block: Block, *args: Any, **static: Any) -> Callable[[], Any]:
         """The call that dispatches a program; with a spill, its result goes to disk."""
         call = functools.partial(self.programs[name].compiled_for(block.device, *args, **static), *args)
-        if self._spill is None or name == "superstep":  # which overwrites the old state, see `_spill_back`
+        if self._spill is None or name == "superstep":
             return call
         spill = self._spill
         return lambda: spill.put(call())
@@ -443,5 +437,4 @@ def _put(array: np.ndarray, block: Block) -> jax.Array:
 
 def _sent(block: Block, *numbers: np.generic) -> Any:
     """Sends the numbers that a program is called with, in one transfer; the last is its number of chunks."""
-    # Explicitly: an implicit transfer at the call would come once for each number, and transfer guards forbid it.
     return jax.device_put((*numbers, np.int32(block.num_chunks)), block.device)

@@ -82,14 +82,12 @@ class Programs:
         def run_chunk(state: HeadsState, inputs: HeadInputs, *parts: Any) -> Any:
             # Drawn for all K steps before their loop: one wide computation costs less than K small ones.
             rows, mask = self._draw(dict(zip(axes, parts, strict=True)), inputs.ids)
-            # A frozen head keeps the means of its last epoch.
             empty = jax.tree.map(lambda old, one: jnp.broadcast_to(one, old.shape), state.epoch, self._epoch)
             before, state = state, state._replace(epoch=select(new_epoch & state.live, empty, state.epoch))
 
             def at(k: Any) -> StepInput:
                 return given._replace(inputs=inputs, rows=rows[k], mask=mask[k], step=given.step + k)
 
-            # Room for K max steps, filled by a loop: the length of a scan would be a constant of the program.
             shapes = jax.eval_shape(lambda: step(state, at(0)))[1]
             values = jax.tree.map(lambda s: jnp.zeros((len(rows), *s.shape), s.dtype), shapes)
 
@@ -118,8 +116,6 @@ class Programs:
         def is_sound(old: HeadsState, new: HeadsState) -> jax.Array:
             return all_finite(new.trainable) & stays_finite((old.opt_state, old.state), (new.opt_state, new.state))
 
-        # The losses of all steps as well as the arrays at the end: a NaN loss need not reach the parameters, for
-        # example with `optax.zero_nans`.
         lost = values["lost"].any(axis=0) | ~jax.vmap(is_sound)(before, state)
         values = values | {"lost": jnp.broadcast_to(lost, values["lost"].shape)}
         state = select(lost, before, state)
@@ -145,7 +141,6 @@ class Programs:
             one = given._replace(inputs=inputs, rows=rows[number], mask=mask[number], step=given.step + number)
             return find(state, one), {}
 
-        # The state is read and not carried, so nothing is donated: the caller still needs it.
         parts = ((state, 0), (given.inputs, 0), *((batches[name], axis) for name, axis in axes.items()))
         blank = jnp.full(len(state.live), -1)
         found: jax.Array = self._over_chunks(run_chunk, blank, parts, num_chunks)[0]
@@ -183,7 +178,6 @@ class Programs:
 
         run = jax.vmap(one, in_axes=(0, _heads_on(rows=axis, mask=axis), None))
 
-        # All batches of a chunk before the next chunk, as in training: its parameters stay in the cache.
         def run_chunk(accumulators: Any, head: Any, inputs: HeadInputs, rows: Any, mask: Any) -> Any:
             def body(k: jax.Array, accumulators: Any) -> Any:
                 new = run(head, given._replace(inputs=inputs, rows=rows[k], mask=mask[k]), first_batch + k)
@@ -257,8 +251,6 @@ class Programs:
         """
         size = self._chunk
 
-        # Slices of whole arrays, not `lax.map` over `[chunks, C, ...]`: the number of chunks is an argument, and the
-        # carry of a loop is updated in its own buffer, so that there is no second copy of all heads.
         def take(tree: Any, axis: int | None, i: Any) -> Any:
             if axis is None:
                 return tree

@@ -33,7 +33,7 @@ class Steps(NamedTuple):
     """A superstep that was dispatched, with all that is needed to run it again.
 
     Attributes:
-      rows: its rows and index batches.
+      rows: their rows and index batches.
       first: updates done before its first step.
       num_steps: how many steps it has.
       new_epoch: whether it begins an epoch.
@@ -65,7 +65,6 @@ def roll_back(
     """
     names = fault_names(engine.state_shapes())
     faults: dict[int, Fault] = {}
-    # With everyone else frozen the superstep's own program serves, one step at a time, and nothing new compiles.
     state = engine.with_live(state, lost)
     for number in range(steps.num_steps):
         left = lost & ~np.isin(np.arange(len(lost)), list(faults))
@@ -73,7 +72,6 @@ def roll_back(
             break
         new_epoch = steps.new_epoch and number == 0
         state, values = engine.superstep(state, steps.rows, steps.first, number + 1, new_epoch, begin=number)
-        # The program has undone the step for heads that it lost, so `find_fault` starts from the state before it.
         gone = left & _read(engine, values, "lost", number)
         if gone.any():
             codes = engine.find_fault(state, steps.rows, steps.first, number)

@@ -1,4 +1,4 @@
-"""Arrays by name in one file that others can read."""
+"""Writes arrays by name to one file that other programs can read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def export(arrays: Mapping[str, Any], path: Path) -> Path:
       ArgumentError: it ends in something else, or safetensors is not installed.
     """
     check_suffix(path)
-    whole = {name or "array": np.ascontiguousarray(_to_numpy(array)) for name, array in arrays.items()}
+    whole = {name or "array": np.asarray(_to_numpy(array), order="C") for name, array in arrays.items()}
     with draft(path, sync=True) as beside:
         if path.suffix == ".npz":
             # np.savez takes names as its own arguments, of which it has some: "file" could not be one.

@@ -117,7 +117,6 @@ class HeadProgram:
     def _update(self, head: HeadsState, given: StepInput) -> tuple[HeadsState, dict[str, Any], jax.Array, Any]:
         """The state after a step, the values it logs, its loss, and its gradients before clipping."""
         inputs = given.inputs
-        # A function of head and step alone: a resumed head draws what an uninterrupted one draws.
         key = jax.random.fold_in(jax.random.fold_in(given.key, inputs.ids), given.step)
         update = self._update_once if len(given.rows) == 1 else self._accumulate
         done, logs = update(head, given._replace(key=key))
@@ -126,7 +125,6 @@ class HeadProgram:
         info = StepInfo(
             done.trainable, applied.clipped, applied.updates, done.loss, given.step, done.opt_state, hparams
         )
-        # After the optimiser and before the logs, so that `metrics` sees the callback's state of this step.
         callbacks = {
             key: check_same_form(self._call(key, "on_step", old, info), old, f"callbacks.{key}")
             for key, old in head.callbacks.items()
@@ -199,7 +197,6 @@ class HeadProgram:
     def logged_by_update(self, head: Any, given: StepInput) -> dict[str, Any]:
         """What the module's own `update` logs, as accumulators by name; arguments as in `evaluate`."""
         trainable, state = head
-        # The accumulators are not known yet, so this is an update without callbacks and without an epoch.
         opt_state = self._optimizer(given.inputs).init(trainable)
         fresh = HeadsState(trainable, state, opt_state, callbacks={}, epoch={}, live=jnp.array(True))
         _, logs = self._update_once(fresh, given._replace(rows=given.rows[None], mask=given.mask[None]))
@@ -231,7 +228,6 @@ class HeadProgram:
         name = _LOSS_NAMES[stage]
         if loss is not None and name not in recorder.logged:
             recorder.add(name, loss, prog_bar=True, on_step=None, on_epoch=None)
-        # What evaluation changes in the model is dropped; a change of form is a mistake all the same.
         check_same_form(self._structure.read_state(model), state, "state")
         return self._read_logs(recorder, ctx.mask)
 
@@ -255,7 +251,6 @@ class HeadProgram:
 
     def _model(self, trainable: Any, state: Any, train: bool) -> Any:
         """The ordinary model, in the precision that it computes in."""
-        # bf16-mixed stores and updates float32 parameters; only the model computes with rounded ones.
         compute = jnp.bfloat16 if self.precision == "bf16-mixed" else None
         model = self._structure.merge(_cast(trainable, compute), state)
         self._structure.set_mode(model, train)
@@ -273,7 +268,6 @@ class HeadProgram:
     def _clip(self, gradients: Any) -> Any:
         if self.clip_val is None:
             return gradients
-        # Under the head axis this is the norm of one head's gradient; heads never clip each other.
         clip = optax.clip_by_global_norm if self.clip_algorithm == "norm" else optax.clip
         return clip(self.clip_val).update(gradients, optax.EmptyState())[0]
 

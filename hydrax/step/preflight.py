@@ -90,7 +90,6 @@ class Preflight:
           accumulate: micro-batches A of a step.
         """
         shapes = _shapes(data)
-        # First without the optimiser: the state of a head holds the accumulators, which this finds.
         accumulators = self.evaluation("training", shapes, batch_size, train=True)
         flags = self.program.logged["training"]
         epoch = {name: a for name, a in accumulators.items() if flags[name].on_epoch}

@@ -233,9 +233,15 @@ class Trainer(TrainerView):
         self._say(f"`Trainer.fit` stopped: {self._run.end_message}")
         if self._interrupts.exit_status is not None:
             sys.exit(self._interrupts.exit_status)
-        state, plan = self._run.state, self._run.planned.plan
         return FitResult(
-            self.heads, self.metrics, state.live, state.step, self._log_dir, self.ledger(), plan, self.interrupted
+            self.heads,
+            self.metrics,
+            self._run.state.live,
+            self._run.state.step,
+            self._log_dir,
+            self.ledger(),
+            self._run.planned.plan,
+            self.interrupted,
         )
 
     def plan(

@@ -49,6 +49,15 @@ def test_all_heads_are_written_side_by_side(heads, tmp_path, suffix):
     np.testing.assert_array_equal(found["out.kernel"], heads.trainable["out"]["kernel"])
 
 
+def test_keys_with_dots_stay_apart_and_a_scalar_stays_one(tmp_path, suffix):
+    key = jax.random.key(0)
+    trainable = {"a.b": jnp.full(HEADS, 1.0), "a": {"b": jnp.full(HEADS, 2.0)}, "c.d": jnp.full((HEADS, 2), 3.0)}
+    structure = split({"a.b": key}).structure
+    heads = hx.Heads(trainable, {}, structure, np.arange(HEADS))
+    found = READ[suffix](heads.export(tmp_path / f"head{suffix}", head=1))
+    assert {name: array.tolist() for name, array in found.items()} == {r"a\.b": 1.0, "a.b": 2.0, "c.d": [3.0, 3.0]}
+
+
 def test_a_second_export_takes_the_place_of_the_first(heads, tmp_path, suffix):
     path = tmp_path / f"head{suffix}"
     heads.export(path, head=0)
