@@ -921,7 +921,7 @@ def test_a_hook_that_raises_in_training_is_named_with_its_step_and_keeps_the_cau
 @pytest.mark.parametrize("method", ["validate", "test", "predict"])
 def test_a_walk_without_heads_says_how_to_get_some(method):
     message = message_of(hx.ArgumentError, getattr(hx.Trainer(), method))
-    assert missing_from(message, ["There are no heads", "no ckpt_path", "Heads.load(path, module)"]) == []
+    assert missing_from(message, ["No heads to evaluate", "no ckpt_path", "Heads.load(path, module)"]) == []
 
 
 @before_any_program
@@ -989,9 +989,9 @@ def test_asking_heads_for_what_they_cannot_do_is_refused(run, parts):
     ("how", "parts"),
     [
         pytest.param(
-            {}, ["budget. Got 'passes', expected max_epochs beside it", "pass max_epochs too"], id="no epochs"
+            {}, ["budget. Got 'passes', expected max_epochs too", "pass max_epochs too"], id="no epochs"
         ),
-        pytest.param({"max_steps": 9}, ["expected max_epochs beside it"], id="steps alone"),
+        pytest.param({"max_steps": 9}, ["expected max_epochs too"], id="steps alone"),
         pytest.param(
             {"max_epochs": 2, "limit_train_batches": 0.5}, ["whole passes, not limit_train_batches=0.5"], id="half"
         ),
