@@ -1,4 +1,4 @@
-"""Callbacks, to be imported from here: each is told of the stages of a run and may log, save or stop."""
+"""Callbacks, to be imported from here: hooks into the stages of a run that log, save or stop."""
 
 from hydrax.callbacks.csv_logger import CSVLogger
 from hydrax.callbacks.early_stopping import EarlyStopping

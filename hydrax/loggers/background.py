@@ -83,5 +83,5 @@ class BackgroundWriter:
             try:
                 if call is not None:
                     call()
-            except Exception as error:  # whatever a service raises, training goes on
+            except Exception as error:  # whatever a service raises, training must go on
                 self.drop(1, repr(error)[:300])

@@ -33,16 +33,16 @@ def make_run_folder(root: Path) -> Path:
 
 
 def find_checkpoint(ckpt_path: Any, root: Path, saver: Any) -> Path | None:
-    """The checkpoint that `ckpt_path` means; None if it is None, or "auto" where there is none.
+    """Finds the checkpoint that `ckpt_path` names; None if it is None, or if it is "auto" and there is none.
 
     Args:
       ckpt_path: a path, "last", "best", "auto" or None.
-      root: where runs write.
-      saver: the callback that saves, or None.
+      root: the Trainer's `default_root_dir`.
+      saver: the callback that saves checkpoints, or None.
 
     Raises:
-      ArgumentError: `ckpt_path` is no such thing.
-      CheckpointError: there is none.
+      ArgumentError: `ckpt_path` has another type.
+      CheckpointError: there is no such checkpoint.
     """
     if not isinstance(ckpt_path, str | Path | None):
         raise ArgumentError(
