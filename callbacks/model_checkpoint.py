@@ -1,4 +1,4 @@
-"""Keeps the newest state of all heads, and each head's best models."""
+"""Saves the newest state of all heads, and the best models of each head."""
 
 from __future__ import annotations
 
@@ -21,50 +21,54 @@ from hydrax.results import BestScores
 
 MODES = ("min", "max")
 LAST_SECS = 30.0
-"""Shortest time between two saves at the ends of epochs: short epochs must not spend their time saving."""
+"""Shortest time between two saves at the ends of epochs, so that short epochs do not spend their time saving."""
 
 
 class ModelCheckpoint(Callback):
-    """Writes `last`, the newest state of everything, and `best`, each head's best model, below one folder.
+    """Writes `last`, the newest state of everything, and `best`, the best model of each head, to one folder.
 
-    - `last/`: all that a resume needs, of the newest `keep_last` saves; as below, and at the end of training;
-    - `best/`: of each head the model that scored best, as one `Heads`; at the end of fit, if `monitor` is given;
-    - `best-2/`, ...: of each head the second best, and so on, up to `save_top_k`; with it;
-    - `heads.csv`: the ledger, a line a head, with its best scores and their steps; with each of these.
+    - `last/`: everything that a resume needs, for the newest `keep_last` saves; written as described below and at the
+      end of training;
+    - `best/`: the model of each head that scored best, as one `Heads`; written at the end of fit if `monitor` is given;
+    - `best-2/`, ...: the second best model of each head and so on, up to `save_top_k`; written with `best/`;
+    - `heads.csv`: the ledger, one row per head, with the best scores and their steps; written with each of these.
 
-    `last` is saved every `every_n_steps` steps, at the end of every `every_n_epochs`-th epoch, and every `every_n_secs`
-    seconds, whichever of them are given. Where none is, at the end of an epoch, if the last save (or the
-    start) is 30 s or more ago: that bounds what a crash can cost, and what saving costs a run of very short epochs.
+    `last` is saved every `every_n_steps` steps, at the end of every `every_n_epochs`-th epoch and every `every_n_secs`
+    seconds, if these are given. If none is, it is saved at the end of an epoch when the last save, or the start, was at
+    least 30 s before. That bounds both what a crash can cost and what saving costs a run of short epochs.
 
-    A fit that starts anew where `last/` holds steps of another run first renames that folder to `last-1`, or the next
-    number that is free, and the logger "hydrax" says so; a resumed fit goes on in it.
+    A fit that starts afresh while `last/` holds the steps of another run first renames that folder to `last-1`, or to
+    the next number that is free, and logs this to "hydrax". A resumed fit continues in its own `last/`. Folders that
+    Hydrax did not write are never touched: if `last/` holds any that look like steps, the fit is refused before it
+    trains.
 
-    Best is per head, whatever its neighbours do: a head's model is kept as its snapshot at each validation in which its
-    score is better than ever before, or than the worst of its `save_top_k`. Ties do not improve, nor does a score that
-    is NaN or infinite. A stopped head no longer changes, so it keeps its own. The check before training starts does not
-    count. For a head that never scored, or not as often, a folder holds its model of the moment at which the first head
-    was kept there, and its score in `heads.csv` is NaN.
+    Scores are compared per head. At each validation, the model of a head is kept as a snapshot if its score is better
+    than its best so far, or than the worst of its `save_top_k`. A tie is no improvement, and neither is a score that is
+    NaN or infinite. The check before training does not count. If a head never scored, or scored less often than
+    others, a folder holds its model from the moment at which the first head was kept there, and its score in
+    `heads.csv` is NaN.
 
-    Where a callback raises, or all heads are lost, `last` is saved before the fit ends with its error. While a fit runs
-    it holds the folder: another one that is to write there is refused, and told who holds it.
+    If a callback raises, or all heads are lost, `last` is saved before the fit ends with its error. A running fit locks
+    the folder: another fit that is to write there is refused with the name of the holder.
 
-    A save that the disk refuses is reported by the logger "hydrax" and tried again when the next one is due; the last
-    good one stays.
+    If the disk refuses a save, the callback warns through the logger "hydrax" and tries again when the next save is
+    due; the last good save stays.
 
     Args:
-      monitor: the validation metric that scores a head; None keeps no best.
+      monitor: the validation metric that scores a head; if None, no best models are kept.
       mode: "min" if a lower score is better, else "max".
-      save_top_k: how many models of each head to keep, the best ones; each takes the memory of all heads' models.
-      every_n_steps: steps between two saves of `last`; the superstep ends there.
+      save_top_k: how many of the best models of each head to keep; each takes the memory of the models of all heads.
+      every_n_steps: steps between two saves of `last`; a superstep ends there.
       every_n_epochs: epochs between two saves of `last`.
       every_n_secs: seconds between two saves of `last`; the step after them is a superstep of its own.
       save_last: whether to write `last` at all.
-      keep_last: how many states of `last` stay.
-      dirpath: the folder; `trainer.log_dir / "checkpoints"` if None. Where both are None nothing is done at all.
+      keep_last: how many saves of `last` to keep.
+      dirpath: the folder; if None, `trainer.log_dir / "checkpoints"`. If that is None too, nothing is saved.
 
     Raises:
-      ArgumentError: an argument is out of its range; in `setup`, before training, no validation metric is called
+      ArgumentError: an argument is out of range; in `setup`, before training, validation logs no metric called
         `monitor`.
+      CheckpointError: in `setup`, `last` holds folders of others.
     """
 
     def __init__(
@@ -99,13 +103,11 @@ class ModelCheckpoint(Callback):
         self.every_n_steps, self.every_n_epochs, self.every_n_secs = every_n_steps, every_n_epochs, every_n_secs
         self.save_last = save_last
         self.keep_last = _check_count("keep_last", keep_last, "pass save_last=False to keep none")
-        self.dirpath = (
-            None if dirpath is None else Path(dirpath).absolute()
-        )  # os.chdir must not split the folder in two
+        self.dirpath = None if dirpath is None else Path(dirpath).absolute()  # so that os.chdir has no effect
         self._folder: Path | None = None
         self._lock: TextIO | None = None
         self._last_save_secs = self._last_try_secs = 0.0
-        # Steps that every_n_secs asked for; the loop asks again, for the step after, before the first of them is heard.
+        # Steps that every_n_secs asked for. The loop asks again, for the next step, before it reports the first.
         self._due_steps: set[int] = set()
         self._best: BestScores | None = None
         self._best_model_path: Path | None = None
@@ -117,12 +119,12 @@ class ModelCheckpoint(Callback):
 
     @property
     def best_scores(self) -> np.ndarray | None:
-        """Float[H], NaN for a head that has none yet; None without `monitor` or before training."""
+        """Float[H], NaN for a head that has no score yet; None without `monitor` or before training."""
         return None if self._best is None else self._best.ranked()[0][0]
 
     @property
     def best_steps(self) -> np.ndarray | None:
-        """int64[H], the updates done when a head had its best score, -1 for a head that has none yet; else as above."""
+        """int64[H], the step of each head's best score, -1 for a head that has none yet; None as for `best_scores`."""
         return None if self._best is None else self._best.ranked()[1][0]
 
     @property
@@ -159,14 +161,14 @@ class ModelCheckpoint(Callback):
     def on_train_start(self, event: Event) -> None:
         self._folder = self._find_folder(event)
         self._last_save_secs = self._last_try_secs = time.monotonic()
-        # A fit that starts anew has nothing to do with the one before; a resumed one goes on from load_state_dict.
+        # A fresh fit forgets the one before; a resumed one continues from load_state_dict.
         if event.step == 0:
             self._best_model_path = self._last_model_path = None
             self._best = None
         if self.monitor is not None and self._best is None:
             self._best = BestScores.of(self.save_top_k, event.trainer.num_heads, self.mode)
         if self._folder is not None and self.save_last:
-            # Now and not at the first save: a run killed before it would be resumed from the other run's steps.
+            # Now and not at the first save: if this run is killed before it, a resume must not find the other's steps.
             with _reporting(self._folder / "last"):
                 _make_way(self._folder / "last", event)
 
@@ -178,7 +180,7 @@ class ModelCheckpoint(Callback):
     def on_validation_end(self, event: Event) -> Control | None:
         if self.monitor is None or event.stage != "fit":
             return None
-        # At step 0 it is the check before training: untrained models, a few batches.
+        # Step 0 is the check before training, with untrained models and a few batches.
         if event.step == 0 or self._folder is None or self._best is None:
             return None
         improved = self._best.take(event.metrics[self.monitor], event.step)
@@ -197,7 +199,7 @@ class ModelCheckpoint(Callback):
         self._save_last(event)
 
     def on_fit_end(self, event: Event) -> None:
-        """Here and not in `on_train_end`: by now the last validation's Control has been carried out."""
+        """Saves the best models; in `on_train_end` the Control of the last validation is not yet carried out."""
         if self._folder is not None and self._best is not None:
             kept = [event.trainer.snapshots_of(self, slot) for slot in range(self.save_top_k)]
             for rank, (order, score) in enumerate(zip(self._best.order(), self._best.ranked()[0], strict=True)):
@@ -213,7 +215,7 @@ class ModelCheckpoint(Callback):
         if isinstance(event.error, CallbackError | NonFiniteError):  # the heads are whole
             self._save_last(event)
         elif isinstance(event.error, KeyboardInterrupt):
-            with contextlib.suppress(RuntimeError):  # of JAX: cut off in a superstep, the heads may be gone
+            with contextlib.suppress(RuntimeError):  # from JAX: after an interrupted superstep the heads may be gone
                 self._write_ledger(event)
 
     def teardown(self, event: Event) -> None:
@@ -230,10 +232,10 @@ class ModelCheckpoint(Callback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes the best scores back, unless another metric is monitored now: they would mean nothing.
+        """Restores the best scores, unless another metric is monitored now.
 
         Raises:
-          ArgumentError: fewer models of a head are to be kept than were.
+          ArgumentError: `save_top_k` is smaller than it was.
         """
         if (state["monitor"], state["mode"]) != (self.monitor, self.mode) or state["best_scores"] is None:
             return
@@ -255,12 +257,12 @@ class ModelCheckpoint(Callback):
         if self._folder is None or not self.save_last:
             return
         path = self._folder / "last"
-        self._write_ledger(event)  # first, as it takes no time: a second Ctrl-C may cut the save off
+        self._write_ledger(event)  # first, because it is fast and a second Ctrl-C may interrupt the save
         with _reporting(path):
             _make_way(path, event)
             self._last_model_path = event.trainer.save_checkpoint(path, keep=self.keep_last)
             self._last_save_secs = time.monotonic()
-        self._last_try_secs = time.monotonic()  # else every_n_secs would try one that fails again at every step
+        self._last_try_secs = time.monotonic()  # otherwise every_n_secs would retry a failing save at every step
         self._due_steps.clear()
 
     def _write_ledger(self, event: Event) -> None:
@@ -285,11 +287,11 @@ def _make_way(last: Path, event: Event) -> None:
 
 
 def _picked(kept: list[Heads | None], slots: np.ndarray) -> Heads:
-    """Heads of which each comes from a slot of its own, int[H]."""
+    """Takes each head from its own slot, int[H]."""
     filled = [heads for heads in kept if heads is not None]
     if len(filled) == 1:
         return filled[0]
-    places = np.minimum(slots, len(filled) - 1)  # a slot that nobody filled counts as the last that somebody did
+    places = np.minimum(slots, len(filled) - 1)  # an empty slot counts as the last that is filled
     picked: Heads = jax.tree.map(lambda *leaves: jnp.stack(leaves)[places, np.arange(len(places))], *filled)
     return picked
 
@@ -313,13 +315,13 @@ def _check_monitor(monitor: str, logged: frozenset[str]) -> None:
 
 @contextlib.contextmanager
 def _reporting(path: Path) -> Iterator[None]:
-    """Reports a save that the disk refused, and goes on: training is worth more than one save."""
+    """Turns a failed save into a warning: training is worth more than one save."""
     try:
         yield
     except (OSError, CheckpointError) as error:
         logging.getLogger("hydrax").warning(
-            "A save has failed: ModelCheckpoint, %s. Got %r, expected a folder that takes it. "
-            "Fix: make room there, or pass another dirpath; it is tried again at the next save.",
+            "A save has failed: ModelCheckpoint, %s. Got %r, expected a writable folder with enough space. "
+            "Fix: free some space, or pass another dirpath; the next save tries again.",
             path,
             error,
         )

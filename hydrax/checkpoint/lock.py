@@ -1,4 +1,4 @@
-"""One writer in a folder: a lock with its holder's name."""
+"""A lock that gives a folder one writer and names its holder."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from hydrax.errors import ArgumentError
 
 
 def locked(folder: Path) -> TextIO | None:
-    """A file that says who writes in a folder; the lock on it ends with the process, however that ends.
+    """Locks a folder for this process and returns the lock file, which names the holder.
 
-    None on Windows, which has no such locks.
+    The lock ends when the file is closed or the process ends, however that happens. Returns None on Windows, which has
+    no such locks.
 
     Raises:
-      ArgumentError: somebody else does.
+      ArgumentError: another process holds the lock.
     """
     try:
         import fcntl
@@ -32,10 +33,10 @@ def locked(folder: Path) -> TextIO | None:
         holder = lock.read().strip() or "another process"
         lock.close()
         raise ArgumentError(
-            f"Another fit writes there: ModelCheckpoint, {folder}. Got {holder}, expected a folder of this fit's own. "
-            "Fix: pass another dirpath, or wait until that one ends."
+            f"The checkpoint folder is in use by another fit: ModelCheckpoint, {folder}. Got {holder}, expected a "
+            "folder that no other fit uses. Fix: pass another dirpath, or wait until that fit ends."
         ) from error
-    with contextlib.suppress(OSError):  # a full disk keeps the holder's name out, and holds the lock all the same
+    with contextlib.suppress(OSError):  # on a full disk the holder's name is missing, but the lock holds
         lock.truncate(0)
         os.write(lock.fileno(), f"process {os.getpid()} on {platform.node()}".encode())  # no buffer to fail at its end
     return lock

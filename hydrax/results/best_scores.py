@@ -1,4 +1,4 @@
-"""The best scores of each head so far, and the slots in which their models are kept."""
+"""Keeps track of the best scores of each head, and of the slots that hold the models."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 
 @dataclasses.dataclass
 class BestScores:
-    """The best scores of each head so far, one in each slot.
+    """The best scores of each head so far, one per slot.
 
     Attributes:
-      scores: float[slots, H], in no order; NaN where there is none yet.
-      steps: int64[slots, H], the updates done then; -1 where there is none yet.
+      scores: float[slots, H], in no order; NaN in a slot that is still empty.
+      steps: int64[slots, H], the updates done at that score; -1 in a slot that is still empty.
       sign: 1 where a lower score is better, else -1.
     """
 
@@ -27,10 +27,14 @@ class BestScores:
         return cls(np.full(shape, np.nan, np.float32), np.full(shape, -1, np.int64), 1 if mode == "min" else -1)
 
     def take(self, scores: np.ndarray, step: int) -> np.ndarray:
-        """bool[slots, H], the slots whose place new scores [H] took: the worst of a head, where its score is better."""
+        """Takes new scores [H] in; a score that is good enough replaces the worst slot of its head.
+
+        Returns:
+          bool[slots, H], the slots that were replaced.
+        """
         costs = self._costs()
         worst = costs.argmax(axis=0)
-        # Its own float type: a "64-true" run tells scores apart that float32 does not.
+        # The scores' own float type: a "64-true" run can have scores that only float64 tells apart.
         self.scores = self.scores.astype(np.result_type(self.scores, scores), copy=False)
         improved = np.isfinite(scores) & (self.sign * scores < costs.max(axis=0))
         taken: np.ndarray = improved & (np.arange(len(costs))[:, None] == worst)
@@ -38,11 +42,11 @@ class BestScores:
         return taken
 
     def order(self) -> np.ndarray:
-        """int64[slots, H], the slots of each head from the best on; of equal ones the first scored comes first."""
+        """Ranks the slots of each head, best first; ties go to the earlier step. Returns int64[slots, H]."""
         return np.lexsort((self.steps, self._costs()), axis=0)
 
     def ranked(self) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and steps, [slots, H], each head's best first."""
+        """Returns scores and steps, [slots, H], with the best of each head first."""
         order = self.order()
         return np.take_along_axis(self.scores, order, axis=0), np.take_along_axis(self.steps, order, axis=0)
 

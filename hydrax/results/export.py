@@ -21,21 +21,21 @@ def export(arrays: Mapping[str, Any], path: Path) -> Path:
     """Writes arrays by name; a reader sees the old file or the whole new one.
 
     Args:
-      arrays: NumPy or jax arrays; of PRNG keys their words are written. NumPy's form has no bfloat16: it holds those
+      arrays: NumPy or JAX arrays. PRNG keys are written as their words. A .npz file has no bfloat16 and holds such
         numbers as float32.
-      path: ends in one of `SUFFIXES`.
+      path: the file; it must end in one of `SUFFIXES`.
 
     Returns:
       The file.
 
     Raises:
-      ArgumentError: it ends in something else, or safetensors is not installed.
+      ArgumentError: the path ends in something else, or safetensors is not installed.
     """
     check_suffix(path)
     whole = {name or "array": np.asarray(_to_numpy(array), order="C") for name, array in arrays.items()}
     with draft(path, sync=True) as beside:
         if path.suffix == ".npz":
-            # np.savez takes names as its own arguments, of which it has some: "file" could not be one.
+            # Not np.savez, which takes names as keyword arguments: an array could not be called "file".
             with zipfile.ZipFile(beside, "w") as archive:
                 for name, array in whole.items():
                     with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
@@ -46,11 +46,11 @@ def export(arrays: Mapping[str, Any], path: Path) -> Path:
 
 
 def check_suffix(path: Path) -> Path:
-    """The path, if it ends in one of `SUFFIXES`."""
+    """Returns the path if it ends in one of `SUFFIXES`, and raises ArgumentError otherwise."""
     if path.suffix not in SUFFIXES:
         raise ArgumentError(
-            f"A file has no such form: {path}. Got {path.suffix!r}, expected {' or '.join(SUFFIXES)}. Fix: give the "
-            "name one of these endings."
+            f"Unknown export format: {path}. Got {path.suffix!r}, expected {' or '.join(SUFFIXES)}. Fix: end the file "
+            "name in one of these."
         )
     return path
 
@@ -69,7 +69,7 @@ def _safetensors() -> Any:
         import safetensors.numpy
     except ImportError as error:
         raise ArgumentError(
-            "A file of safetensors cannot be written: export. Got no safetensors, expected it to be installed. Fix: "
+            "Cannot write a .safetensors file: export. Got no safetensors package, expected it to be installed. Fix: "
             "pip install 'hydrax-heads[export]', or write .npz."
         ) from error
     return safetensors.numpy

@@ -1,4 +1,4 @@
-"""FitResult: what a fit gives back."""
+"""FitResult, the return value of a fit."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from hydrax.results.ledger import shortest, write_csv
 
 
 class Best(NamedTuple):
-    """The head that did best.
+    """The best head.
 
     Attributes:
-      place: where it stands: `result.heads[place]`, `result.metrics[name][place]`.
+      place: its index, as in `result.heads[place]` and `result.metrics[name][place]`.
       score: its metric.
       settings: its row of the ledger: id, slice, seed, axes, `PerHead` values.
       model: the model, as `configure_model` built it.
@@ -33,17 +33,17 @@ class Best(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
-    """What a fit gives back.
+    """The return value of a fit.
 
     Attributes:
       heads: the trained heads.
       metrics: the latest value of everything logged, float[H] by name.
       live: bool[H], False for heads that a callback stopped.
       step: optimiser updates done.
-      log_dir: the run's folder, or None where nothing was written.
+      log_dir: the run's folder, or None if nothing was written.
       ledger: one dict a head: head, recipe, seed, length, score, status, reason, axes of its slices, `PerHead` values.
       plan: how the fit was executed; its chunk and lowering shaped the heads' bits.
-      interrupted: whether Ctrl-C ended the fit, which `ckpt_path="last"` goes on with.
+      interrupted: whether Ctrl-C ended the fit; `ckpt_path="last"` resumes it.
     """
 
     heads: Heads
@@ -56,14 +56,14 @@ class FitResult:
     interrupted: bool = False
 
     def best(self, monitor: str = "val_loss", mode: str = "min") -> Best:
-        """The head whose metric, as it was last logged, is best; of equal ones the first.
+        """Finds the head whose last logged value of a metric is best; ties go to the first.
 
         Args:
           monitor: the metric.
-          mode: "min" where less is better, else "max".
+          mode: "min" if a lower value is better, else "max".
 
         Raises:
-          ArgumentError: nothing of that name was logged, or no head has a finite value.
+          ArgumentError: no metric of that name was logged, or no head has a finite value.
         """
         if monitor not in self.metrics or mode not in ("min", "max"):
             raise ArgumentError(
@@ -74,20 +74,20 @@ class FitResult:
         if np.isnan(values).all():
             raise ArgumentError(
                 f"There is no best head: FitResult.best({monitor!r}). Got no head with a finite value, expected one. "
-                "Fix: result.ledger says what became of them."
+                "Fix: see the status and reason of each head in result.ledger."
             )
         place = int(np.nanargmin(values) if mode == "min" else np.nanargmax(values))
         return Best(place, float(values[place]), self.ledger[place], self.heads[place])
 
     def table(self, metrics: Mapping[str, np.ndarray] | None = None) -> Any:
-        """A tidy table with one row a head: the ledger's columns, then everything logged, as it was last.
+        """Builds a tidy table with one row per head: the ledger's columns, then the last value of everything logged.
 
         Args:
-          metrics: more columns [H] by name, such as what `trainer.test()` gave.
+          metrics: further columns [H] by name, such as the return value of `trainer.test()`.
 
         Returns:
-          A `pandas.DataFrame` where pandas is installed, else a dict of NumPy arrays [H]; `table["lr"]` works on both.
-          What a head does not have is NaN among numbers.
+          A `pandas.DataFrame` if pandas is installed, else a dict of NumPy arrays [H]; `table["lr"]` works on both. A
+          number that a head does not have is NaN.
 
         Raises:
           ArgumentError: a column is not [H].
@@ -111,7 +111,7 @@ class FitResult:
 
         Args:
           path: the file.
-          scores: float[H], what to put under `score`; None keeps what is there.
+          scores: float[H], replaces the column `score`; None keeps it.
         """
         rows = self.ledger
         if scores is not None:
@@ -125,13 +125,13 @@ class FitResult:
 
 
 def _median(values: np.ndarray) -> float:
-    """Over the heads that have a value."""
+    """The median over the heads that have a value."""
     known = values[~np.isnan(values)]
     return float(np.median(known)) if known.size else np.nan
 
 
 def _column(values: list[Any]) -> np.ndarray:
-    """Values of one column; None among numbers is NaN, and a `PerHead` of arrays a column of objects."""
+    """Makes an array of a column. None becomes NaN, and a `PerHead` of arrays becomes a column of objects."""
     column = np.array([np.nan if value is None else value for value in values])
     if column.ndim == 1:
         return column

@@ -24,17 +24,17 @@ from hydrax.trees import dotted, leaves_by_path
 
 @jax.tree_util.register_pytree_node_class
 class Heads:
-    """The models of H heads, one batch of models.
+    """The models of H heads, as one batch of models.
 
-    A pytree whose leaves are the stacked arrays `[H, ...]`, so `jax.tree`, `jax.vmap` and serialisers work on it;
-    under `jax.vmap` it is one head, and calling it calls that head's model.
+    A pytree whose leaves are the stacked arrays `[H, ...]`, so `jax.tree`, `jax.vmap` and serialisers work on it. Under
+    `jax.vmap` it is one head, and a call runs the model of that head.
 
     Args:
       trainable: parameters, leaves `[H, ...]`.
-      state: the models' other arrays, leaves `[H, ...]`.
-      structure: what the models have in common.
+      state: the other arrays of the models, leaves `[H, ...]`.
+      structure: everything of the models but their arrays.
       ids: int32[H], the heads' ids.
-      hparams: the hyper-parameters they were trained with, or None where these are not known.
+      hparams: the hyper-parameters that the heads were trained with, or None if they are unknown.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Heads:
 
     @property
     def hparams(self) -> Hyperparameters | None:
-        """The hyper-parameters they were trained with; each `PerHead` holds one value for each of these heads."""
+        """The hyper-parameters that the heads were trained with; a `PerHead` has one value for each of these heads."""
         return self._aux.hparams
 
     def __len__(self) -> int:
@@ -69,12 +69,12 @@ class Heads:
     @overload
     def __getitem__(self, heads: slice | Sequence[int] | np.ndarray | jax.Array) -> Heads: ...
     def __getitem__(self, heads: Any) -> Any:
-        """One head as the ordinary model `configure_model` built (int); some as `Heads` (list, slice, bool mask).
+        """Returns one head as `configure_model` built it (int), or some as `Heads` (list, slice, bool mask).
 
-        An `nnx.Module` comes in evaluation mode, so that `heads[k](x)` is `heads(x)[k]`; `.train()` switches back.
+        An `nnx.Module` is in evaluation mode, so that `heads[k](x)` is `heads(x)[k]`; `.train()` switches back.
 
         Raises:
-          ArgumentError: there are no such heads, or none is picked.
+          ArgumentError: there are no such heads, or none is selected.
         """
         if isinstance(heads, jax.Array | np.ndarray) and heads.ndim == 0:
             heads = heads.item()
@@ -87,7 +87,7 @@ class Heads:
             picked = np.arange(len(self))[heads]
         except (IndexError, TypeError):
             picked = np.zeros(0, int)
-        # None, True and nested lists are indices to NumPy, but no choice of heads.
+        # NumPy also takes None, True and nested lists as indices, but they select no heads.
         if np.ndim(picked) != 1 or not picked.size:
             raise ArgumentError(
                 f"There are no such heads: heads[...]. Got {heads!r:.80}, expected ints below {len(self)}, a slice, or "
@@ -100,29 +100,29 @@ class Heads:
         return Heads(trainable, state, self._aux.structure, self.ids[picked], hparams)
 
     def with_trainable(self, trainable: Any) -> Heads:
-        """The same heads with other parameters, of the same structure and shapes, leaves `[H, ...]`."""
+        """Returns the same heads with other parameters of the same structure and shapes, leaves `[H, ...]`."""
         return Heads(trainable, self.state, self._aux.structure, self.ids, self.hparams)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls every head's model, in evaluation mode, on the same arguments; outputs lead with `[H]`."""
+        """Calls the model of every head, in evaluation mode, on the same arguments; returns outputs `[H, ...]`."""
         if jax.tree.leaves(self.trainable)[0].ndim < self._aux.ndim:
             return _call_one(self._aux.structure, self.trainable, self.state, args, kwargs)
         with self._own_width():
             return _call_all(self._aux.structure, self.trainable, self.state, args, kwargs)
 
     def predict(self, x: Any, batch_size: int = 256, reduce: str | None = None) -> Any:
-        """Calls every head's model on many rows, batch by batch.
+        """Calls the model of every head on many rows, batch by batch.
 
         Args:
-          x: pytree of arrays `[rows, ...]`, handed to the model as its one argument.
-          batch_size: rows at a time.
+          x: pytree of arrays `[rows, ...]`, the only argument of the model.
+          batch_size: rows per call.
           reduce: None, or "mean" over heads: the ensemble.
 
         Returns:
           NumPy arrays `[H, rows, ...]`, or `[rows, ...]` with `reduce="mean"`.
 
         Raises:
-          ArgumentError: there is no such reduction, or batch size.
+          ArgumentError: `reduce` or `batch_size` is invalid.
           DataError: x holds no arrays, or arrays of unequal length.
         """
         if reduce not in (None, "mean"):
@@ -144,10 +144,10 @@ class Heads:
         return jax.tree.map(lambda *parts: np.concatenate(parts, axis=axis), *outputs)
 
     def save(self, path: str | Path) -> Path:
-        """Writes the heads into a folder; what another save left there is replaced once the new one is whole.
+        """Writes the heads to a folder; heads saved there before are replaced once the new ones are complete.
 
         Raises:
-          CheckpointError: it cannot be written.
+          CheckpointError: the folder cannot be written, or holds the checkpoints of a run or folders of others.
         """
         hparams = {} if self.hparams is None else self.hparams.to_json()
         meta = {"kind": "heads", "ids": self.ids.tolist(), "hparams": hparams}
@@ -155,17 +155,20 @@ class Heads:
         return checkpoint.save(Path(path), 0, tree, meta, run="heads")
 
     def export(self, path: str | Path, head: int | None = None) -> Path:
-        """Writes arrays by name into one file, for use without Hydrax: parameters and the models' other state.
+        """Writes parameters and other state of the models by name to one file, for use without Hydrax.
+
+        A name is the path of an array, as in `c1.kernel`. If two paths would get the same name, a dot inside a key is
+        written with a backslash before it.
 
         Args:
           path: ends in `.npz` (NumPy's own) or `.safetensors` (needs `pip install 'hydrax-heads[export]'`).
-          head: writes this one alone, as its model has them; None: all, `[H, ...]`.
+          head: writes this head alone, with the shapes of its model; None: all, `[H, ...]`.
 
         Returns:
           The file.
 
         Raises:
-          ArgumentError: there is no such head, or the file's name ends otherwise.
+          ArgumentError: there is no such head, or the name of the file ends in something else.
         """
         trainable, state = self.trainable, self.state
         if head is not None:
@@ -183,12 +186,12 @@ class Heads:
     def load(cls, path: str | Path, module: HeadModule, head: int) -> Any: ...
     @classmethod
     def load(cls, path: str | Path, module: HeadModule, head: int | None = None) -> Any:
-        """Reads heads that `save` wrote, or those of a run's checkpoint.
+        """Reads heads that `save` wrote, or those in the checkpoint of a run.
 
         Args:
-          path: a folder of checkpoints (the newest is read), or of one step.
-          module: the module they were trained with: it builds the structure.
-          head: reads this one alone, without the others, and gives what `heads[head]` would; None: all.
+          path: a folder of checkpoints, of which the newest is read, or the folder of one step.
+          module: the module that the heads were trained with; it builds the structure.
+          head: reads this head alone and returns what `heads[head]` would; None: all.
 
         Raises:
           ArgumentError: there is no such head.
@@ -211,7 +214,7 @@ class Heads:
         like = {"heads": {"trainable": parts[0], "state": parts[1]}}
         dtypes = {tuple(leaf["path"]): leaf["dtype"] for leaf in meta["leaves"]}
         with jax.enable_x64("float64" in dtypes.values()):
-            # Precision is the run's, not the module's: floats come in the width they were trained in.
+            # The run decides the precision, not the module: floats keep the width that they were trained in.
             own = [_as_saved(leaf, dtypes.get(path)) for path, leaf in leaves_by_path(like).items()]
             like = jax.tree.unflatten(jax.tree.structure(like), own)
             structure = flight.program.structure
@@ -227,7 +230,7 @@ class Heads:
         return any(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(self.trainable))
 
     def _own_width(self) -> contextlib.AbstractContextManager[Any]:
-        """Heads of a "64-true" run stay in 64 bits after it; jax would narrow them."""
+        """Keeps heads of a "64-true" run in 64 bits after it; JAX would narrow them."""
         return jax.enable_x64(True) if self._is_wide else contextlib.nullcontext()
 
     def __repr__(self) -> str:
@@ -235,15 +238,15 @@ class Heads:
         return f"Heads(heads={len(self)}, parameters={count} each)"
 
     def tree_flatten(self) -> tuple[tuple[Any, Any], _Aux]:
-        """For JAX, to which heads are a pytree: the arrays, and what they have in common."""
+        """Splits the heads into arrays and everything else, for JAX, to which they are a pytree."""
         return (self.trainable, self.state), self._aux
 
     @classmethod
     def tree_unflatten(cls, aux: _Aux, children: tuple[Any, Any]) -> Heads:
-        """For JAX: what `tree_flatten` gave, back.
+        """Puts together what `tree_flatten` split, for JAX.
 
         Args:
-          aux: what the heads have in common.
+          aux: everything but the arrays.
           children: the arrays.
         """
         heads = object.__new__(cls)
@@ -253,12 +256,12 @@ class Heads:
 
 
 class _Aux:
-    """What a Heads holds besides arrays; hashable, so that jax can keep compiled calls."""
+    """Everything in Heads but the arrays; hashable, so that JAX can cache compiled calls."""
 
     def __init__(self, structure: Structure, ids: np.ndarray, ndim: int, hparams: Hyperparameters | None) -> None:
         self.structure, self.ids, self.ndim, self.hparams = structure, ids, ndim, hparams
 
-    # Hyper-parameters are a note on heads, and no part of what they compute.
+    # Hyper-parameters describe heads and do not change what they compute, so they are not compared.
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Aux) and self.structure == other.structure and np.array_equal(self.ids, other.ids)
 
@@ -267,12 +270,12 @@ class _Aux:
 
 
 def export_heads(path: str | Path, file: str | Path, head: int | None = None) -> Path:
-    """Writes the heads of a checkpoint by name into one file, as `Heads.export` does; their module is not needed.
+    """Writes the heads of a checkpoint by name to one file, as `Heads.export` does, but without their module.
 
     Args:
-      path: a run's checkpoints or `Heads.save`'s folder; the newest step is read.
+      path: the checkpoints of a run, or a folder that `Heads.save` wrote; the newest step is read.
       file: ends in `.npz` or `.safetensors`.
-      head: writes this one alone, and reads nothing of the others; None: all, `[H, ...]`.
+      head: reads and writes this head alone; None: all, `[H, ...]`.
 
     Returns:
       The file.
@@ -290,11 +293,11 @@ def export_heads(path: str | Path, file: str | Path, head: int | None = None) ->
 
 
 def load_with(kind: type[HeadModule], path: str | Path, head: int | None, given: Mapping[str, Any]) -> Any:
-    """Reads heads as `Heads.load` does, with a module built from the hyper-parameters that were saved with them.
+    """Reads heads as `Heads.load` does, and builds their module from the hyper-parameters saved with them.
 
     Args:
-      kind: the class of the module they were trained with.
-      given: arguments of its `__init__` that count instead of the saved ones.
+      kind: the class of the module that the heads were trained with.
+      given: arguments of its `__init__` that replace the saved ones.
     """
 
     def read(step: Path) -> Any:
@@ -311,7 +314,7 @@ def _kept(meta: Mapping[str, Any]) -> Hyperparameters:
 def _arguments(
     kind: type[HeadModule], values: Mapping[str, Any], given: Mapping[str, Any], step: Path
 ) -> dict[str, Any]:
-    """Those of the values that `kind.__init__` takes; a base class may have kept others of its own."""
+    """Selects the values that `kind.__init__` takes; the class it derives from may have saved others."""
     parameters = [] if kind.__init__ is object.__init__ else list(inspect.signature(kind).parameters.values())
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return dict(values)
@@ -334,15 +337,15 @@ def _arguments(
 
 
 def _as_saved(leaf: Any, dtype: str | None) -> Any:
-    """The shape with the floating dtype it was saved in."""
+    """Gives a floating leaf the dtype that it was saved in."""
     if dtype is None or not jnp.issubdtype(leaf.dtype, jnp.floating):
         return leaf
     return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))
 
 
 def _place(head: Any, count: int) -> int:
-    """A head's place from 0; negative ones count from the end."""
-    # jax would silently give the last head for an index past the end.
+    """Checks the place of a head and counts it from 0; negative places count from the end."""
+    # JAX would silently return the last head for an index past the end.
     if not is_int(head, -count) or head >= count:
         raise ArgumentError(
             f"There is no such head: heads[{head}]. Got {head!r}, expected {-count} to {count - 1}. Fix: heads count "

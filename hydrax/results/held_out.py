@@ -1,4 +1,4 @@
-"""Predictions of all heads, brought together: of one set for all, or of the rows that each head did not learn from."""
+"""Collects the predictions of all heads: for one set of rows, or for the rows that each head did not learn from."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Batch = tuple[Any, np.ndarray, np.ndarray]  # Predictions [H, B, ...], rows and 
 
 
 def stacked(batches: Iterable[Batch], reduce: str | None) -> Any:
-    """All heads' predictions of the same rows: NumPy `[H, rows, ...]`, or `[rows, ...]` with `reduce="mean"`."""
+    """Joins the predictions for the same rows: NumPy `[H, rows, ...]`, or `[rows, ...]` with `reduce="mean"`."""
 
     def to_host(array: jax.Array, live: np.ndarray) -> np.ndarray:
-        # The mean is taken on the device: H times fewer bytes come back.
+        # The mean is taken on the device, so that H times fewer bytes are copied to the host.
         return np.asarray(array)[:, live] if reduce is None else np.asarray(array.mean(axis=0))[live]
 
     parts = [jax.tree.map(lambda leaf, live=live: to_host(leaf, live), found) for found, _, live in batches]
@@ -27,8 +27,8 @@ def stacked(batches: Iterable[Batch], reduce: str | None) -> Any:
 class HeldOut:
     """Predictions for the training rows that a head did not learn from: out of fold, out of bag, left out.
 
-    One entry for each pair of a head and a row held out from it, T in all; nothing of H times N is made unless asked
-    for. Pairs are in no promised order.
+    There is one entry for each pair of a head and a row held out from it, T in all. Nothing of size H x N is made until
+    a method needs it. The order of the pairs is not specified.
 
     Attributes:
       heads: int32[T], position of the head.
@@ -46,18 +46,18 @@ class HeldOut:
 
     @property
     def mask(self) -> np.ndarray:
-        """bool[H, N], which rows are held out from which head."""
+        """bool[H, N], True where a row is held out from a head."""
         mask = np.zeros((self.num_heads, self.num_rows), bool)
         mask[self.heads, self.rows] = True
         return mask
 
     @property
     def counts(self) -> np.ndarray:
-        """int64[N], from how many heads each row is held out."""
+        """int64[N], the number of heads that each row is held out from."""
         return np.bincount(self.rows, minlength=self.num_rows)
 
     def per_head(self) -> Any:
-        """Leaves `[H, N, ...]`, NaN where a row is not held out; integers and bools become floats for it."""
+        """Spreads the predictions to float leaves `[H, N, ...]`, NaN where a row is not held out."""
 
         def spread(leaf: np.ndarray) -> np.ndarray:
             full = np.full((self.num_heads, self.num_rows, *leaf.shape[1:]), np.nan, np.result_type(leaf, np.float32))
@@ -67,14 +67,14 @@ class HeldOut:
         return jax.tree.map(spread, self.predictions)
 
     def per_row(self) -> Any:
-        """Leaves `[N, ...]`: the mean over the heads that a row is held out from; NaN where it is from none."""
+        """Averages over the heads that a row is held out from: leaves `[N, ...]`, NaN if there are none."""
 
         def mean(leaf: np.ndarray) -> np.ndarray:
             flat = leaf.reshape(len(leaf), -1)
             width = flat.shape[1]
             cells = self.rows.astype(np.int64)[:, None] * width + np.arange(width)
             total = np.bincount(cells.ravel(), flat.ravel(), self.num_rows * width).reshape(self.num_rows, width)
-            with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is meant
+            with np.errstate(invalid="ignore"):  # 0 / 0 gives the NaN that is wanted
                 found: np.ndarray = total / self.counts[:, None]
             return found.reshape(self.num_rows, *leaf.shape[1:]).astype(np.result_type(leaf, np.float32))
 
@@ -86,7 +86,7 @@ class HeldOut:
 
 
 def held_out(batches: Iterable[Batch], num_heads: int, num_rows: int) -> HeldOut:
-    """Brings the predictions of each head's own rows together."""
+    """Joins the predictions of each head for its own held-out rows."""
     heads, rows, parts = [], [], []
     for found, batch_rows, live in batches:
         heads.append(np.nonzero(live)[0].astype(np.int32))

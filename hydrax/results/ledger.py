@@ -1,4 +1,4 @@
-"""The ledger: one row for each head, with all that makes it this head and what became of it."""
+"""The ledger: one row per head, with its settings and its outcome."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from hydrax.step import HeadModule, per_head_values
 
 
 def head_settings(slices: Slices, module: HeadModule) -> list[dict[str, Any]]:
-    """One dict a head of what makes it this head: head, recipe, seed, length, axes of its slices, `PerHead` values.
+    """Lists the settings of each head: head, recipe, seed, length, axes of its slices, `PerHead` values.
 
-    An axis `seed` is the head's seed, and that of its slice is then `slice_seed`. An axis and a `PerHead` of one name
-    and equal values are one column; else each has its origin before its name: `axis.lr` and `hparams.lr`. So has a
-    `PerHead` with the name of one of the ledger's own columns.
+    If the slices have an axis `seed`, that is the head's seed, and the seed of its slice is in `slice_seed`. An axis
+    and a `PerHead` with the same name and equal values share a column; otherwise each name is prefixed with its origin,
+    as in `axis.lr` and `hparams.lr`. A `PerHead` named like one of the ledger's own columns is prefixed too.
 
     Returns:
-      `head` is its id; `seed` is that of the slice, None where its rows depend on none, unless it is an axis.
+      One dict per head. `head` is its id; `seed`, unless it is an axis, is the seed of its slice, or None if the rows
+      of the slice depend on no seed.
     """
     return _rows(_own(slices) | _chosen(slices, module))
 
@@ -37,17 +38,17 @@ def ledger(
     reasons: Mapping[int, str],
     more: Mapping[str, np.ndarray] | None = None,
 ) -> list[dict[str, Any]]:
-    """`head_settings`, and what became of each head: score, status, reason.
+    """Lists the settings of each head, as `head_settings` does, and its outcome: score, status, reason.
 
     Args:
       slices: the heads' slices.
       module: the module, for its `PerHead` values.
-      score: float[H], or None for no score yet.
-      live: bool[H], False where a callback stopped the head.
-      finite: bool[H], False where a parameter is NaN or Inf.
-      lost: bool[H], True where a head is in quarantine.
+      score: float[H], or None if there is no score yet.
+      live: bool[H], False for heads that a callback stopped.
+      finite: bool[H], False for heads with a parameter that is NaN or infinite.
+      lost: bool[H], True for heads in quarantine.
       reasons: why heads no longer learn, by place.
-      more: further columns [H] by name; they stand behind the score.
+      more: further columns [H] by name, placed after the score.
 
     Returns:
       `status` is "ok", "stopped", "quarantined" or "not finite".
@@ -90,7 +91,7 @@ def _rows(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
 
 def _named(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Columns with their origin before the name, under the bare name where all of that name are equal."""
+    """Drops the origin from the names of columns, unless columns of the same bare name differ."""
     bare = {name: name.partition(".")[2] for name in values}
     named = {}
     for name, column in values.items():
@@ -105,7 +106,7 @@ def _plain(column: np.ndarray) -> Sequence[Any]:
 
 
 def shortest(score: np.floating) -> float:
-    """The number with the fewest digits that is still this float32 (or wider): a table of them can be read."""
+    """Rounds a score to the fewest digits that still identify it in its float type, which keeps tables readable."""
     return float(str(score))
 
 

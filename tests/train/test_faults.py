@@ -181,7 +181,9 @@ def test_a_folder_that_another_fit_writes_in_is_refused_with_its_holder(tmp_path
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         try:
             assert holder.stdout.readline() == "held\n"
-            with pytest.raises(ArgumentError, match=rf"Another fit writes there: .*Got process {holder.pid} on"):
+            with pytest.raises(
+                ArgumentError, match=rf"The checkpoint folder is in use by another fit: .*Got process {holder.pid} on"
+            ):
                 fit(tmp_path, ModelCheckpoint(dirpath=tmp_path / "shared"))
         finally:
             holder.kill()

@@ -193,7 +193,7 @@ def test_a_second_process_is_refused_with_the_holder_s_name_until_the_first_is_k
     folder = tmp_path / "shared"
     with Child(f"hold({str(folder)!r})", tmp_path) as process:
         process.wait_for("reached 0")
-        holder = rf"Another fit writes there: .*Got process {process.pid} on {os.uname().nodename}, expected"
+        holder = rf"in use by another fit: .*Got process {process.pid} on {os.uname().nodename}, expected"
         with pytest.raises(hx.ArgumentError, match=holder):
             run(PlainClassifier(), data_of(SLICES), None, [ModelCheckpoint(dirpath=folder)], **HOW)
         process.send_signal(signal.SIGKILL)
