@@ -50,7 +50,7 @@ def flat():
 @pytest.fixture
 def soon():
     """Ends a test that hangs, inside a call that Python cannot interrupt too."""
-    signal.alarm(60)
+    signal.alarm(280)
     yield
     signal.alarm(0)
 
@@ -187,7 +187,8 @@ def outcome(step):
 
 
 @pytest.mark.parametrize("kind", ["run", "heads"])
-def test_whatever_a_field_is_changed_to_the_file_is_refused_or_gives_what_was_saved(kind, tmp_path, soon, flat):
+@pytest.mark.parametrize("tries", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_whatever_a_field_is_changed_to_the_file_is_refused_or_gives_what_was_saved(kind, tries, tmp_path, soon, flat):
     (step,) = [path for path in (FOLDER / kind).iterdir() if path.name.isdigit()]
     step = shutil.copytree(step, tmp_path / step.name)
     meta = schema.read_sealed(step / "meta.json")
@@ -196,7 +197,7 @@ def test_whatever_a_field_is_changed_to_the_file_is_refused_or_gives_what_was_sa
     seen = []
     for at in places(meta):
         others = spoilt(functools.reduce(operator.getitem, at, meta))
-        for values in [(), *((others[number],) for number in rng.permutation(len(others))[:3])]:
+        for values in [(), *((others[number],) for number in rng.permutation(len(others))[:tries])]:
             (step / "meta.json").write_bytes(schema.sealed(changed(meta, at, *values)))
             seen.append((at[0], outcome(step)))
     assert {found for field, found in seen if field in ("format", "kind")} == {"refused"}
