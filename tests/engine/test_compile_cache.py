@@ -248,11 +248,12 @@ def test_what_was_not_used_for_longest_goes_first_down_to_three_quarters(tmp_pat
 
 def test_every_stage_turns_it_on(monkeypatch):
     import hydrax as hx
+    from hydrax.train.settings import Settings
+    from hydrax.train.stages import open_stage
 
     calls = []
     monkeypatch.setattr(compile_cache, "enable", lambda: calls.append(1))
-    trainer = hx.Trainer(max_steps=1, barebones=True)
     for stage in ("fit", "validate", "test", "predict"):
-        with trainer._stage(hx.HydraModule(), hx.DataModule(), stage):
+        with open_stage(Settings(), hx.HydraModule(), hx.DataModule(), stage):
             pass
     assert len(calls) == 4
