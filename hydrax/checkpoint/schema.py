@@ -6,6 +6,7 @@ step with their sizes. Their names are random, so arrays of another save cannot 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -15,7 +16,7 @@ import re
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,13 +38,15 @@ _DTYPES = {
 }
 
 
-class _Each(NamedTuple):
+@dataclasses.dataclass(frozen=True)  # no tuple, which would match the pattern of a list in `_check`
+class _Each:
     """An object with any keys, whose values all have one form."""
 
     form: Any
 
 
-class _OneOf(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _OneOf:
     """An object whose field `kind` says which form it has."""
 
     forms: Mapping[str, Any]

@@ -91,8 +91,9 @@ HUGE = 2**40
         lambda meta: meta["files"].update({name: 2**60 for name in meta["files"]}),
         lambda meta: meta.update(ids=[0, 1, 2, 3]),
         lambda meta: meta.update(kind="run"),
+        lambda meta: meta.update(hparams=[]),
     ],
-    ids=range(30),
+    ids=range(31),
 )
 def test_metadata_that_say_what_the_files_do_not_are_refused(step, change, flat):
     rewrite_meta(step, change)
