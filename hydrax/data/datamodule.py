@@ -330,7 +330,7 @@ def check_settings(datamodule: DataModule) -> None:
         value = getattr(datamodule, name)
         if name != "eval_batch_size" or value is not None:
             fits = is_int(value, least) and (most is None or value <= most)
-            expected = f"an int, {least} " + ("or more" if most is None else f"to {most}")
+            expected = f"an int of {least} or more" if most is None else f"an int from {least} to {most}"
             require(fits, f"{kind}.{name}", value, expected, f"set {name}={fix}")
     for name, allowed in (
         ("small_slices", ("mask", "wrap")),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class TrainerView(abc.ABC):
+class TrainerView(Protocol):
     """The part of the Trainer that a callback may use: the present run, or the last one. The Trainer implements it.
 
     Attributes:
@@ -33,47 +32,38 @@ class TrainerView(abc.ABC):
     datamodule: DataModule | None
 
     @property
-    @abc.abstractmethod
     def module(self) -> HeadModule | None:
         """The module of the present or last stage."""
 
     @property
-    @abc.abstractmethod
     def log_dir(self) -> Path | None:
         """The run's folder, made when a fit first asks for it; None if nothing is written."""
 
     @property
-    @abc.abstractmethod
     def num_heads(self) -> int:
         """H, the number of heads."""
 
     @property
-    @abc.abstractmethod
     def global_step(self) -> int:
         """Optimiser updates dispatched so far."""
 
     @property
-    @abc.abstractmethod
     def current_epoch(self) -> int:
         """Epochs finished so far."""
 
     @property
-    @abc.abstractmethod
     def steps_per_epoch(self) -> int:
         """Optimiser updates of an epoch."""
 
     @property
-    @abc.abstractmethod
     def slots_per_step(self) -> int:
         """Slots of one head's update, those of all micro-batches, padding included."""
 
     @property
-    @abc.abstractmethod
     def estimated_stepping_batches(self) -> int:
         """Optimiser updates of the whole fit."""
 
     @property
-    @abc.abstractmethod
     def metrics(self) -> Mapping[str, np.ndarray]:
         """The latest value of everything logged, float[H] by name."""
 
@@ -83,21 +73,17 @@ class TrainerView(abc.ABC):
         return self.metrics
 
     @property
-    @abc.abstractmethod
     def progress_bar_metrics(self) -> Mapping[str, np.ndarray]:
         """Those of `metrics` that were logged with `prog_bar=True`."""
 
     @property
-    @abc.abstractmethod
     def validation_metrics(self) -> frozenset[str]:
         """Names that validation logs during the fit; empty if there is no validation."""
 
     @property
-    @abc.abstractmethod
     def scalars(self) -> Mapping[str, float]:
         """The latest numbers of the run as a whole, by name: what callbacks passed to `log_scalars`."""
 
-    @abc.abstractmethod
     def log_scalars(self, values: Mapping[str, float]) -> None:
         """Logs numbers of the run as a whole, such as its speed; loggers write them with their next values.
 
@@ -108,16 +94,13 @@ class TrainerView(abc.ABC):
         """
 
     @property
-    @abc.abstractmethod
     def heads(self) -> Heads:
         """The heads as they are now."""
 
     @property
-    @abc.abstractmethod
     def head_shapes(self) -> Any:
         """One head's `trainable`, `state` and `opt_state`, as shapes."""
 
-    @abc.abstractmethod
     def snapshots_of(self, callback: Callback, slot: int = 0) -> Heads | None:
         """The heads that a callback's `Control.snapshot` kept, or None if it kept none.
 
@@ -126,7 +109,6 @@ class TrainerView(abc.ABC):
           slot: the row of `Control.snapshot`, if that had several.
         """
 
-    @abc.abstractmethod
     def callback_state(self, callback: Callback) -> Any:
         """The state of a callback's second tier, NumPy leaves `[H, ...]`.
 
@@ -135,22 +117,18 @@ class TrainerView(abc.ABC):
         """
 
     @property
-    @abc.abstractmethod
     def checkpoint_callback(self) -> Any:
         """The first callback that saves checkpoints, or None."""
 
     @property
-    @abc.abstractmethod
     def run_id(self) -> str:
         """The run's own random name, which its checkpoints carry and a resumed run keeps."""
 
     @property
-    @abc.abstractmethod
     def interrupted(self) -> bool:
         """Whether a signal has asked for the end of the fit."""
 
     @property
-    @abc.abstractmethod
     def should_stop(self) -> bool:
         """Whether the fit ends at the next superstep; a callback may set it, and a resumed fit continues from there.
 
@@ -158,19 +136,15 @@ class TrainerView(abc.ABC):
         """
 
     @should_stop.setter
-    @abc.abstractmethod
     def should_stop(self, value: bool) -> None: ...
 
     @property
-    @abc.abstractmethod
     def quarantined(self) -> Mapping[int, Fault]:
         """When and by what heads became NaN or infinite, by head id."""
 
-    @abc.abstractmethod
     def head_settings(self) -> list[dict[str, Any]]:
         """What distinguishes each head: head, recipe, seed, length, axes of its slices, `PerHead` values."""
 
-    @abc.abstractmethod
     def ledger(
         self,
         monitor: str | None = None,
@@ -185,7 +159,6 @@ class TrainerView(abc.ABC):
           more: further columns [H] by name, placed after the score.
         """
 
-    @abc.abstractmethod
     def save_ledger(
         self,
         path: str | Path,
@@ -200,14 +173,12 @@ class TrainerView(abc.ABC):
           monitor, scores, more: as in `ledger`.
         """
 
-    @abc.abstractmethod
     def save_hparams(self) -> None:
         """Writes the module's hyper-parameters, if it has any, to `<log_dir>/hparams.yaml`, as loggers do.
 
         If the file cannot be written, a warning says so and the run continues.
         """
 
-    @abc.abstractmethod
     def save_checkpoint(self, path: str | Path, keep: int | None = None) -> Path:
         """Writes the run as it is now to `<path>/<step>/`, and returns that folder.
 
@@ -218,7 +189,6 @@ class TrainerView(abc.ABC):
           keep: how many of the newest to keep; None keeps all.
         """
 
-    @abc.abstractmethod
     def plan(self) -> PlanReport:
         """How the run is laid out, what that was chosen from, and how close it comes to the machine's limit.
 
