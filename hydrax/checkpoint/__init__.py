@@ -12,17 +12,3 @@ from hydrax.checkpoint.folders import check_root, first_sound, make_way
 from hydrax.checkpoint.format import check, check_same, load, load_below, load_models, save
 from hydrax.checkpoint.lock import locked
 from hydrax.checkpoint.schema import read_meta
-
-__all__ = [
-    "check",
-    "check_root",
-    "check_same",
-    "first_sound",
-    "load",
-    "load_below",
-    "load_models",
-    "locked",
-    "make_way",
-    "read_meta",
-    "save",
-]

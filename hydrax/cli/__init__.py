@@ -7,7 +7,3 @@ Files, in reading order:
 """
 
 from hydrax.cli.main import main
-
-__all__ = [
-    "main",
-]

@@ -29,21 +29,3 @@ from hydrax.data.datamodule import DataModule
 from hydrax.data.dataset import Dataset
 from hydrax.data.feed import Feed, open_feed
 from hydrax.data.stage import EvaluationSet, TrainingSet, known_ids, positions, stage_evaluation, stage_training
-
-__all__ = [
-    "Batches",
-    "DataModule",
-    "Dataset",
-    "EvaluationSet",
-    "Feed",
-    "GrainBatches",
-    "ProgramBatches",
-    "TrainingSet",
-    "check_dataset",
-    "known_ids",
-    "num_rows",
-    "open_feed",
-    "positions",
-    "stage_evaluation",
-    "stage_training",
-]

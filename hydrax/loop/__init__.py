@@ -16,28 +16,4 @@ from hydrax.loop.interrupts import Interrupted, Interrupts
 from hydrax.loop.loop import FitLoop
 from hydrax.loop.run_state import RunState, read_live
 from hydrax.loop.schedule import Schedule
-from hydrax.loop.timing import Profiler, Timed, not_timed
-
-__all__ = [
-    "Callback",
-    "Control",
-    "Dispatcher",
-    "Event",
-    "FitLoop",
-    "Interrupted",
-    "Interrupts",
-    "Profiler",
-    "RunState",
-    "Schedule",
-    "Timed",
-    "TrainerView",
-    "check_callbacks",
-    "keys",
-    "naming",
-    "not_timed",
-    "overrides",
-    "owner_of",
-    "raise_first",
-    "read_live",
-    "snapshot_name",
-]
+from hydrax.loop.timing import Timed, not_timed, profiled

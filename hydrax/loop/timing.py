@@ -13,6 +13,8 @@ from pathlib import Path
 
 import jax
 
+from hydrax.loop.callback import TrainerView
+
 Timed = Callable[[str], AbstractContextManager[object]]
 
 SUPERSTEP = "superstep"
@@ -80,6 +82,25 @@ class Profiler:
         if self._trace_to is not None and self._calls[SUPERSTEP] == _TRACED:
             jax.profiler.start_trace(self._trace_to)
             self._tracing = True
+
+
+@contextlib.contextmanager
+def profiled(kind: str | None, trainer: TrainerView, say: Callable[[str], None]) -> Iterator[Timed]:
+    """Yields what measures the parts of a fit, and reports them at its end.
+
+    Args:
+      kind: the Trainer's argument `profiler`; None measures nothing.
+      trainer: has the folder for a trace.
+      say: prints the report.
+    """
+    if kind is None:
+        yield not_timed
+        return
+    folder = trainer.log_dir if kind == "jax" else None
+    profiler = Profiler(folder and folder / "profile")
+    with contextlib.closing(profiler):
+        yield profiler.measure
+    say(f"Where the time went:\n{profiler.table()}")
 
 
 class StepClock:

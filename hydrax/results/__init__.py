@@ -15,20 +15,3 @@ from hydrax.results.fit_result import FitResult
 from hydrax.results.heads import Heads, export_heads, load_with
 from hydrax.results.held_out import HeldOut, held_out, stacked
 from hydrax.results.ledger import head_settings, ledger, write_csv
-
-__all__ = [
-    "BestScores",
-    "FitResult",
-    "Heads",
-    "HeldOut",
-    "SUFFIXES",
-    "check_suffix",
-    "export",
-    "export_heads",
-    "head_settings",
-    "held_out",
-    "ledger",
-    "load_with",
-    "stacked",
-    "write_csv",
-]

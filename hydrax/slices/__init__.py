@@ -22,10 +22,3 @@ from hydrax.slices import rotation
 from hydrax.slices.axes import LEDGER_COLUMNS
 from hydrax.slices.law import RowLaw
 from hydrax.slices.slices import Slices
-
-__all__ = [
-    "LEDGER_COLUMNS",
-    "RowLaw",
-    "Slices",
-    "rotation",
-]

@@ -28,32 +28,3 @@ from hydrax.step.preflight import Preflight, TrainingShapes
 from hydrax.step.state import DeviceRows, HeadInputs, HeadsState, StepInput, select
 from hydrax.step.step_callback import StepCallback, StepInfo, has_second_tier
 from hydrax.step.training_head import TrainingHead
-
-__all__ = [
-    "Context",
-    "DeviceRows",
-    "HeadInputs",
-    "HeadModule",
-    "HeadProgram",
-    "HeadsState",
-    "Hyperparameters",
-    "Logged",
-    "Lowering",
-    "Mean",
-    "PerHead",
-    "Preflight",
-    "StepCallback",
-    "StepInfo",
-    "StepInput",
-    "Structure",
-    "TrainingHead",
-    "TrainingShapes",
-    "all_finite",
-    "fault_names",
-    "has_own_update",
-    "has_second_tier",
-    "per_head_values",
-    "select",
-    "set_frozen",
-    "stays_finite",
-]

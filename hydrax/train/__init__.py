@@ -20,12 +20,3 @@ from hydrax.train.module import HydraModule
 from hydrax.train.one_call import get_trained_models, unbatch_model
 from hydrax.train.settings import Settings, refuse_unknown
 from hydrax.train.trainer import Trainer
-
-__all__ = [
-    "HydraModule",
-    "Settings",
-    "Trainer",
-    "get_trained_models",
-    "refuse_unknown",
-    "unbatch_model",
-]

@@ -25,13 +25,12 @@ from hydrax.loop import (
     Dispatcher,
     Event,
     Interrupts,
-    Profiler,
     RunState,
     Timed,
     TrainerView,
     check_callbacks,
     keys,
-    not_timed,
+    profiled,
     raise_first,
 )
 from hydrax.results import FitResult, Heads, HeldOut, head_settings, held_out, stacked, write_csv
@@ -216,7 +215,7 @@ class Trainer(TrainerView):
             opened.callback(self._close)
             self._planned = _first_plan(spec, checkpoint_path)
             self.log_every_n_steps = spec.schedule.log_every
-            with self._hooks("fit") as emit, self._profiled() as timed:
+            with self._hooks("fit") as emit, profiled(self._settings.profiler, self, self._say) as timed:
                 self._interrupts = opened.enter_context(Interrupts())
                 with timed("plan and compile"):
                     self._planned = tune.choose_plan(
@@ -560,18 +559,6 @@ class Trainer(TrainerView):
             assert self.datamodule is not None
             resume.load_data_state(Path(last), self.datamodule)
         return self._start(planned, Path(last) if last else None, emit, timed, {"chunk": plan.chunk})
-
-    @contextlib.contextmanager
-    def _profiled(self) -> Iterator[Timed]:
-        """Measures the parts of a fit and prints them at its end, if the user asked for it."""
-        kind = self._settings.profiler
-        if kind is None:
-            yield not_timed
-            return
-        profiler = Profiler(self.log_dir / "profile" if kind == "jax" and self.log_dir else None)
-        with contextlib.closing(profiler):
-            yield profiler.measure
-        self._say(f"Where the time went:\n{profiler.table()}")
 
     def _close(self) -> None:
         if self._planned is not None:

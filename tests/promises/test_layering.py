@@ -202,13 +202,9 @@ def parse(file: str) -> ast.Module:
 
 
 def offered(face: Path) -> set[str]:
-    """The names in the `__all__` of a package's face."""
-    (names,) = (
-        node.value
-        for node in ast.parse(face.read_text()).body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
-    )
-    return set(ast.literal_eval(names))
+    """What a package offers to others: the names that its face imports."""
+    tree = ast.parse(face.read_text())
+    return {target.rpartition(".")[2] for found in imports(tree) for target in found.targets}
 
 
 CORE = files("hydrax")

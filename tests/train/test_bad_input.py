@@ -988,9 +988,7 @@ def test_asking_heads_for_what_they_cannot_do_is_refused(run, parts):
 @pytest.mark.parametrize(
     ("how", "parts"),
     [
-        pytest.param(
-            {}, ["budget. Got 'passes', expected max_epochs too", "pass max_epochs too"], id="no epochs"
-        ),
+        pytest.param({}, ["budget. Got 'passes', expected max_epochs too", "pass max_epochs too"], id="no epochs"),
         pytest.param({"max_steps": 9}, ["expected max_epochs too"], id="steps alone"),
         pytest.param(
             {"max_epochs": 2, "limit_train_batches": 0.5}, ["whole passes, not limit_train_batches=0.5"], id="half"

@@ -9,8 +9,3 @@ Files, in reading order:
 """
 
 from hydrax.step.lowering.lowering import Lowering, lower
-
-__all__ = [
-    "Lowering",
-    "lower",
-]
