@@ -101,7 +101,7 @@ def test_answers_come_with_the_callback_that_gave_them_and_with_arrays():
     ids=["length", "dtype", "restore", "reasons", "type"],
 )
 def test_an_answer_in_another_form_is_refused_with_class_and_hook(answer, got):
-    with pytest.raises(CallbackError, match=rf"wrong form: Hears\.on_train_start\. Got {got}"):
+    with pytest.raises(CallbackError, match=rf"invalid value: Hears\.on_train_start\. Got {got}"):
         Dispatcher([Hears(answer=answer)], event)("on_train_start")
 
 
