@@ -120,7 +120,7 @@ def test_a_step_of_another_run_is_not_passed_off_as_this_one_s(tmp_path):
     second.fit(PlainClassifier(), data_of(SLICES))
     first.save_checkpoint(tmp_path / "mine")
     first.save_checkpoint(tmp_path / "mine")
-    with pytest.raises(hx.CheckpointError, match=r"holds this step of another run"):
+    with pytest.raises(hx.CheckpointError, match=r"holds checkpoints of another run"):
         second.save_checkpoint(tmp_path / "mine")
 
 
