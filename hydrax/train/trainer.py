@@ -42,7 +42,7 @@ from hydrax.train.module import HydraModule
 from hydrax.train.run import Run
 from hydrax.train.run_folder import check_root, find_checkpoint, make_run_folder
 from hydrax.train.settings import Settings, check_switches, refuse_unknown
-from hydrax.train.stages import open_hooks, open_stage
+from hydrax.train.lifecycle import open_hooks, open_stage
 
 _log = logging.getLogger("hydrax")
 
