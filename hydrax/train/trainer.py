@@ -38,11 +38,11 @@ from hydrax.train import resume, tune
 from hydrax.train.console import opening_line, say
 from hydrax.train.evaluation import Evaluation, assemble_evaluation, table
 from hydrax.train.fit import FitSpec, PlannedFit, check_fit
+from hydrax.train.lifecycle import open_hooks, open_stage
 from hydrax.train.module import HydraModule
 from hydrax.train.run import Run
 from hydrax.train.run_folder import check_root, find_checkpoint, make_run_folder
 from hydrax.train.settings import Settings, check_switches, refuse_unknown
-from hydrax.train.lifecycle import open_hooks, open_stage
 
 _log = logging.getLogger("hydrax")
 

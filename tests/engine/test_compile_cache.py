@@ -248,8 +248,8 @@ def test_what_was_not_used_for_longest_goes_first_down_to_three_quarters(tmp_pat
 
 def test_every_stage_turns_it_on(monkeypatch):
     import hydrax as hx
+    from hydrax.train.lifecycle import open_stage
     from hydrax.train.settings import Settings
-    from hydrax.train.stages import open_stage
 
     calls = []
     monkeypatch.setattr(compile_cache, "enable", lambda: calls.append(1))
