@@ -202,7 +202,7 @@ def fit_as_a_process(root):
 @pytest.mark.parametrize(("number", "status", "times"), [(signal.SIGKILL, -9, 100), (signal.SIGTERM, 143, 20)])
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits_and_logs(tmp_path, number, status, times):
     script = f"import test_resume_everywhere as t; t.fit_as_a_process({str(tmp_path / 'run')!r})"
-    paths = [str(Path(hx.__file__).parents[1]), str(Path(__file__).parents[1])]
+    paths = [str(Path(hx.__file__).parents[1]), *map(str, Path(__file__).parents[:2])]
     kept = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
     env = {**os.environ, **kept, "PYTHONPATH": os.pathsep.join(paths)}
     rng, kills, ends, logs, lacking = np.random.default_rng(0), 0, [], [], 0
