@@ -36,6 +36,7 @@ class Dispatcher:
     """
 
     def __init__(self, callbacks: Sequence[Callback], make_event: Callable[..., Event]) -> None:
+        # The sort is stable: apart from that, callbacks are called in the order of the user's list.
         self.callbacks = sorted(callbacks, key=lambda callback: callback.is_checkpoint)
         self._make_event = make_event
 
@@ -43,8 +44,8 @@ class Dispatcher:
         """Calls one hook of every callback that overrides it; returns each callback with its `Control`.
 
         Raises:
-          CallbackError: a hook raised; the message names class, hook and step, and the cause is attached. All callbacks
-            have been called by then.
+          CallbackError: a hook raised; the message names class, hook and step, and the cause is attached. It is
+            raised after all callbacks have been called.
         """
         answers, failures = self.hear(hook, **fields)
         raise_first(failures)
@@ -65,13 +66,14 @@ class Dispatcher:
         for callback in self.callbacks:
             if not overrides(callback, hook) or (only is not None and callback not in only):
                 continue
+            # Made for the first listener: most hooks have none, and an event costs a pass over all heads.
             event = event or self._make_event(**fields)
             try:
                 with naming(callback, hook, event.step):
                     control = getattr(callback, hook)(event)
                 if control is not None:
                     answers.append((callback, _checked(control, f"{type(callback).__name__}.{hook}", len(event.live))))
-            except Exception as error:
+            except Exception as error:  # not BaseException: Ctrl-C and SystemExit end the fit at once
                 failures.append(Failure(callback, error))
         return answers, failures
 
@@ -97,6 +99,7 @@ class Dispatcher:
         for callback in self.callbacks:
             with naming(callback, "next_due", step):
                 dues.append(callback.next_due(step))
+        # A step that has passed is dropped: it would ask for a superstep without steps.
         return min((due for due in dues if due is not None and due > step), default=None)
 
 
@@ -151,7 +154,7 @@ def check_callbacks(callbacks: Any) -> list[Callback]:
     """Returns one callback or several as a list.
 
     Raises:
-      ArgumentError: something is no callback, or has a hook that does not exist.
+      ArgumentError: an object is not a callback, or defines a hook that does not exist.
     """
     given = [] if callbacks is None else [callbacks] if isinstance(callbacks, Callback) else callbacks
     if not isinstance(given, list | tuple) or not all(isinstance(callback, Callback) for callback in given):
@@ -172,7 +175,7 @@ def check_callbacks(callbacks: Any) -> list[Callback]:
 
 
 def _checked(control: Any, where: str, num_heads: int) -> Control:
-    """What a hook returned, with its masks as arrays."""
+    """Checks what a hook returned, and converts its masks to NumPy arrays."""
     if not isinstance(control, Control):
         raise _wrong_form(where, type(control).__name__, "stop", num_heads)
     masks = {}
@@ -189,7 +192,7 @@ def _checked(control: Any, where: str, num_heads: int) -> Control:
 
 
 def _wrong_form(where: str, got: str, name: str, num_heads: int) -> CallbackError:
-    form = f"a text or {num_heads} of them" if name == "reason" else f"bool[{num_heads}]"
+    form = f"a string or {num_heads} of them" if name == "reason" else f"bool[{num_heads}]"
     return CallbackError(
         f"A callback hook returned an invalid value: {where}. Got {got}, expected None or Control({name}={form}). Fix: "
         "return one for each head."

@@ -24,7 +24,8 @@ from hydrax.loop.schedule import Schedule
 from hydrax.loop.timing import SUPERSTEP, StepClock, Timed, not_timed
 from hydrax.step import Logged
 
-_HEARD_AGAIN = ("on_validation_end", "on_train_epoch_end")  # called again in a resumed fit for callbacks that raised
+# A resumed fit calls these again for callbacks that raised in them: their metrics are computed once and then gone.
+_HEARD_AGAIN = ("on_validation_end", "on_train_epoch_end")
 # Moving heads recompiles nothing but copies all of them, so it waits until this share of the running heads is at rest.
 _REST_SHARE = 0.25
 
@@ -35,7 +36,7 @@ class _Pending(NamedTuple):
     Attributes:
       steps: what was dispatched.
       values: what the program returns for each step.
-      places: int64[H], where the heads stood at dispatch.
+      places: int64[H], the places of the heads at dispatch.
       live: bool[H], the heads that were not stopped at dispatch.
     """
 
@@ -46,14 +47,14 @@ class _Pending(NamedTuple):
 
 
 class Trainable(Protocol):
-    """What the loop needs of a fit that is ready to start; `train.fit.PlannedFit` has it.
+    """A fit that is ready to start, as the loop sees it; `train.fit.PlannedFit` implements it.
 
     Attributes:
       engine: the compiled programs.
       feed: the rows and index batches of each superstep.
       schedule: when things are due.
       steps_per_call: the most steps of one superstep.
-      own_batches: int64[H], batches after which a head has made its passes; None without that budget.
+      own_batches: int64[H], how many batches the passes of each head take; None with `budget="steps"`.
       logged: what the steps log, by stage and name.
       ids: the heads' ids, by place.
     """
@@ -80,7 +81,7 @@ class Trainable(Protocol):
     def ids(self) -> Sequence[int]: ...
 
     def set_layout(self, layout: Layout) -> None:
-        """Tells everything that hands out rows where the heads stand from now on."""
+        """Passes the new layout of the heads to everything that hands out rows."""
 
 
 class FitLoop:
@@ -101,7 +102,7 @@ class FitLoop:
     interrupts leaves them out.
 
     Attributes:
-      state: where the fit stands.
+      state: the state of the fit.
     """
 
     def __init__(
@@ -134,13 +135,17 @@ class FitLoop:
         num_heads, never = self._engine.num_heads, np.iinfo(np.int64).max
         # Heads in the chunks that run, and heads whose metrics cannot change any more.
         self._running = np.ones(num_heads, bool)
+        # Without validation nothing is due for a head at rest, so it can be moved at once; otherwise its last
+        # parameters must be validated first.
         self._settled = np.full(num_heads, validate is None)
         self._own_batches = np.full(num_heads, never) if fit.own_batches is None else fit.own_batches
         self._rounds, self._keys = emit.rounds(), keys(emit.callbacks)
         self._every_step = emit.hears("on_train_batch_end")
+        # `on_train_batch_end` promises the heads as they are after each step, so nothing can be dispatched ahead. This
+        # is slow; `StepClock` warns of the cost.
         self._steps_per_call = 1 if self._every_step else fit.steps_per_call
         self._pending: collections.deque[_Pending] = collections.deque()
-        self._scored: Blocks | None = None  # the models before some were restored, until all have heard of it
+        self._scored: Blocks | None = None  # models as scored, kept while callbacks run
         self._clock = StepClock(state.step)
 
     @property
@@ -168,6 +173,7 @@ class FitLoop:
         schedule, first = self._schedule, True
         self.tell("on_train_start")
         if self.state.step:
+            # The checkpoint may have been written between two events of its step: what followed is made up for first.
             self._tell_again()
             self._finish_step()
         while not self._ended:
@@ -178,6 +184,8 @@ class FitLoop:
                     break
             due = self._emit.next_due(self.state.step)
             self._dispatch(schedule.superstep(self.state.step, self._steps_per_call, due), new_epoch)
+            # Only here does the host wait for the superstep just dispatched. Everywhere else it is one superstep
+            # behind, which keeps the device busy.
             if schedule.is_boundary(self.state.step) or self.state.step == due or self._every_step or self._ended:
                 self._read_pending()
                 self._finish_step()
@@ -202,13 +210,18 @@ class FitLoop:
             return
         with self._timed(SUPERSTEP):
             self.state.heads, values = self._engine.superstep(self.state.heads, rows, first, num_steps, new_epoch)
+        # The copy starts now and is read one superstep later. Waiting for a value in every step halved the speed of
+        # small models.
         for value in jax.tree.leaves(values):
             value.copy_to_host_async()
+        # From here on these steps count as done: a checkpoint written now holds them, with or without their metrics.
         self.state.step += num_steps
         self.state.heard, self.state.missed = [], {}
         steps = Steps(rows, first, num_steps, new_epoch)
+        # Places and live heads are noted as they are now: by the time the values are read, heads may have moved or
+        # stopped.
         self._pending.append(_Pending(steps, values, self._engine.layout.places, self.state.live))
-        self._expect()
+        self._expect()  # before reading, which waits for the previous superstep
         self._read_pending(but=1)
 
     def _rest(self) -> None:
@@ -218,6 +231,7 @@ class FitLoop:
             return
         old = self._engine.layout
         layout = old.with_running(runs)
+        # Blocks run side by side, so only a shorter longest block saves time.
         if layout.longest < old.longest:
             self._read_pending()  # before the heads move: these values are in the order of the old layout
             self._running = runs
@@ -245,6 +259,7 @@ class FitLoop:
         if "lost" in values[0]:
             self._quarantine(pending)
         rows = {self._step_name(name): self._read(pending, ("logged", name)) for name in values[0]["logged"]}
+        # A frozen head still returns values, computed on rows that it never learned from; they are not its metrics.
         if "stepped" in values[0] or not pending.live.all():
             stepped = self._read(pending, ("stepped",)) if "stepped" in values[0] else np.ones((count, 1), bool)
             stepped = stepped & pending.live
@@ -290,7 +305,7 @@ class FitLoop:
         return np.isin(np.arange(len(self.state.live)), list(self.state.faults))
 
     def _without_lost(self, values: np.ndarray, steps: Any = np.inf) -> np.ndarray:
-        """Values `[..., H]` after `steps` updates, NaN for heads in quarantine by then, which leave all means."""
+        """Sets the values `[..., H]` of heads in quarantine after `steps` updates to NaN, which every mean skips."""
         ends = np.array(
             [self.state.faults[head].step if head in self.state.faults else -1 for head in range(len(self.state.live))]
         )
@@ -323,6 +338,7 @@ class FitLoop:
             found = {name: self._without_lost(value) for name, value in found.items()}
         self.state.metrics |= found
         self.tell("on_validation_end", metrics=found)
+        # Heads that are done have now been validated with their last parameters: they may be moved out of the way.
         self._settled = ~self.training(self.state.step)
 
     def _end_epoch(self) -> None:
@@ -351,6 +367,7 @@ class FitLoop:
         Raises:
           CallbackError: the first error of a callback, raised once all have been called.
         """
+        # Noted first: a fit resumed from a checkpoint that is written during this event must not repeat it.
         self.state.heard.append(hook)
         failures: list[Failure] = []
         for emit in self._rounds:
@@ -362,6 +379,7 @@ class FitLoop:
                 except CallbackError as error:
                     failed.append(Failure(callback, error))
             failures += failed
+            # Noted between the two rounds, so that a checkpoint written in the second one names these callbacks.
             if hook in _HEARD_AGAIN and failed:
                 names = [key for key, callback in self._keys.items() if callback in [one.callback for one in failed]]
                 missed = self.state.missed.setdefault(hook, {"callbacks": [], "metrics": list(fields["metrics"])})
@@ -384,6 +402,7 @@ class FitLoop:
             for slot, mask in enumerate(np.atleast_2d(control.snapshot)):
                 name = snapshot_name(key, slot)
                 if mask.any():
+                    # `select` donates `old`, so a first snapshot needs a copy.
                     old = self.state.snapshots[name] if name in self.state.snapshots else jax.tree.map(jnp.copy, now)
                     self.state.snapshots[name] = self._engine.select(mask, now, old)
         may_stop = self.state.step >= self._schedule.min_steps
@@ -393,6 +412,7 @@ class FitLoop:
             if restore.any():
                 self._restore(key, restore)
         if control.stop is not None:
+            # Of several callbacks the first to stop a head gives the reason.
             stop = control.stop & self.state.live & may_stop
             why = control.reason if not isinstance(control.reason, str) else [control.reason] * len(stop)
             self.state.reasons |= {

@@ -13,7 +13,7 @@ from hydrax.engine import Blocks, Engine, Fault
 
 @dataclasses.dataclass
 class RunState:
-    """Where a fit stands.
+    """The state of a fit.
 
     Heads are addressed by place: 0 to H - 1 in the order of the slices, whatever their ids.
 
@@ -23,8 +23,8 @@ class RunState:
       live: bool[H], False for heads that a callback stopped or that were lost.
       snapshots: the `(trainable, state)` that `Control.snapshot` kept, by `dispatch.snapshot_name`.
       metrics: the latest value of everything logged, float[H] by name.
-      heard: the hooks that callbacks have heard at this step.
-      missed: the hooks of these at which some callbacks raised, each with `callbacks`, their keys, and `metrics`, the
+      heard: the hooks that were called at this step; a resumed fit does not call them again.
+      missed: those of these hooks in which some callbacks raised, each with `callbacks`, their keys, and `metrics`, the
         names of the event's metrics.
       faults: how heads became NaN or infinite, by place.
       reasons: why a callback stopped heads, by place.

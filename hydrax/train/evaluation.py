@@ -52,7 +52,7 @@ class Evaluation:
     """An evaluation that is ready to run.
 
     Attributes:
-      source: what the data module gave for it.
+      source: the checked rows of the data module.
       num_batches: batches to run, after the limit.
       empty: empty accumulators of one head.
       feed: gives the program its rows, once `open` was called.
@@ -71,12 +71,13 @@ class Evaluation:
     @property
     def padding(self) -> str | None:
         """Why a slot of the last batch is padding, or None."""
+        # Rows come in order, so if any batch has padding, the last one has.
         live = np.asarray(self.source.index[self.num_batches - 1]["mask"])
         least = live.sum(axis=-1).min()
         return None if live.all() else f"the last {self.source.stage} batch has {least} rows for {live.shape[-1]} slots"
 
     def open(self, layout: Layout, ids: np.ndarray) -> Evaluation:
-        """Returns the same evaluation with its rows on the device or on their way.
+        """Returns the same evaluation with its rows on the device, or with a feed that will send them there.
 
         Args:
           layout: where the heads stand.
@@ -92,7 +93,7 @@ class Evaluation:
         return dataclasses.replace(self, feed=open_feed(self.data, batches, layout, size * rows, ids))
 
     def set_layout(self, layout: Layout) -> None:
-        """Tells the feed where the heads stand from now on."""
+        """Passes the new layout of the heads to the feed."""
         assert self.feed is not None
         self.feed.set_layout(layout)
 
@@ -117,7 +118,7 @@ class Evaluation:
             return {}  # the step logs nothing and returns None
         accumulators = engine.broadcast(self.empty)
         for first, count, rows in self._walk(engine.num_heads, limit):
-            check()
+            check()  # between dispatches: one that runs cannot be interrupted
             accumulators = engine.evaluate(_STEPS[self.source.stage], accumulators, heads, rows, step, first, count)
         return engine.compute(accumulators)
 
@@ -147,6 +148,7 @@ class Evaluation:
         counts = [min(size, end - first) for first in range(0, end, size)]
         for number, count in enumerate(counts):
             rows = self.feed.superstep(number * size, [1] * count)
+            # The next rows are read while the device works on these.
             if number + 1 < len(counts):
                 self.feed.prefetch((number + 1) * size, [1] * counts[number + 1])
             yield number * size, count, rows
@@ -154,7 +156,7 @@ class Evaluation:
     def _max_batches(self, rows: int) -> int:
         """The batches of one dispatch, if each has this many rows."""
         if self.source.stage in ("predict", "held_out"):
-            return 1
+            return 1  # each batch of predictions leaves the device at once; more of them would only take memory
         most = min(self.num_batches, _MAX_BATCHES_PER_HEAD if self.source.per_head else _MAX_BATCHES)
         row_bytes = self.data.fetched_row_bytes
         return most if row_bytes is None else max(1, min(most, FETCH_BYTES // (rows * row_bytes)))
@@ -183,6 +185,7 @@ def _find(
     rows = stage_evaluation(datamodule, stage, num_heads, wide=settings.precision == "64-true", ids=ids, fitted=fitted)
     if rows is None:
         return None
+    # Held-out predictions promise every row, so limits do not apply.
     return Evaluation(rows, len(rows.index) if stage == "held_out" else settings.limit(stage, len(rows.index)))
 
 
@@ -229,10 +232,12 @@ def assemble_evaluation(
             empty = flight.evaluation(_STEPS[stage], evaluation.data.shapes, evaluation.source.batch_size)
             evaluation = dataclasses.replace(evaluation, empty=empty)
         devices = find_devices(settings.devices)
+        # One slot: the number of steps in a dispatch, which slots bound, plays no part here.
         how = {"num_heads": len(heads), "slots": 1, "backend": devices[0].platform, "devices": len(devices)}
         plan = make_plan(choice, **settings.of_plan, **how)
         layout = lay_out(len(heads), plan.chunk, devices[: plan.devices])
         engine = Engine(dataclasses.replace(flight.program, lowering=plan.lowering), inputs, settings.seed, layout, {})
+        # Only now are rows sent to the device: everything that can be wrong has been checked.
         ready = evaluation.open(layout, heads.ids)
         opened.pop_all()
     return engine, ready, engine.scatter((heads.trainable, heads.state))

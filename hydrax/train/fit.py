@@ -72,7 +72,7 @@ class FitSpec:
       validation: the validation set, or None.
       traced: shapes of one head's state, its step, and its empty accumulators.
       schedule: when things are due.
-      every_step: whether a callback must hear every single step.
+      every_step: whether a callback is called after every single step.
       scratch: folder for heads that wait for their turn.
     """
 
@@ -113,6 +113,7 @@ class FitSpec:
     @property
     def has_lowered_operations(self) -> bool:
         """Whether the step has an operation that a lowering would replace."""
+        # The CPU's default lowers everything that can be lowered. The text of the jaxpr includes all nested jaxprs.
         return any(name in str(self.traced.step) for name in Lowering.auto("cpu").rules())
 
     def plan(self, choice: Choice = NO_CHOICE, waves: int = 1) -> Plan:
@@ -130,6 +131,7 @@ class FitSpec:
             longest=1 if self.every_step else self.schedule.longest_superstep,
             drawn_on_host=sampling.drawn_on_host,
             row_bytes=sampling.data.fetched_row_bytes,
+            # With repeated rows, lengths do not tell how many distinct rows a slice holds.
             live_share=None if slices.has_repeats else float(slices.lengths.mean() / slices.num_rows),
         )
 
@@ -145,6 +147,7 @@ class FitSpec:
         available = room(devices[0], self.settings.device_memory)
         dataset = self.sampling.data
         data = dataset.num_rows * dataset.row_bytes if dataset.reader is None else 0
+        # The lanes of a CPU are one device and share its memory, hence the set.
         state = tree_bytes(self.traced.state) * -(-heads // len(set(devices)))
         if plan.waves == 1 and data + state > available:
             if data >= available:
@@ -181,7 +184,7 @@ class PlannedFit:
       plan: how it is executed.
       engine: its compiled programs.
       feed: its rows and index batches.
-      memory: what it takes.
+      memory: the memory that it needs.
       start: the heads before their first step, if they exist already; the first superstep consumes them.
       candidates: the plans that were timed, this one among them; empty if none was.
       validation: the validation set, on the device or on its way; None if there is none, or before `ready`.
@@ -250,7 +253,7 @@ class PlannedFit:
         return marks | _fingerprint(self.spec, self.feed)
 
     def set_layout(self, layout: Layout) -> None:
-        """Tells everything that hands out rows where the heads stand from now on."""
+        """Passes the new layout of the heads to everything that hands out rows."""
         self.feed.set_layout(layout)
         if self.validation is not None:
             self.validation.set_layout(layout)
@@ -338,7 +341,7 @@ def check_fit(
         schedule = _make_schedule(settings, sampling, validation is not None, callbacks, bool(traced.epoch))
         every_step = any(overrides(callback, "on_train_batch_end") for callback in callbacks.values())
         spec = FitSpec(settings, module, flight, inputs, sampling, validation, traced, schedule, every_step, scratch)
-        opened.pop_all()
+        opened.pop_all()  # no error from here on: the caller closes the spec
     return spec
 
 
@@ -372,6 +375,7 @@ def _make_schedule(
         val_every_batches=settings.validation_batches(batches) if validates else None,
         val_every_epochs=settings.check_val_every_n_epoch,
         log_every=min(settings.log_every_n_steps, steps),
+        # A superstep ends at these only if something listens: with short epochs it would be cut into a few steps each.
         stop_at_epochs=logs_epochs or heard("on_train_epoch_start", "on_train_epoch_end"),
         stop_at_logs=heard("on_train_steps_end", "on_train_batch_end"),
         min_steps=settings.least_steps(steps),
@@ -383,7 +387,10 @@ def _make_schedule(
 
 
 def _fingerprint(spec: FitSpec, feed: Feed) -> dict[str, Any]:
-    """What must stay the same, besides the plan, for a resumed run to give the same bits; readable where possible."""
+    """What must stay the same, besides the plan, for a resumed run to give the same bits; readable where possible.
+
+    The order counts: the error for a checkpoint that does not fit names the first difference.
+    """
     settings, module, slices = spec.settings, spec.module, spec.slices
     names = (
         *("seed", "precision", "accumulate_grad_batches", "limit_train_batches", "sampling", "passes"),
@@ -411,7 +418,7 @@ def _with_digest(text: str, digest: str) -> str:
 
 
 def _mark(value: Any) -> Any:
-    """A hyper-parameter as JSON can compare it; of one without a value of its own (a function), its name or type."""
+    """Returns a hyper-parameter in a form that JSON can compare; a function or other object by its name or type."""
     if isinstance(value, PerHead):
         return _with_digest(repr(value), tree_digest(value.values))
     if isinstance(value, bool | int | float | str | None):

@@ -1,4 +1,4 @@
-"""What a run writes into a checkpoint, and how it takes it back."""
+"""Saves the state of a run in a checkpoint, and restores it."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ def save(
       meta: what else to keep, as JSON can hold it.
       keep: how many of the newest steps to keep; None keeps all.
     """
+    # The user's code comes first: if it raises, no array has been copied from the device.
     given = {key: _state_of(key, callback, state.step) for key, callback in callbacks.items()}
     of_data = _savable(datamodule.state_dict(), "data module", type(datamodule).__name__, DataError)
     tree = {
@@ -75,12 +76,12 @@ def save(
 
 
 def load(step: Path, *, engine: Engine, callbacks: Mapping[str, Callback], fingerprint: Mapping[str, Any]) -> RunState:
-    """Reads a run's checkpoint and gives callbacks their state back.
+    """Reads a run's checkpoint, and restores the state of its callbacks.
 
     Args:
       step: the folder of a step.
-      engine: takes the heads.
-      callbacks: those that may take their state back, by key.
+      engine: receives the heads.
+      callbacks: the callbacks of the present run, by key; one that the checkpoint does not know starts afresh.
       fingerprint: what the checkpoint must share with the present run.
 
     Raises:
@@ -88,14 +89,17 @@ def load(step: Path, *, engine: Engine, callbacks: Mapping[str, Callback], finge
     """
     meta = _read_meta(step)
     checkpoint.check_same(step, meta["fingerprint"], fingerprint)
+    # Another machine or version may change bits, but the run still means the same: it is logged and not refused.
     here = environment(engine.layout.blocks[0].device)
     if meta["exactness"] != here:
         _log.info(
-            "resumed on another machine or version: bits may differ from here on: %s then, %s now",
+            "Resumed on another machine or version, so bits may differ from here on. Checkpoint: %s; this run: %s.",
             meta["exactness"],
             here,
         )
+    # Shapes are those of the present module: a checkpoint that does not fit is refused before any array is read.
     shapes = engine.state_shapes()
+    # The snapshots of a callback that no longer takes part would only hold memory.
     kept = [name for name in meta["snapshots"] if owner_of(name) in callbacks]
     like = {"heads": shapes, "snapshots": dict.fromkeys(kept, (shapes.trainable, shapes.state))}
     found = checkpoint.load(step, like)
@@ -120,7 +124,7 @@ def load(step: Path, *, engine: Engine, callbacks: Mapping[str, Callback], finge
 
 
 def load_data_state(step: Path, datamodule: DataModule) -> None:
-    """Gives a data module the state back that its `state_dict` returned for a checkpoint, if there is any."""
+    """Restores the state of a data module from a checkpoint, if it saved any."""
     state = {**_read_meta(step)["datamodule"], **checkpoint.load_below(step, "datamodule")}
     if state:
         datamodule.load_state_dict(state)
@@ -130,6 +134,7 @@ def read_choice(step: Path) -> Choice:
     """Reads the parts of the plan that shaped the bits of the run that a checkpoint belongs to."""
     plan = _read_meta(step)["plan"]
     known = {field.name for field in dataclasses.fields(Lowering)}
+    # Guessing a value for an operation that the checkpoint does not name could change bits silently.
     if plan["lowering"].keys() != known:
         raise CheckpointError(
             f"A checkpoint was written with another set of fast operations: {step}. Got {', '.join(plan['lowering'])}, "
@@ -155,7 +160,8 @@ def _state_of(key: str, callback: Callback, step: int) -> dict[str, Any]:
 
 
 def _savable(state: Mapping[str, Any], what: str, name: str, kind: type[HydraxError]) -> dict[str, Any]:
-    """What a `state_dict` gave, in a form that a checkpoint can hold: arrays, and what JSON can hold."""
+    """Checks that what a `state_dict` returned can be saved: arrays of numbers, and what JSON can hold."""
+    # NumPy scalars are what metrics give; JSON does not know them.
     values = {n: v.item() if isinstance(v, np.generic) else v for n, v in state.items()}
     for n, value in values.items():
         if _is_array(value) and np.asarray(value).dtype.kind in "fiub":

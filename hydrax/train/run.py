@@ -32,7 +32,7 @@ from hydrax.train.fit import PlannedFit
 
 
 class Run:
-    """A fit, its state, and the loop that trains it; what may be read and saved of it at any moment.
+    """A fit, its state, and the loop that trains it; everything that can be read from it or saved at any moment.
 
     Attributes:
       planned: the fit as it is placed on the devices.
@@ -71,7 +71,7 @@ class Run:
 
     @property
     def state(self) -> RunState:
-        """Where the run stands."""
+        """The state of the run."""
         return self.loop.state
 
     def train(self) -> bool:
@@ -82,11 +82,12 @@ class Run:
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
                 raise
+            # The state was donated and is gone, so nothing can be repeated here: the caller starts a new run.
             return False
         return True
 
     def _check_validation(self) -> None:
-        """Runs some batches of validation before the first step, so that what is wrong there shows at once."""
+        """Runs some validation batches before the first step, so that an error there shows at once."""
         settings = self.planned.spec.settings
         limit = settings.num_sanity_val_steps
         if self.planned.validation is None or limit == 0 or self.state.step:
@@ -123,6 +124,8 @@ class Run:
     def progress_bar_names(self) -> set[str]:
         """Names of the metrics that were logged with `prog_bar=True`."""
         entries = [item for stage in self.planned.logged.values() for item in stage.items()]
+        # A name appears with a suffix if it is logged by step and by epoch; which one the loop uses does not matter
+        # here.
         return {name + suffix for name, entry in entries if entry.prog_bar for suffix in ("", "_step", "_epoch")}
 
     @property
@@ -158,6 +161,7 @@ class Run:
             ended = f"{settings.end(self.planned.schedule.max_steps)} reached."
         elif num_lost:
             ended = f"no head is left: {len(state.live) - num_lost} stopped, {num_lost} lost to NaN or infinity."
+        # Reasons end with their step; without it, heads that stopped for the same reason are counted together.
         why = collections.Counter(
             reason.partition(" (step")[0] for place, reason in state.reasons.items() if place not in state.faults
         )

@@ -67,6 +67,7 @@ class Sampling:
     @property
     def lengths(self) -> np.ndarray:
         """Rows per pass of each head, int32[H]."""
+        # With shared sampling every head walks the whole dataset, and learns from the rows in its slice.
         return np.full_like(self.slices.lengths, self.slices.num_rows) if self.shared else self.slices.lengths
 
     @property
@@ -124,6 +125,7 @@ class Sampling:
         else:
             assert self.members is not None
             fixed = {"members": self.members[places]}
+            # All heads share one rotation, hence one length.
             draw, lengths = SharedRotation(self.batch_size), self.lengths[:1]
         return ProgramBatches(
             draw,
@@ -166,6 +168,7 @@ def open_sampling(settings: Settings, rows: TrainingSet) -> Sampling:
 
 def _law(slices: Slices) -> RowLaw | None:
     law = slices.law()
+    # Large lists are better drawn on the host than copied to every device.
     small = law is not None and sum(table.nbytes for table in law.tables.values()) <= _MAX_TABLE_BYTES
     return law if small else None
 
@@ -176,6 +179,7 @@ def _members(slices: Slices) -> np.ndarray | None:
     if len(slices) * row_bytes > _MAX_TABLE_BYTES // 4:
         return None
     members = np.empty((len(slices), row_bytes), np.uint8)
+    # In blocks of 16 MB: the mask of all heads would take eight times as much as the result.
     block = max(1, 2**24 // slices.num_rows)
     for first in range(0, len(slices), block):
         mask = slices.mask(slice(first, first + block))
@@ -186,6 +190,7 @@ def _members(slices: Slices) -> np.ndarray | None:
 def _index_dataset(settings: Settings, rows: TrainingSet) -> grain.MapDataset:
     name = f"{rows.source}.index_dataset"
     asked: dict[str, Any] = {}
+    # Only what differs from the default is passed on, so that an index_dataset without these arguments keeps working.
     if settings.sampling != "own":
         asked["sampling"] = settings.sampling
     if settings.passes is not None:

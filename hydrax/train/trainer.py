@@ -226,6 +226,7 @@ class Trainer(TrainerView):
                 if checkpoint_path is not None:
                     emit("on_load_checkpoint")
                 emit("on_fit_start")
+                # Each turn takes a smaller plan, so the loop ends: at the latest with a MemoryLimitError.
                 while not self._run.train():
                     self._run = self._start_smaller(spec, emit, timed)
                 self._run.loop.tell("on_fit_end")
@@ -249,7 +250,7 @@ class Trainer(TrainerView):
         datamodule: DataModule | None = None,
         ckpt_path: str | Path | None = None,
     ) -> PlanReport:
-        """How a fit is laid out, what that was chosen from, what it takes, and the machine's limit.
+        """Reports the plan of a fit, the plans it was chosen from, the memory it needs, and the machine's limit.
 
         Args:
           module: with `datamodule`, plans a fit of these as `fit` would, and trains nothing: it compiles, and times
@@ -533,8 +534,8 @@ class Trainer(TrainerView):
         timed: Timed,
         marks: Mapping[str, Any] | None = None,
     ) -> Run:
-        """The run from its first step or from a checkpoint; `marks` is what that one's fingerprint has otherwise."""
-        # The first superstep consumes the fresh heads, so only the run's state keeps them.
+        """Makes the run, fresh or from a checkpoint; `marks` replace entries of the fingerprint expected there."""
+        # The first superstep donates the fresh heads, so only the run's state keeps them.
         engine, start, planned = planned.engine, planned.start, dataclasses.replace(planned, start=None)
         if checkpoint_path is None:
             state = RunState.fresh(engine, start or engine.init())
@@ -545,7 +546,7 @@ class Trainer(TrainerView):
         return Run(planned, state, emit, self._interrupts, timed)
 
     def _start_smaller(self, spec: FitSpec, emit: Dispatcher, timed: Timed) -> Run:
-        """A run by a smaller plan once memory ran out, from the newest checkpoint of this fit or from the start."""
+        """Makes a run with a smaller plan after memory ran out, from this fit's newest checkpoint or from the start."""
         run, last = self._running(), getattr(self.checkpoint_callback, "last_model_path", None)
         _log.warning("Out of memory after step %d; the fit restarts from %s.", run.state.step, last or "the start")
         plan = run.planned.plan
@@ -576,7 +577,7 @@ class Trainer(TrainerView):
                 emit(f"on_{hook}_start")
                 found = evaluation.run(engine, given, self.global_step)
                 emit(f"on_{hook}_end", metrics=found)
-        self._evaluated |= found
+        self._evaluated |= found  # `trainer.metrics` shows them beside those of the fit
         if verbose and not self._settings.barebones:
             print(table(found, heads.ids))
         return found
@@ -599,7 +600,7 @@ class Trainer(TrainerView):
     def _subject(
         self, module: Any, datamodule: Any, heads: Any, ckpt_path: Any
     ) -> tuple[HydraModule, DataModule, Heads]:
-        """What to evaluate: what is given, otherwise what the last fit left."""
+        """Finds what to evaluate: the arguments, or else what the last fit used and left."""
         if heads is None and ckpt_path is None and self._run is None:
             raise ArgumentError(
                 "No heads to evaluate: Trainer. Got no fit before, no heads and no ckpt_path, expected one of these. "

@@ -37,7 +37,7 @@ _MAX_SECS, _MAX_SHARE = 10.0, 0.05  # Timing may take this long, and this share 
 _FEWEST_SECS = 10.0  # A run that is estimated to be shorter would not win back the time.
 _TIMED_SECS = 0.1  # How long one timing should last.
 _CHUNKS = (4, 8, 2)  # Widths tried on a CPU besides the rule's, the most promising first.
-_MARGIN = 0.97  # A candidate wins where it takes at most this share of the best time: below that is noise.
+_MARGIN = 0.97  # A candidate wins if it takes at most this share of the best time; a smaller gain is noise.
 _CALL_LIMIT_SECS = 1.0  # A dispatch cannot be interrupted, so none takes longer.
 
 
@@ -46,10 +46,11 @@ def first_plan(spec: FitSpec, choice: Choice, folder: Path | None, *, resumed: b
 
     Args:
       spec: the checked fit.
-      choice: what of the plan was chosen before.
-      folder: where chosen plans are kept; None: nowhere.
+      choice: the parts of the plan that were chosen before.
+      folder: the folder of kept plans; None keeps none.
       resumed: whether the choice is that of the run being resumed.
     """
+    # A resumed run keeps chunk and lowering, however slow they are here: its bits depend on both.
     if resumed:
         return spec.place(dataclasses.replace(spec.plan(choice), how="resumed"))
     kept = _KeptPlan(folder, spec).read() if folder is not None and _has_choice(spec) else None
@@ -63,7 +64,7 @@ def choose_plan(first: PlannedFit, folder: Path | None, is_cut: Callable[[], boo
 
     Args:
       first: the fit as `first_plan` places it; closed if another takes its place.
-      folder: where the chosen plan is kept; None: nowhere.
+      folder: the folder of kept plans; None keeps none.
       is_cut: whether to stop looking for a faster plan.
     """
     spec, started = first.spec, time.perf_counter()
@@ -96,7 +97,8 @@ def _has_choice(spec: FitSpec) -> bool:
 def _fit_into_memory(planned: PlannedFit) -> PlannedFit:
     """Compiles a fit, with smaller chunks or in more waves if it would not fit into memory."""
     spec = planned.spec
-    # Rows that are read, or drawn by the user's code, come once and in the order of the steps: there are none to try.
+    # Rows that are read, or drawn by the user's code, come once and in the order of the steps, so none can be
+    # spent on a trial.
     while not spec.sampling.drawn_on_host:
         start, peak = _try_superstep(planned)
         if peak <= planned.memory.room:
@@ -110,7 +112,7 @@ def _try_superstep(planned: PlannedFit) -> tuple[Blocks | None, int]:
     """The heads before their first step, unless a checkpoint has them; and the bytes that a superstep takes."""
     engine, memory, resumed = planned.engine, planned.memory, planned.plan.how == "resumed"
     try:
-        if not resumed:
+        if not resumed:  # a resumed run reads its heads from the checkpoint and needs no `init`
             engine.compile_in_background()
         rows = planned.feed.superstep(0, planned.schedule.counts(0, 1))
         peak = engine.superstep_memory(rows)
@@ -128,7 +130,7 @@ def _try_superstep(planned: PlannedFit) -> tuple[Blocks | None, int]:
 
 def replan(spec: FitSpec, plan: Plan) -> PlannedFit:
     """Places the fit by a smaller plan than one that ran out of memory during training."""
-    smaller = dataclasses.replace(smaller_plan(spec, plan, "more than there was"), how="resumed")
+    smaller = dataclasses.replace(smaller_plan(spec, plan, "more memory than was available"), how="resumed")
     return _fit_into_memory(spec.place(smaller))
 
 
@@ -140,10 +142,14 @@ def smaller_plan(spec: FitSpec, plan: Plan, needed: str) -> Plan:
     """
     heads = len(spec.slices)
     available = room(spec.devices[0], spec.settings.device_memory)
+    # The cheapest way first: half the chunk needs half the temporaries and loses little speed. A chunk that the user
+    # chose stays, since bits depend on it.
     if plan.chunk > 1 and not isinstance(spec.settings.chunk, int):
         smaller = dataclasses.replace(plan, chunk=-(-plan.chunk // 2))
+    # On a CPU all lanes share one memory: a single lane needs the temporaries of one chunk only.
     elif plan.devices > 1 and spec.devices[0] == spec.devices[-1]:
         smaller = dataclasses.replace(plan, devices=1)
+    # Waves come last, because each superstep then writes the state of all heads to disk.
     elif plan.waves * plan.devices * plan.chunk < heads:
         smaller = dataclasses.replace(plan, waves=2 * plan.waves)
     else:
@@ -158,11 +164,11 @@ def smaller_plan(spec: FitSpec, plan: Plan, needed: str) -> Plan:
 
 
 def _fastest(first: PlannedFit, start_secs: float, is_cut: Callable[[], bool]) -> PlannedFit:
-    """Times the plan at hand, then others one by one while the budget lasts, and keeps the fastest.
+    """Times the given plan, then others one by one while the budget lasts, and keeps the fastest.
 
     Args:
-      first: the fit by the plan at hand.
-      start_secs: what compiling it took: the others will take as long.
+      first: the fit by the given plan.
+      start_secs: how long it took to compile; the others are expected to take as long.
       is_cut: whether to stop.
     """
     spec, started = first.spec, time.perf_counter()
@@ -171,6 +177,7 @@ def _fastest(first: PlannedFit, start_secs: float, is_cut: Callable[[], bool]) -
     dearest = max(start_secs, best.start_secs)
     tried = [best.candidate._replace(start_secs=dearest)]
     for plan in _candidates(spec, tried):
+        # Compile time cannot be known beforehand, and it dominates: the longest so far is assumed.
         cost = dearest + 4 * _TIMED_SECS + 2 * best.step_secs
         if is_cut() or time.perf_counter() - started + cost > budget:
             break
@@ -184,6 +191,7 @@ def _fastest(first: PlannedFit, start_secs: float, is_cut: Callable[[], bool]) -
         tried.append(trial.candidate)
         (best if better else trial).planned.close()
         best = trial if better else best
+    # A signal waits for the end of a dispatch, and the rules only estimated the time of a step.
     limit = max(1, int(_CALL_LIMIT_SECS / best.step_secs))
     plan = dataclasses.replace(
         best.planned.plan,
@@ -197,6 +205,7 @@ def _beats(trial: _Trial, best: _Trial) -> bool:
     """Whether a plan is faster than the best so far; if it seems so, both are timed once more, in turn."""
     if trial.step_secs >= _MARGIN * best.step_secs:
         return False
+    # Both again, close together: the best was timed earlier, perhaps while the machine had other work.
     best.measure()
     trial.measure()
     return trial.step_secs < _MARGIN * best.step_secs
@@ -235,13 +244,14 @@ class _Trial:
     def measure(self) -> None:
         """Times some steps; the shortest time counts, because other work on the machine only adds to it."""
         engine = self.planned.engine
+        # A frozen head costs as much as a live one: under vmap both branches are computed, and one is selected.
         self._state: Blocks = engine.freeze(engine.init(), np.ones(engine.num_heads, bool))
         once = self._secs(1)
         most = self.planned.plan.steps_per_call
         steps = max(1, min(most, int(_TIMED_SECS / once)))
         taken = min(self._secs(steps) for _ in range(2)) / steps if once < _MAX_SECS / 10 else once
         self.step_secs = min(self.step_secs, taken)
-        del self._state
+        del self._state  # a trial that is kept must not hold a second copy of all heads
 
     @property
     def candidate(self) -> Candidate:
@@ -275,7 +285,7 @@ class _KeptPlan:
         self._path = folder / f"{hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]}.json"
 
     def read(self) -> Choice | None:
-        """What was chosen; None if there is no such file or it cannot be read."""
+        """Reads what was chosen; None if there is no such file or it is not valid."""
         try:
             found = json.loads(self._path.read_text())
             lowering = Lowering(**{str(name): bool(on) for name, on in found["lowering"].items()})
@@ -285,7 +295,7 @@ class _KeptPlan:
             return None
 
     def write(self, plan: Plan) -> None:
-        """Keeps a choice; if it cannot be written, the next run times the plans again."""
+        """Writes what was chosen; if that fails, the next run times the plans again."""
         text = json.dumps({"chunk": plan.chunk, "lowering": dataclasses.asdict(plan.lowering), "plan": str(plan)})
         try:
             write_text(self._path, text)

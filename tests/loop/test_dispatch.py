@@ -94,7 +94,7 @@ def test_answers_come_with_the_callback_that_gave_them_and_with_arrays():
         (Control(restore=np.ones(2, bool)), r"bool\[2\], expected None or Control\(restore=bool\[3\]\)"),
         (
             Control(stop=np.ones(3, bool), reason=["a"]),
-            r"1 reasons, expected None or Control\(reason=a text or 3",
+            r"1 reasons, expected None or Control\(reason=a string or 3",
         ),
         (np.ones(3, bool), "ndarray"),
     ],
