@@ -1,7 +1,7 @@
 """Arrays in one folder: tensorstore writes and reads them as zarr3 arrays in one OCDBT store.
 
-An array has a number for its name, so no name must be escaped. Its chunks are cut along its first axis alone, for heads
-the axis of heads: a chunk holds the rows of one head, or of as many as it takes to reach 64 kB. Each chunk carries a
+An array is named by a number, so no name needs escaping. Its chunks are cut along the first axis only, which for heads
+is the axis of heads: a chunk holds the rows of one head, or of as many as it takes to reach 64 kB. Each chunk carries a
 CRC-32C that every read checks; OCDBT protects its own index in the same way.
 
 Why 64 kB: with one chunk for each head and leaf, 100,000 heads of 20 small leaves would make 2 million keys. Chunks of
@@ -31,10 +31,10 @@ Form = tuple[Sequence[int], str]
 
 
 def write(folder: Path, arrays: Mapping[int, np.ndarray]) -> None:
-    """Writes arrays that have elements; on return the disk holds them.
+    """Writes arrays, each with at least one element, and waits until they are on disk.
 
     Args:
-      folder: made by this call.
+      folder: the folder to create.
       arrays: by number.
     """
     folder.mkdir()
@@ -48,6 +48,7 @@ def _write(folder: Path, arrays: Mapping[int, np.ndarray]) -> None:
     size = 0
     try:
         for number, array in arrays.items():
+            # In whole chunks: writing part of one would read the rest of it back first.
             for rows in _blocks(array):
                 # Nothing changes the arrays until all writes have ended, so tensorstore need not copy them.
                 pending.append(stores[number][rows].write(array[rows], can_reference_source_data_indefinitely=True))
@@ -62,12 +63,12 @@ def _write(folder: Path, arrays: Mapping[int, np.ndarray]) -> None:
 
 
 def read(folder: Path, forms: Mapping[int, Form], row: int | None = None) -> Iterator[np.ndarray]:
-    """Reads arrays one by one, in the order of `forms`.
+    """Yields arrays one by one, in the order of `forms`.
 
     Args:
       folder: made by `write`.
       forms: shape and dtype of each array to read, by number; an array of another form is refused.
-      row: reads this row of each array alone, and none of the chunks without it; None: all rows.
+      row: reads only this row of each array, and only the chunk that holds it; None reads all rows.
 
     Raises:
       ValueError: an array has another form, or bytes differ from those that were written.
@@ -123,6 +124,7 @@ def _spec(folder: Path, number: int, form: Form) -> dict[str, Any]:
         "kvstore": {
             "driver": "ocdbt",
             "base": _kvstore(folder),
+            # No chunk is kept inside the index, where one damaged byte would cost all chunks of an index node.
             "config": {"compression": None, "max_inline_value_bytes": 0},
             "path": f"{number}/",
         },
@@ -139,7 +141,7 @@ def _spec(folder: Path, number: int, form: Form) -> dict[str, Any]:
 
 
 def _kvstore(folder: Path) -> dict[str, Any]:
-    """Where the bytes of a folder are. Another kind of storage, such as gs:// or s3://, would be chosen here.
+    """Names the storage of a folder. Another kind of storage, such as gs:// or s3://, would be chosen here.
 
     A path, not a file:// URL: a URL gives `%`, `#`, `?` and `|` a meaning.
     """
@@ -156,13 +158,14 @@ def _chunk(form: Form) -> list[int]:
 
 
 def _itemsize(dtype: str) -> int:
+    # NumPy alone does not know bfloat16 and the 8-bit floats.
     import jax.numpy as jnp
 
     return int(jnp.dtype(dtype).itemsize)
 
 
 def _blocks(array: np.ndarray) -> Iterator[Any]:
-    """Indices of parts of whole chunks, which together are the array."""
+    """Yields indices that cut an array into blocks of whole chunks."""
     if not array.ndim:
         yield ...
         return

@@ -1,11 +1,11 @@
 """Folders of steps, `<root>/<step>/`: written whole or not at all, found, set aside and deleted.
 
-Hydrax changes nothing that it did not write. The file `.hydrax` in a root says which run's steps it holds; a root with
-folders that are named like steps but are none is refused. A folder is deleted or renamed only if all that lies in it
-has the names of a checkpoint's files.
+Hydrax changes nothing that it did not write. The file `.hydrax` in a root names the run whose steps it holds. A root
+with folders that are named like steps but were not written by Hydrax is refused. A folder is deleted or renamed only if
+all files in it have the names of a checkpoint's files.
 
-A run is known by a random id, which its checkpoints carry and a resumed run keeps. So a step that another run left in
-the folder, however high its number, is never taken for the newest.
+A run has a random id, which its checkpoints carry and a resumed run keeps. So a step that another run left in the
+folder is never mistaken for the newest, however high its number.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from hydrax.files import write_bytes
 MARK = ".hydrax"
 
 _STEP = re.compile(r"0|[1-9][0-9]{0,17}")
-# Folders on their way: being written, replaced by a newer one of the same step, or deleted.
+# Temporary folders: being written, replaced by a newer one of the same step, or deleted.
 _PASSING = re.compile(r"\.hydrax-([0-9]{1,18})\.(draft|old|deleted)")
-# What a process that was killed may leave: tensorstore's and our own files before they take their names.
+# What a killed process may leave behind: files of tensorstore and of Hydrax that have not got their final names yet.
 _HALF_WRITTEN = re.compile(r"(arrays/(d/)?)?([0-9a-z.]+\.__lock|\.hydrax-[0-9a-f]{16}\.part)")
 _log = logging.getLogger("hydrax")
 _T = TypeVar("_T")
@@ -43,7 +43,7 @@ class _Label(NamedTuple):
 
 
 def write(root: Path, step: int, run: str, fill: Callable[[Path], None], keep: int | None) -> Path:
-    """Makes the folder of one step. Whatever ends the process on the way, a reader finds it whole or not at all.
+    """Writes the folder of one step. Whatever ends the process, a reader finds the folder complete or not at all.
 
     Args:
       root: made if it is missing.
@@ -64,27 +64,27 @@ def write(root: Path, step: int, run: str, fill: Callable[[Path], None], keep: i
         draft.mkdir()
         fill(draft)
         if _label(folder) is not None:
-            folder.rename(root / f".hydrax-{step}.old")  # a reader who comes now takes it for the step
+            folder.rename(root / f".hydrax-{step}.old")  # a reader that comes now uses it
         elif folder.exists():
             set_aside(folder)
-        draft.rename(folder)
+        draft.rename(folder)  # atomic: this is the moment at which the step exists
     except BaseException:
         with contextlib.suppress(OSError):
             _tidy(root)
         raise
-    _sync(root)
+    _sync(root)  # before anything older is deleted: the new name must survive a power failure
     _tidy(root)
     if keep is not None:
         own = (path for path in _steps_in(root) if _label(path) == _Label(run, int(path.name)))
         for old in list(own)[keep:]:
             if old != folder and _is_ours(old):
-                # Its name goes first: half a step must not be taken for one.
+                # Renamed first, so that a half-deleted step is never mistaken for a checkpoint.
                 shutil.rmtree(old.rename(root / f".hydrax-{old.name}.deleted"))
     return folder
 
 
 def first_sound(path: Path, read: Callable[[Path], _T]) -> _T:
-    """Reads the newest step below a path that can be read; the damaged ones that are newer are renamed.
+    """Reads the newest intact step below a path, and renames the damaged ones that are newer.
 
     Args:
       path: the folder of a step, or one that holds steps, or whose `last` or `checkpoints/last` does.
@@ -92,7 +92,7 @@ def first_sound(path: Path, read: Callable[[Path], _T]) -> _T:
 
     Raises:
       CheckpointError: there is no step.
-      DamagedCheckpointError: no step can be read. None is renamed then: the fault may lie elsewhere.
+      DamagedCheckpointError: no step can be read. None is renamed then, since the cause may be elsewhere.
     """
     failed: list[tuple[Path, DamagedCheckpointError]] = []
     for step in _find(path):
@@ -103,7 +103,7 @@ def first_sound(path: Path, read: Callable[[Path], _T]) -> _T:
             continue
         for damaged, why in failed:
             _log.warning("%s Instead: %s.", why, step)
-            # So that no later run takes it for the newest; if it cannot be renamed it stays.
+            # So that no later run tries it first; if it cannot be renamed, it stays.
             with contextlib.suppress(OSError):
                 set_aside(damaged)
         return found
@@ -111,7 +111,7 @@ def first_sound(path: Path, read: Callable[[Path], _T]) -> _T:
 
 
 def check_root(root: Path) -> None:
-    """Raises CheckpointError if a folder for checkpoints holds folders that look like steps and are none."""
+    """Raises CheckpointError if a folder for checkpoints holds folders that look like steps but are not Hydrax's."""
     _others(root, "")
 
 
@@ -124,6 +124,7 @@ def make_way(root: Path, run: str) -> Path | None:
     Raises:
       CheckpointError: the folder holds folders that Hydrax did not write.
     """
+    # Renamed, never deleted: the other run may be the one that the user wants to keep.
     return root.rename(_free_name(root, "-")) if _others(root, run) else None
 
 
@@ -135,6 +136,7 @@ def set_aside(step: Path) -> None:
 
 def _free_name(path: Path, separator: str) -> Path:
     names = (path.with_name(f"{path.name}{separator}{number}") for number in itertools.count(1))
+    # `lexists`: a broken link takes a name, too.
     return next(name for name in names if not os.path.lexists(name))
 
 
@@ -166,7 +168,7 @@ def _others(root: Path, run: str) -> list[str]:
 
 
 def _check_free(folder: Path, run: str) -> None:
-    """Raises CheckpointError if a step's name is taken by something that must not be replaced."""
+    """Raises CheckpointError if something that must not be replaced has the name of a step."""
     if not os.path.lexists(folder):
         return
     label = _label(folder)
@@ -181,7 +183,7 @@ def _check_free(folder: Path, run: str) -> None:
 
 
 def _mark(root: Path) -> str | None:
-    """The run that a root belongs to; None if it has no mark, or a damaged one."""
+    """The id of the run that a root belongs to; None if it has no mark, or a damaged one."""
     with contextlib.suppress(Exception):
         run = schema.read_sealed(root / MARK)["run"]
         return run if isinstance(run, str) else None
@@ -189,7 +191,7 @@ def _mark(root: Path) -> str | None:
 
 
 def _label(step: Path) -> _Label | None:
-    """Whose step a folder holds, by its metadata alone; None if these cannot be read."""
+    """Whose step a folder holds, by its metadata alone; None if the metadata cannot be read."""
     with contextlib.suppress(Exception):
         meta = schema.read_sealed(step / schema.META)
         label = _Label(meta["run"], meta["step"])
@@ -242,12 +244,14 @@ def _own_steps(root: Path, passed_over: list[str]) -> Iterator[Path]:
       passed_over: takes a description of each step that another run, or a copy under another number, left there.
     """
     run = _mark(root)
+    # A process that died between two renames leaves only the replaced step, which is intact.
     old = {path for path in _passing(root, "old") if not (root / _number(path)).exists()}
     steps = {path: int(_number(path)) for path in (*_steps_in(root), *old)}
     for step, number in sorted(steps.items(), key=lambda item: item[1], reverse=True):
         label = _label(step)
         if label is None and not _is_ours(step):
             continue
+        # A step whose label cannot be read is offered too: the reader reports the damage and tries the next one.
         run = run or (label and label.run)  # without a mark the root belongs to the run of its newest step
         if label not in (None, (run, number)):
             reason = f"step {label.step} under another name" if label.step != number else "a step of another run"
@@ -263,7 +267,7 @@ def _number(path: Path) -> str:
 
 
 def _passing(root: Path, *kinds: str) -> Iterator[Path]:
-    """Folders on their way, of some kinds."""
+    """Yields the temporary folders of these kinds."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for path in root.iterdir():
             passing = _PASSING.fullmatch(path.name)
@@ -272,7 +276,7 @@ def _passing(root: Path, *kinds: str) -> Iterator[Path]:
 
 
 def _tidy(root: Path) -> None:
-    """Removes what a save has left on the way, this one or one of a process that died; nobody else writes here."""
+    """Removes the temporary folders of this save, or of one that was killed; the root has no other writer."""
     for path in list(_passing(root, "old")):
         if not (root / _number(path)).exists():
             path.rename(root / _number(path))
@@ -281,7 +285,7 @@ def _tidy(root: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Waits until the disk has the names in a folder; on Windows, where a folder cannot be opened, it does not."""
+    """Waits until the names in a folder are on disk; on Windows, where a folder cannot be opened, it does nothing."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

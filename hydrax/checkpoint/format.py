@@ -1,7 +1,7 @@
 """The format on disk: `<root>/<step>/` holds the arrays in `arrays/` and everything else in `meta.json`.
 
-A leaf of a tree is known by its path, a list of keys, so that a key may hold any character. Its place in the list
-`leaves` is the array's number.
+A leaf of a tree is identified by its path, a list of keys, so that a key may hold any character. Its position in the
+list `leaves` is the number of its array.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ def save(root: Path, step: int, tree: Any, meta: Mapping[str, Any], *, run: str,
 
     Args:
       root: folder of the checkpoints; made if it is missing.
-      step: names the checkpoint; one of the same run and step is replaced.
+      step: names the checkpoint; an existing one of the same run and step is replaced.
       tree: pytree of arrays, with the heads' own below `heads`; PRNG keys keep the name of their implementation.
       meta: the other fields of `schema`, with `kind`, `ids` and `hparams`.
       run: id of the run, or "heads" for heads alone.
-      keep: how many of the newest of the run to keep; None keeps all.
+      keep: how many of the newest checkpoints of the run to keep; None keeps all.
 
     Returns:
       The folder of this step.
 
     Raises:
-      CheckpointError: it cannot be written or does not read back, or the folder holds something else.
+      CheckpointError: it cannot be written, it does not read back, or the folder holds something else.
     """
     root = root.absolute()
     given = leaves_by_path(tree)
@@ -52,8 +52,10 @@ def save(root: Path, step: int, tree: Any, meta: Mapping[str, Any], *, run: str,
     def fill(draft: Path) -> None:
         array_files.write(draft / _ARRAYS, filled)
         known = {"format": schema.FORMAT, "run": run, "step": step, "leaves": leaves}
+        # Last, because it lists the sizes and random names of the files that tensorstore has just written.
         whole = schema.sealed({**meta, **known, "files": schema.files_in(draft)})
         write_bytes(draft / schema.META, whole, sync=True)
+        # All of it is read back before the draft gets its name: a disk that lies must not cost an older, sound step.
         read_meta(draft)
         other = array_files.first_difference(draft / _ARRAYS, filled)
         if other is not None:
@@ -72,7 +74,7 @@ def save(root: Path, step: int, tree: Any, meta: Mapping[str, Any], *, run: str,
 
 
 def check(step: Path) -> Path:
-    """Reads all of a step, array by array, which checks every checksum; returns the path.
+    """Reads all arrays of a step, which checks every checksum; returns the path.
 
     Raises:
       DamagedCheckpointError: something is missing or differs from what was saved.
@@ -98,6 +100,7 @@ def load(step: Path, like: Any, *, head: int | None = None, as_numpy: bool = Fal
     Raises:
       CheckpointError: a leaf is missing, differs in shape or dtype, or is damaged.
     """
+    # Compared by description first: a checkpoint that does not fit costs no read and no memory.
     saved = _by_path(read_meta(step))
     expected = leaves_by_path(like)
     for path, leaf in expected.items():
@@ -125,7 +128,7 @@ def load_below(step: Path, *keys: str) -> dict[str, Any]:
 
 
 def load_models(step: Path, head: int | None = None) -> dict[str, np.ndarray]:
-    """Reads the heads' models as arrays by dotted name, without the module that built them; keys as their words.
+    """Reads the heads' models as arrays by dotted name, without the module that built them; PRNG keys as raw words.
 
     Args:
       step: the folder of a step.
@@ -164,7 +167,7 @@ def _below(meta: Mapping[str, Any], keys: _Path) -> dict[_Path, tuple[int, Mappi
 
 
 def _read(step: Path, wanted: _Numbered, head: int | None = None) -> Any:
-    """Yields path and array of each leaf, one by one; keys as their words."""
+    """Yields path and array of each leaf, one by one; PRNG keys as raw words."""
     at = "" if head is None else f", head {head}"
     forms = {number: (leaf["shape"], leaf["dtype"]) for number, leaf in wanted.values() if schema.num_bytes(leaf)}
     arrays = array_files.read(step / _ARRAYS, forms, head)
@@ -173,7 +176,7 @@ def _read(step: Path, wanted: _Numbered, head: int | None = None) -> Any:
             empty = np.zeros(leaf["shape"][head is not None :], jnp.dtype(leaf["dtype"]))
             array = next(arrays) if number in forms else empty
         except MemoryError:
-            raise
+            raise  # says nothing about the checkpoint, which must not be renamed for it
         except Exception as error:
             raise schema.damaged(step, error, f", leaf {_name(path)}{at}") from error
         yield path, array
@@ -189,6 +192,7 @@ def _to_numpy(leaf: Any) -> np.ndarray:
 
 
 def _to_jax(array: np.ndarray, saved: Mapping[str, Any]) -> jax.Array:
+    # A copy, since the heads are donated later and this buffer belongs to tensorstore.
     return jax.random.wrap_key_data(jnp.asarray(array), impl=saved["key"]) if saved["key"] else jnp.array(array)
 
 

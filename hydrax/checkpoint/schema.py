@@ -133,6 +133,7 @@ def read_meta(step: Path) -> dict[str, Any]:
     except Exception as error:
         raise damaged(step / META, error) from error
     try:
+        # In this order, since each check relies on the forms that the previous one found.
         _check(meta, _META, "meta")
         _check_agreement(meta)
         _check_files(step, meta["files"])
@@ -143,6 +144,7 @@ def read_meta(step: Path) -> dict[str, Any]:
 
 def sealed(values: Mapping[str, Any]) -> bytes:
     """Formats values as JSON that carries its own checksum."""
+    # The checksum comes first and covers all bytes behind it, so no field can be changed, added or cut off.
     body = json.dumps(values)[1:].encode()
     return _seal(body) + body
 
@@ -152,11 +154,12 @@ def read_sealed(file: Path) -> dict[str, Any]:
 
     Raises:
       OSError: the file cannot be read.
-      ValueError: it is no regular file, is too long, or holds other bytes.
+      ValueError: it is not a regular file, is too long, or holds other bytes.
     """
     info = file.lstat()
-    if not stat.S_ISREG(info.st_mode):  # opening a named pipe would wait for ever
+    if not stat.S_ISREG(info.st_mode):  # opening a named pipe would block forever
         raise ValueError("a link, named pipe or device")
+    # The size is checked before the file is read: a damaged folder must not fill the memory.
     if info.st_size > _MAX_BYTES:
         raise ValueError(f"{info.st_size:,} bytes")
     data = file.read_bytes()
@@ -249,7 +252,7 @@ def _check(value: Any, wanted: Any, where: str) -> None:
         case [each] if type(value) is list:
             for number, part in enumerate(value):
                 _check(part, each, f"{where}[{number}]")
-        case Callable() if wanted(value) is True:  # NotImplemented is true, too
+        case Callable() if wanted(value) is True:  # `__eq__` may return NotImplemented, which counts as true
             pass
         case _:
             raise ValueError(f"{where} is {value!r:.60}")
@@ -265,17 +268,19 @@ def _check_agreement(meta: Mapping[str, Any]) -> None:
         if not leaf["path"] or (leaf["path"][0] == "heads" and leaf["shape"][:1] != [count]):
             raise ValueError(f"leaf {leaf['path']} has shape {leaf['shape']} for {count} heads")
         form(leaf)  # raises where a key's implementation is unknown, or its words do not fit
+    # Nothing is compressed, so the files must hold at least the bytes of the arrays. A shape with a flipped bit is
+    # noticed here, before memory is taken for it.
     if sum(map(num_bytes, leaves)) > sum(meta["files"].values()):
         raise ValueError(f"arrays of {sum(map(num_bytes, leaves)):,} bytes in files of {sum(meta['files'].values()):,}")
     if meta["kind"] == "run":
         if sorted(["metrics", name] for name in meta["metrics"]) != [p for p in paths if p[0] == "metrics"]:
-            raise ValueError("other metrics than arrays of them")
+            raise ValueError("the metrics and their arrays differ")
         if any(entry["head"] >= count for entry in (*meta["faults"], *meta["reasons"])):
             raise ValueError(f"a head beyond {count}")
 
 
 def _check_files(step: Path, files: Mapping[str, int]) -> None:
-    """Raises ValueError if a file that was saved is missing or has another size, or something is no regular file."""
+    """Raises ValueError if a saved file is missing or has another size, or if anything is not a regular file."""
     found = files_in(step)
     for name, size in files.items():
         if not ARRAYS.fullmatch(name) or found.get(name) != size:

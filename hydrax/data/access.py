@@ -1,4 +1,4 @@
-"""Access to the rows of a dataset that stays on the host: arrays (`ArrayRows`) or a random-access source."""
+"""Access to the rows of a dataset on the host: of arrays (`ArrayRows`) or of a random-access source (`SourceRows`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hydrax.data.maps import MappedColumn, memory_map
 from hydrax.errors import DataError
 
 _PART_BYTES = 2**20  # Read from arrays at once: while it is narrowed and checked, it stays in a core's cache.
-_PART_ITEMS = 32  # Read from a source at once: far more work than starting a task, and still shared out evenly.
+_PART_ITEMS = 32  # Read from a source at once: enough to outweigh starting a task, few enough to share evenly.
 
 
 class ArrayRows:
@@ -53,6 +53,7 @@ class ArrayRows:
             column.store(_take(array, rows, values if array.dtype == column.dtype else None), rows, values, one_check)
             for column, array, values, one_check in zip(self.columns, self._arrays, out, check, strict=True)
         ]
+        # Pages that were read need not stay in memory: the map may be larger than the machine.
         for mapped in self._maps:
             mapped.release(rows)
         return found
@@ -61,6 +62,7 @@ class ArrayRows:
         """Yields the columns that are not memory maps in parts [U, ...], in the dtype of the device."""
         for column, array in self._in_memory:
             for start in range(0, self.num_rows, self.part_rows):
+                # A number that float32 cannot hold becomes infinite here as it does on the device.
                 with np.errstate(over="ignore"):
                     yield array[start : start + self.part_rows].astype(column.dtype, copy=False)
 
@@ -124,6 +126,7 @@ class SourceRows:
 
     def _items(self, rows: list[int], before_row: Callable[[int], None] | None) -> Iterable[tuple[int, Any]]:
         if before_row is not None:
+            # One by one: if the process dies, the row to blame is known.
             for row in rows:
                 before_row(row)
                 yield row, self._item(row)
@@ -134,6 +137,7 @@ class SourceRows:
 
     def _many_items(self, rows: list[int]) -> Sequence[Any]:
         try:
+            # The whole list in one call lets a source sort its reads, or fetch them in parallel.
             items: Sequence[Any] = self._source.__getitems__(rows)
             count = len(items)
         except Exception as error:
@@ -154,7 +158,7 @@ class SourceRows:
     def _item(self, row: int) -> Any:
         try:
             item = self._source[row]
-        except (IndexError, StopIteration) as error:
+        except (IndexError, StopIteration) as error:  # what a source raises beyond its end
             raise self._missing(row, _short(error)) from error
         except Exception as error:
             raise self._unreadable(row, error, "correct that row, or leave it out of the source") from error
@@ -197,6 +201,7 @@ def is_source(dataset: Any) -> bool:
 
     A source has `__len__` and `__getitem__(int)`, and is not an array, dict, tuple, list, string or other pytree.
     """
+    # Registered pytrees, such as dataclasses, are datasets whose leaves are columns.
     is_container = isinstance(dataset, Mapping | str | bytes | bytearray) or not jax.tree_util.all_leaves([dataset])
     is_array = hasattr(dataset, "__array__")
     return not (is_container or is_array) and hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")

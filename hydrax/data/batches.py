@@ -1,4 +1,4 @@
-"""Who draws the index batches, the rows that each head meets in each step: the compiled program or the host."""
+"""Index batches, the rows that each head meets in each step: drawn by the compiled program or by the host."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Batches(Protocol):
 
 
 class ProgramBatches:
-    """Index batches that the compiled program draws; the host only tells it how far the heads have come.
+    """Index batches that the compiled program draws; the host only sends the positions of the heads.
 
     Args:
       draw: how the program draws them.
@@ -47,7 +47,7 @@ class ProgramBatches:
       max_steps: length of the leading axis, the same for every superstep so that nothing compiles twice.
       accumulate: micro-batches A per step.
       seed, small_slices, passes: as in `rotation.index_batch`.
-      frozen: repeat this many first batches over and over; None: the rotation goes on.
+      frozen: repeats this many first batches over and over; None continues the rotation.
     """
 
     def __init__(
@@ -78,7 +78,8 @@ class ProgramBatches:
         ahead = np.zeros((self._max_steps, self._accumulate), np.uint32)
         present = np.zeros(ahead.shape, bool)
         micro, starts = np.arange(self._accumulate), np.cumsum([0, *counts[:-1]])
-        # A missing micro-batch repeats the rows of the last one, with no live slot.
+        # The last step of an epoch may have fewer micro-batches. A missing one repeats the rows of the last, with no
+        # live slot.
         ahead[: len(counts)] = starts[:, None] + np.minimum(micro, np.asarray(counts)[:, None] - 1)
         if self._frozen is not None:
             ahead[: len(counts)] = (first % self._frozen + ahead[: len(counts)]) % self._frozen
@@ -127,9 +128,11 @@ class GrainBatches:
     def superstep(self, first: int, counts: Sequence[int]) -> dict[str, Any]:
         """Returns rows and mask, int32 and bool `[max_steps, (A,) (H padded,) B]`; what no element fills is padding."""
         if first != self._position:
+            # After a resume, or when a prefetched superstep was dropped: Grain finds any element at once.
             self._iterator.set_state({"next_index": first})
             self._position = first
         axes = (self._max_steps, self._accumulate) if self._accumulate else (self._max_steps,)
+        # The first element is drawn before the buffers are made, because it tells their shape.
         drawn = (self._next() for _ in range(sum(counts)))
         first_rows, first_mask = next(drawn)
         elements = itertools.chain([(first_rows, first_mask)], drawn)
@@ -186,6 +189,7 @@ class GrainBatches:
                 f"An index batch has the wrong dtype: {where}. Got rows {rows.dtype} and mask {mask.dtype}, expected "
                 "int32 and bool. Fix: cast them in index_dataset()."
             )
+        # JAX does not complain: it clips such a row, or reads another one.
         if rows.min() < 0 or rows.max() >= self._num_rows:
             place = tuple(map(int, np.argwhere((rows < 0) | (rows >= self._num_rows))[0]))
             raise DataError(

@@ -1,4 +1,4 @@
-"""Where the rows lie while heads learn from them: on the device (`DeviceFeed`) or on the host (`HostFeed`)."""
+"""Feeds: give the heads their rows from a dataset on the device (`DeviceFeed`) or on the host (`HostFeed`)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Feed(Protocol):
         """Returns what the steps need that start at batch `first` and hold `counts` batches each."""
 
     def prefetch(self, first: int, counts: Sequence[int]) -> None:
-        """Starts to prepare the superstep that will probably be asked for next."""
+        """Starts to prepare the superstep that will probably be requested next."""
 
     def digest(self) -> str:
         """Returns a digest of the dataset; a resumed run must find the same."""
@@ -44,7 +44,7 @@ class Feed(Protocol):
 
 
 def open_feed(data: Dataset, make: MakeBatches, layout: Layout, max_rows: int, ids: np.ndarray) -> Feed:
-    """Returns the feed for where the rows of a dataset lie.
+    """Returns the feed for a dataset, by where its rows are kept.
 
     Args:
       data: the dataset.
@@ -86,6 +86,7 @@ class DeviceFeed:
     def superstep(self, first: int, counts: Sequence[int]) -> SuperstepRows:
         parts = self._batches.superstep(first, counts)
         if self._fixed is None:
+            # Sent once for a layout: tables of slices may be large, and only positions change between supersteps.
             self._fixed = self._send({name: parts[name] for name in self._batches.fixed})
         fresh = self._send({name: part for name, part in parts.items() if name not in self._batches.fixed})
         blocks = zip(self._layout.blocks, self._fixed, fresh, strict=True)
@@ -95,6 +96,7 @@ class DeviceFeed:
         """Does nothing: the rows are there, and index batches are cheap."""
 
     def digest(self) -> str:
+        # Of what is on the device and not of the user's arrays, which may have changed since.
         return tree_digest(next(iter(self._data.values())).columns)
 
     def close(self) -> None:
@@ -131,7 +133,7 @@ class HostFeed:
         self.set_layout(layout)
 
     def set_layout(self, layout: Layout) -> None:
-        if self._ahead is not None:  # it was fetched for other places
+        if self._ahead is not None:  # it was fetched for the previous layout
             self._ahead[1].cancel()
             concurrent.futures.wait([self._ahead[1]])
         self._ahead = None
@@ -171,11 +173,12 @@ class HostFeed:
 
     def _fetch(self, first: int, counts: Sequence[int]) -> SuperstepRows:
         batches = self._index_batches(first, counts)
-        drawn = batches["rows"][: len(counts)]  # beyond these steps all is padding, of row 0
+        drawn = batches["rows"][: len(counts)]  # the steps beyond are padding, all of row 0
         numbers, places = np.unique(drawn, return_inverse=True)
         columns = self._reader.read(numbers, lambda row: self._owners(row, batches), size=self._max_rows)
         padded = np.zeros(self._max_rows, np.int32)
         padded[: numbers.size] = numbers
+        # The program gathers from the fetched rows, so it gets their places there instead of their row numbers.
         drawn[...] = places.reshape(drawn.shape)
         # JAX's 64-bit setting belongs to the thread that asks; the reader has already decided which columns stay wide.
         with jax.enable_x64(True):
@@ -188,7 +191,7 @@ class HostFeed:
         if self._program is None:
             return parts
         rows, mask = map(np.array, self._program(*jax.device_put((parts, self._ids[self._layout.heads]))))
-        rows[len(counts) :] = 0
+        rows[len(counts) :] = 0  # a row that is not fetched would have no place
         return {"rows": rows, "mask": mask}
 
     def _owners(self, row: int, batches: Mapping[str, np.ndarray]) -> str:

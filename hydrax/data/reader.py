@@ -1,4 +1,4 @@
-"""RowReader: reads chosen rows of a dataset that stays on the host, checked and in the dtypes of the device."""
+"""RowReader: reads selected rows of a dataset that stays on the host, and checks and converts them."""
 
 from __future__ import annotations
 
@@ -70,8 +70,9 @@ class RowReader:
         self.shapes: Any = self._tree(
             [jax.ShapeDtypeStruct((self.num_rows, *column.shape), column.dtype) for column in self._columns]
         )
-        # True for columns that need no further look: they cannot hold NaN, the user does not care, or was warned.
+        # True for columns that need no check: they cannot hold NaN, the user turned it off, or was warned already.
         self._warned = [not column.is_inexact or check_finite == "off" for column in self._columns]
+        # A future and not an event, so that one `wait` covers both a job and the end.
         self._closing: Future[Any] = Future()
         self._close_once = threading.Lock()
         self._processes = RowProcesses(dataset, stage, wide, processes) if from_source and processes else None
@@ -93,6 +94,7 @@ class RowReader:
             closed.
         """
         rows = np.asarray(rows)
+        # Always new: JAX on a CPU adopts these buffers, and the previous superstep may still read its own.
         out = [aligned_zeros((len(rows) if size is None else size, *c.shape), c.dtype) for c in self._columns]
         bad: list[list[int]] = [[] for _ in self._columns]
         check = [not warned for warned in self._warned]
@@ -125,6 +127,7 @@ class RowReader:
         because reading them all could take minutes: a change in other rows goes unnoticed.
         """
         columns = [(column.name, column.shape, str(column.dtype)) for column in self._columns]
+        # Names and dtypes first, since the bytes of two columns could be those of one.
         content = hashlib.sha256(repr((self.num_rows, str(self._rows.structure), columns)).encode())
         spread = np.linspace(0, self.num_rows - 1, min(_DIGEST_ROWS, self.num_rows)).astype(np.int64)
         for column in jax.tree.leaves(self.read(spread)):
@@ -144,6 +147,7 @@ class RowReader:
                 self._processes.close()
 
     def _submit(self, rows: np.ndarray, places: Sequence[np.ndarray], check: list[bool]) -> Future[Part]:
+        # A process returns its rows by pickle, which costs a copy; threads write into the buffer itself.
         if self._processes is not None:
             return self._processes.submit(rows, check)
         return self._threads.submit(lambda: (list(places), self._rows.fill(rows, places, check)))
@@ -158,7 +162,7 @@ class RowReader:
     def _collect(self, places: Sequence[np.ndarray], part: Part, bad: list[list[int]]) -> None:
         values, found = part
         for place, read, rows, more in zip(places, values, bad, found, strict=True):
-            if read is not place:  # it comes from another process; threads fill the place itself
+            if read is not place:  # rows from another process; threads fill the place itself
                 place[...] = read
             rows += more
 

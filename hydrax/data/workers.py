@@ -36,7 +36,8 @@ class RowProcesses:
 
     def __init__(self, source: Any, stage: str, wide: bool, count: int) -> None:
         self._name = f"{stage} dataset"
-        context = multiprocessing.get_context("spawn")  # forking a process that runs JAX's threads may hang
+        context = multiprocessing.get_context("spawn")  # a forked copy of a process with JAX's threads may hang
+        # Held open by this process alone: when it closes, by whatever cause, the workers end too.
         leash, self._leash = context.Pipe(duplex=False)
         # The row that each process is reading, or -1; it says where a process died.
         self._current = context.RawArray("q", [-1] * count)
@@ -57,11 +58,11 @@ class RowProcesses:
             raise self._unsendable(error) from error
 
     def submit(self, rows: np.ndarray, check: Sequence[bool]) -> Future[Part]:
-        """Starts reading rows int[U]."""
+        """Starts to read rows int[U]."""
         return self._pool.submit(_read, rows, check)
 
     def rows_at_death(self) -> list[int]:
-        """Returns the rows that were being read when a process died, which ends all the others."""
+        """Returns the rows that were being read when a process died; the pool then ends all the others."""
         return sorted({row for row in self._current if row >= 0})
 
     def close(self) -> None:
@@ -113,9 +114,9 @@ def _start(leash: Connection, *state: Any) -> None:
 
 
 def _end_with_parent(leash: Connection) -> None:
-    """Ends this process when the parent closes its end of the pipe, or dies, even by SIGKILL; nothing is ever sent."""
+    """Ends this process when the parent closes its end of the pipe or dies, even by SIGKILL; nothing is ever sent."""
     leash.poll(None)
-    os._exit(0)
+    os._exit(0)  # at once: the main thread may be inside a read that never ends
 
 
 def _get_ready() -> None:
