@@ -46,14 +46,14 @@ class Engine:
     """Runs the programs of a run for all H heads.
 
     Each block of the layout has its own part of every tree of heads, so methods take and return `Blocks` unless they
-    say otherwise. Programs are dispatched for all blocks and not waited for; only `read`, and what is built on it,
-    waits.
+    say otherwise. Methods dispatch a program for all blocks and do not wait for it; only `read`, and methods built on
+    it, wait.
 
     Args:
       program: the functions of one head.
       inputs: ids and `PerHead` values of the H heads, on the host.
       seed: the seed of the run.
-      layout: where the heads stand.
+      layout: the places of the heads.
       epoch: empty accumulators of one head.
       draw: where the index batches of training come from; None if nothing trains.
       spill: keeps waiting heads on disk if they run in waves; None otherwise.
@@ -62,7 +62,7 @@ class Engine:
     Attributes:
       num_heads: H.
       structure: what the models of all heads have in common.
-      layout: where the heads stand.
+      layout: the places of the heads.
       programs: the compiled programs by name.
     """
 
@@ -104,10 +104,11 @@ class Engine:
         # own, and results are read after the run has ended.
         self._x64 = bool(getattr(jax.config, "jax_enable_x64", False))
         self._all_inputs = inputs
+        # An input of the programs, not a constant: another seed compiles nothing.
         self._key = jax.random.key(seed)
         self._place(layout)
 
-    # ---- where the heads stand
+    # ---- places of heads
 
     def scatter(self, tree: Any) -> Blocks:
         """Distributes leaves `[H, ...]` to the blocks, without a copy if one block holds all heads in order."""
@@ -121,7 +122,7 @@ class Engine:
     def gather(self, blocks: Blocks) -> Any:
         """Collects leaves `[H, ...]` on one device, or on the host's disk if heads run in waves.
 
-        Always in new buffers: the next superstep donates the old ones.
+        The result is always in new buffers, since the next superstep donates the old ones.
         """
         layout, device = self.layout, self.layout.blocks[0].device
         if self._spill is not None:
@@ -137,6 +138,7 @@ class Engine:
         assert self._spill is not None
         if is_key(parts[0]):
             return jnp.concatenate(parts)[self.layout.places]
+        # On disk as well: all heads together may not fit into memory.
         whole = self._spill.blank((self.num_heads, *parts[0].shape[1:]), parts[0].dtype)
         places = self.layout.places
         for number, part in enumerate(parts):
@@ -160,6 +162,7 @@ class Engine:
 
     def rearrange(self, layout: Layout, *trees: Blocks | None) -> list[Any]:
         """Moves trees of all heads to another layout of the same blocks; None stays None."""
+        # All trees are gathered before the layout changes, because their order is that of the old one.
         whole = [None if tree is None else self.gather(tree) for tree in trees]
         self._place(layout)
         return [None if tree is None else self.scatter(tree) for tree in whole]
@@ -216,6 +219,7 @@ class Engine:
             how = {"whole": True} if whole else {}  # without the argument there is one program, as on a CPU
             return functools.partial(self._spill_back, state, self._run("superstep", block, *args, **how))
 
+        # Resting heads or a shortened superstep need the program with dynamic counts.
         capacity = len(self.layout.blocks[0].heads) // self.layout.chunk
         found = self._each(run, state, rows)
         return tuple(new for new, _ in found), tuple(values for _, values in found)
@@ -241,13 +245,14 @@ class Engine:
         ]
         for (block, _, block_rows), program in zip(blocks, begun, strict=True):
             found = program.result().memory_analysis()
-            if found is None:  # This backend does not tell: count at least what goes in.
+            if found is None:  # this backend does not tell: count at least what goes in
                 return tree_bytes(state) * len(self.layout.blocks) + tree_bytes(block_rows[0])
             lanes = peaks.setdefault(block.device, {})
             peak = found.argument_size_in_bytes + found.temp_size_in_bytes
             peak += found.output_size_in_bytes - found.alias_size_in_bytes
             # The lanes of a device share its rows, so they count once.
             shared = tree_bytes(block_rows[0]) if lanes and block.lane not in lanes else 0
+            # Blocks of one lane run in turn and need the memory of the largest; lanes run at once, so they add up.
             lanes[block.lane] = max(lanes.get(block.lane, 0), peak - shared)
         return max(sum(lanes.values()) for lanes in peaks.values())
 
@@ -329,6 +334,7 @@ class Engine:
     def with_live(self, state: Blocks, live: np.ndarray) -> Blocks:
         """Makes exactly these heads, bool[H], live."""
         spill = self._spill
+        # With a spill the state is a tree of memory maps, and `live` must stay one of them.
         put = _put if spill is None else lambda live, block: spill.put(live[block.heads])
         blocks = zip(self.layout.blocks, state, strict=True)
         return tuple(one._replace(live=put(live, block)) for block, one in blocks)
@@ -357,7 +363,7 @@ class Engine:
         )
 
     def close(self) -> None:
-        """Ends the threads of the lanes; later calls run in the thread of the caller."""
+        """Ends the threads of the lanes; later calls, such as reading the heads after a fit, run in the caller's."""
         for lane in self._lanes:
             lane.shutdown(wait=True)
         self._lanes = []
@@ -401,7 +407,7 @@ class Engine:
     def _run(self, name: str, block: Block, *args: Any, **static: Any) -> Callable[[], Any]:
         """The call that dispatches a program; with a spill, its result goes to disk."""
         call = functools.partial(self.programs[name].compiled_for(block.device, *args, **static), *args)
-        if self._spill is None or name == "superstep":
+        if self._spill is None or name == "superstep":  # a superstep overwrites its old state on disk itself
             return call
         spill = self._spill
         return lambda: spill.put(call())
@@ -413,7 +419,7 @@ def read_steps(blocks: Blocks, num_steps: int, places: np.ndarray) -> np.ndarray
     Args:
       blocks: `[K max, places]` for each block.
       num_steps: K, the steps that ran.
-      places: int64[H], where the heads stood then.
+      places: int64[H], the places of the heads at dispatch.
     """
     parts = [np.asarray(part)[:num_steps] for part in blocks]
     found: np.ndarray = np.concatenate(parts, axis=1)[:, places]

@@ -1,4 +1,4 @@
-"""Counts the least that a step has to do, in floating-point operations and bytes, from the jaxpr of the user's step.
+"""Counts the least work of a step, in floating-point operations and bytes, from the jaxpr of the user's step.
 
 XLA's own cost analysis counts the body of a loop once, and twice what a fusion happens to compute twice.
 """

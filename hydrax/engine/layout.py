@@ -1,4 +1,4 @@
-"""Layout: on which device, in which block and at which place each head is."""
+"""Layout: the device, block and place of each head."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Layout:
         """int64[H], the place of each head, counted through all blocks."""
         heads = self.heads
         places = np.empty(self.num_heads, np.int64)
-        # A head may also stand at places of padding. Written from the back, its first place wins: the one that runs.
+        # Padding repeats a head at further places. Written from the back, its first place wins: the one that runs.
         places[heads[::-1]] = np.arange(heads.size)[::-1]
         return places
 
@@ -116,6 +116,7 @@ def lay_out(num_heads: int, chunk: int, devices: Sequence[jax.Device], waves: in
       devices: one for each lane; no more are used than there are chunks.
       waves: how many blocks each lane has.
     """
+    # One wave over all lanes after the other: if there are fewer chunks than blocks, only the last wave is short.
     lanes = list(enumerate(devices)) * waves
     return _deal(num_heads, chunk, lanes[: -(-num_heads // chunk)], np.ones(num_heads, bool))
 
@@ -136,6 +137,7 @@ def _deal(num_heads: int, chunk: int, lanes: Sequence[tuple[int, jax.Device]], r
     padding = np.full(count * capacity * chunk - num_heads, running[0])
     # The last chunk that runs is filled up with heads that rest: they are frozen, so running them changes nothing.
     active, spare = np.split(np.concatenate([running, resting, padding]), [busy * chunk])
+    # The chunks that run are dealt out evenly, so that no core waits for another.
     blocks = []
     for number, (lane, device) in enumerate(lanes):
         chunks = busy // count + (number < busy % count)

@@ -1,4 +1,4 @@
-"""What the machine is (`environment`) and what it can reach at most (`measure_limits`)."""
+"""Describes the machine (`environment`) and measures its limits (`measure_limits`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TURNS = 4
 
 
 class Limits(NamedTuple):
-    """What all devices together reach.
+    """The speed of all devices together.
 
     Attributes:
       flops: floating-point operations per second, in a large float32 matrix product at JAX's default precision.
@@ -34,7 +34,7 @@ class Limits(NamedTuple):
 
 @functools.cache
 def measure_limits(device: jax.Device, count: int) -> Limits:
-    """Measures what the devices reach. It takes about a second, once in a process.
+    """Measures the speed of the devices. It takes about a second, once in a process.
 
     Args:
       device: one of the devices.

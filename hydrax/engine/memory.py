@@ -29,9 +29,10 @@ class Memory(NamedTuple):
 
 
 def room(device: jax.Device, asked: int | str) -> int:
-    """The bytes that a run may use on a device: `device_memory` if it is a number, else nearly all that is free."""
+    """Returns the bytes that a run may use on a device: `device_memory` if it is a number, else most of those free."""
     if isinstance(asked, int):
         return asked
+    # A GPU knows its own limit, which is what JAX has reserved. A CPU device reports nothing.
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return int(_SHARE * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
@@ -39,7 +40,8 @@ def room(device: jax.Device, asked: int | str) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that XLA found no memory for a program."""
+    """Whether an error means that XLA ran out of memory."""
+    # JAX has no class for it: the status is only in the text.
     return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
 
@@ -47,7 +49,7 @@ def too_large(num_heads: int, chunk: int, needed: str, available: int) -> Memory
     """Makes the error for a run that does not fit even with the smallest plan.
 
     Args:
-      needed: what it needs, in words.
+      needed: the memory it needs, in words.
       available: bytes that it may use.
     """
     return MemoryLimitError(
@@ -59,6 +61,7 @@ def too_large(num_heads: int, chunk: int, needed: str, available: int) -> Memory
 
 def _free() -> int:
     """Bytes of free memory of the machine; all of its memory where the system does not tell what is free."""
+    # MemAvailable counts the page cache as free, which the system gives up on demand.
     try:
         with open("/proc/meminfo") as lines:
             found = next(line for line in lines if line.startswith("MemAvailable"))

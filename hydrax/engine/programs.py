@@ -83,11 +83,13 @@ class Programs:
             # Drawn for all K steps before their loop: one wide computation costs less than K small ones.
             rows, mask = self._draw(dict(zip(axes, parts, strict=True)), inputs.ids)
             empty = jax.tree.map(lambda old, one: jnp.broadcast_to(one, old.shape), state.epoch, self._epoch)
+            # Frozen heads keep their accumulators, bit for bit like everything else of theirs.
             before, state = state, state._replace(epoch=select(new_epoch & state.live, empty, state.epoch))
 
             def at(k: Any) -> StepInput:
                 return given._replace(inputs=inputs, rows=rows[k], mask=mask[k], step=given.step + k)
 
+            # A scan would stack these values itself, but it has no dynamic length: K changes from call to call.
             shapes = jax.eval_shape(lambda: step(state, at(0)))[1]
             values = jax.tree.map(lambda s: jnp.zeros((len(rows), *s.shape), s.dtype), shapes)
 
@@ -117,6 +119,7 @@ class Programs:
             return all_finite(new.trainable) & stays_finite((old.opt_state, old.state), (new.opt_state, new.state))
 
         lost = values["lost"].any(axis=0) | ~jax.vmap(is_sound)(before, state)
+        # For all steps at once: which one it was is found by `roll_back`, and only if a head is lost.
         values = values | {"lost": jnp.broadcast_to(lost, values["lost"].shape)}
         state = select(lost, before, state)
         return state._replace(live=state.live & ~lost), values
@@ -169,6 +172,7 @@ class Programs:
           num_chunks: how many chunks run.
           stage: "validation" or "test"; a constant of the program.
         """
+        # The data module decides whether heads have validation rows of their own; each case is one program.
         own = batches["rows"].ndim == 3
         axis = 0 if own else None
 
@@ -271,6 +275,8 @@ class Programs:
             new, new_values = chunk(i, carried)
             return put(carried, new, 0, i), put(values, new_values, 1, i)
 
+        # Updated in place: the carry is one buffer for all heads, and a chunk is cut out and written back. `lax.map`
+        # would compile a second program, with other bits, for an incomplete last chunk.
         return lax.fori_loop(0, num_chunks, body, (carried, values))
 
 

@@ -1,4 +1,4 @@
-"""Quarantine: takes heads that became NaN or infinite back to their last finite step, and reports them."""
+"""Quarantine: restores heads that became NaN or infinite to their last finite step, and reports them."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Fault(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """A superstep that was dispatched, with all that is needed to run it again.
+    """A dispatched superstep, with everything needed to run it again.
 
     Attributes:
-      rows: their rows and index batches.
+      rows: its rows and index batches.
       first: updates done before its first step.
       num_steps: how many steps it has.
       new_epoch: whether it begins an epoch.
@@ -65,20 +65,23 @@ def roll_back(
     """
     names = fault_names(engine.state_shapes())
     faults: dict[int, Fault] = {}
+    # The program can only run all chunks, so the others are frozen; later supersteps have trained them already.
     state = engine.with_live(state, lost)
     for number in range(steps.num_steps):
         left = lost & ~np.isin(np.arange(len(lost)), list(faults))
         if not left.any():
             break
         new_epoch = steps.new_epoch and number == 0
+        # Only the bounds of the loop differ, so this is the same compiled program and, on a CPU, gives the same bits.
         state, values = engine.superstep(state, steps.rows, steps.first, number + 1, new_epoch, begin=number)
         gone = left & _read(engine, values, "lost", number)
         if gone.any():
+            # The state is that before this step: the program restores a head that the step loses.
             codes = engine.find_fault(state, steps.rows, steps.first, number)
             for head in np.flatnonzero(gone):
                 leaf = names[codes[head]] if codes[head] >= 0 else "unknown"
                 faults[int(head)] = Fault(steps.first + number, leaf)
-    # A head that is finite this time: only programs that do not repeat their bits, as some on a GPU, get here.
+    # A head that stays finite in the repetition: possible only for programs that do not repeat their bits, as on a GPU.
     ended = steps.first + steps.num_steps
     faults |= {int(head): Fault(ended, "unknown") for head in np.flatnonzero(lost) if int(head) not in faults}
     return engine.with_live(state, live), faults

@@ -1,4 +1,4 @@
-"""Spill: keeps waiting heads on disk, so that the disk and not the memory bounds how many heads there can be."""
+"""Spill: keeps waiting heads on disk, so that the number of heads is limited by the disk and not by memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals that end a fit in good order: at the next superstep, with everything saved."""
+"""Interrupts: signals end a fit cleanly, at the next superstep and with everything saved."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
             for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+                # Only Python's own handlers are replaced: a scheduler or notebook may rely on its handler.
                 if signal.getsignal(number) == default:
                     self._before[number] = signal.signal(number, self._note)
         return self
@@ -57,7 +58,7 @@ class Interrupts:
         """Lets a signal raise Interrupted inside a wait that may be long and loses nothing when it is cut short."""
         self._may_cut = True
         try:
-            self.check()
+            self.check()  # the signal may have come just before the flag was set
             yield
         finally:
             self._may_cut = False
@@ -68,6 +69,7 @@ class Interrupts:
         return 128 + signal.SIGTERM if self.signal == signal.SIGTERM else None
 
     def _note(self, number: int, _: FrameType | None) -> None:
+        # An error in the middle of a dispatch would lose the donated state, so the first signal is only noted.
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number

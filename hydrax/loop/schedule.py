@@ -1,4 +1,4 @@
-"""When logs, validations and epochs are due, in integers counted from the start of training."""
+"""Schedule: when logs, validations and epochs are due, in whole steps and batches from the start of training."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """The calendar of a fit.
+    """When things are due in a fit. Everything follows from the step number, so a resumed fit needs nothing else.
 
     Attributes:
       batches_per_epoch: index batches in which the longest slice makes one pass, after `limit_train_batches`.
       accumulate: batches of one optimiser step; the last step of an epoch takes what is left.
-      max_steps: where the fit ends.
+      max_steps: steps after which the fit ends.
       min_steps: no callback can end the fit or stop a head before this step.
       val_every_batches: batches between validations, or None for none.
       val_every_epochs: validate in every n-th epoch only; None counts `val_every_batches` across epochs.
@@ -36,7 +36,7 @@ class Schedule:
         return -(-self.batches_per_epoch // self.accumulate)
 
     def epoch(self, step: int) -> int:
-        """The epoch in which the step after `step` lies: epochs finished by then."""
+        """The epoch of the step after `step`, which is the number of epochs finished after `step` steps."""
         return step // self.steps_per_epoch
 
     def is_epoch_end(self, step: int) -> bool:
@@ -45,6 +45,7 @@ class Schedule:
 
     def batches(self, step: int) -> int:
         """Batches consumed once `step` steps are done."""
+        # An epoch begins with a new window, so its last step may have fewer batches than the others.
         epochs, rest = divmod(step, self.steps_per_epoch)
         return epochs * self.batches_per_epoch + min(rest * self.accumulate, self.batches_per_epoch)
 
@@ -63,6 +64,7 @@ class Schedule:
         if every is None or step == 0:
             return False
         if self.val_every_epochs is None:
+            # By crossing and not by equality: one step may take several batches, and pass the exact number.
             return self.batches(step) // every > self.batches(step - 1) // every
         epoch = self.epoch(step - 1)
         if (epoch + 1) % self.val_every_epochs:

@@ -1,4 +1,4 @@
-"""Where the time of a fit goes: a table by part, a trace of one superstep, and the duration of a step."""
+"""Measures a fit: a table of its parts, a trace of one superstep, and the duration of a step."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Profiler:
 
 @contextlib.contextmanager
 def profiled(kind: str | None, trainer: TrainerView, say: Callable[[str], None]) -> Iterator[Timed]:
-    """Yields what measures the parts of a fit, and reports them at its end.
+    """Yields the function that measures the parts of a fit, and reports them at the end.
 
     Args:
       kind: the Trainer's argument `profiler`; None measures nothing.
@@ -123,12 +123,13 @@ class StepClock:
     def read(self, steps: int) -> None:
         """Records that the metrics of a superstep have been read."""
         now = time.perf_counter()
+        # Dispatches return at once, so the time between two readings is the time of a superstep on the device.
         if self._read_at is not None:
             self._steps, self._secs = self._steps + steps, self._secs + now - self._read_at
         self._read_at = now
 
     def pause(self) -> None:
-        """Leaves the time until the next superstep out, because something else runs in between."""
+        """Leaves out the time until the next superstep, because something else runs in between."""
         self._read_at = None
 
     def warn_of_cost(self, end: int) -> None:

@@ -26,7 +26,7 @@ def read_loss(
       optional: whether the step may return None.
 
     Raises:
-      ModuleError: it is no such loss, or a scalar although slots can be padding.
+      ModuleError: it is not such a loss, or it is a scalar although slots can be padding.
     """
     fix = "Fix: return one float loss for each slot, [B]."
     if isinstance(output, Mapping) and "loss" not in output:

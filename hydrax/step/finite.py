@@ -31,8 +31,8 @@ def all_finite(tree: Any) -> jax.Array:
 def stays_finite(old: Any, new: Any) -> jax.Array:
     """Whether no array became NaN or infinite, for trees that may hold infinities from the start.
 
-    Some optimisers start with them, and an attention mask holds them for good. Arrays of one shape and dtype are looked
-    at together: if one of them was not finite before, the others are not checked either.
+    Some optimisers start with them, and an attention mask holds them for good. Arrays of one shape and dtype are
+    checked together: if one of them was not finite before, the others are not checked either.
     """
     before, after = _by_shape(old), _by_shape(new)
     return jnp.stack([*(after[form] | ~before[form] for form in after), jnp.array(True)]).all()

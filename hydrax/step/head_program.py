@@ -31,7 +31,7 @@ _FLOATS = {"bf16-mixed": jnp.bfloat16, "bf16-true": jnp.bfloat16, "64-true": jnp
 
 @dataclasses.dataclass(frozen=True)
 class HeadProgram:
-    """What one head does. Nothing here knows of other heads: `engine/programs.py` adds the head axis.
+    """The functions of one head. Nothing here knows about other heads: `engine/programs.py` adds the head axis.
 
     Attributes:
       module: the user's module.
@@ -68,6 +68,8 @@ class HeadProgram:
         model = bind(self.module, inputs.per_head, "configure")[0].configure_model(key)
         trainable, state, structure = split(model)
         stored = None if self.precision == "bf16-mixed" else _FLOATS.get(self.precision)
+        # "bf16-mixed" keeps float32 parameters and converts them in each step; the other precisions store what they
+        # compute in.
         return Parts(_strong(_cast(trainable, stored)), _strong(state), structure)
 
     def init(self, inputs: HeadInputs, base_key: jax.Array, epoch: dict[str, Any]) -> HeadsState:
@@ -88,7 +90,7 @@ class HeadProgram:
         """Makes one optimiser update.
 
         Returns:
-          The new state, equal to the old one bit for bit if the head is frozen or has no live slot. And the values of
+          The new state, equal to the old one bit for bit if the head is frozen or has no live slot; and the values of
           the step: "logged", by name; "stepped", whether the head made a step, if it may idle; "lost", whether its loss
           is NaN or infinite, if heads are watched.
         """
@@ -115,12 +117,14 @@ class HeadProgram:
         return jnp.where(jnp.stack(found).any(), jnp.argmax(jnp.stack(found)), -1)
 
     def _update(self, head: HeadsState, given: StepInput) -> tuple[HeadsState, dict[str, Any], jax.Array, Any]:
-        """The state after a step, the values it logs, its loss, and its gradients before clipping."""
+        """Makes a step: the state after it, the values it logs, its loss, and its gradients before clipping."""
         inputs = given.inputs
         key = jax.random.fold_in(jax.random.fold_in(given.key, inputs.ids), given.step)
+        # One micro-batch needs no scan, and may have an `update` of the user's own.
         update = self._update_once if len(given.rows) == 1 else self._accumulate
         done, logs = update(head, given._replace(key=key))
         applied = done.applied
+        # Callbacks see the values of this head, traced scalars, where the module has a `PerHead`.
         hparams = bind(self.module, inputs.per_head, "configure")[0].hparams
         info = StepInfo(
             done.trainable, applied.clipped, applied.updates, done.loss, given.step, done.opt_state, hparams
@@ -149,11 +153,12 @@ class HeadProgram:
         return done, self._read_logs(one.tools.recorder, ctx.mask)
 
     def _accumulate(self, head: HeadsState, given: StepInput) -> tuple[TrainingHead, dict[str, Any]]:
-        """Does the same with the mean gradient of the micro-batches; the state of the model passes through all.
+        """Does the same with the mean gradient of the micro-batches; each passes the state of the model to the next.
 
         A micro-batch without a live slot has weight 0: it changes neither gradient nor state, nor what is logged.
         """
         live = given.mask.any(axis=1)
+        # Micro-batches weigh the same, however many live slots they have; one without any does not count.
         weights = live / jnp.maximum(live.sum(), 1)
 
         def micro(carry: Any, xs: Any) -> Any:
@@ -214,6 +219,7 @@ class HeadProgram:
           train: whether the model is in training mode.
         """
         batch, ctx = self._batch(given, train)
+        # Without derivatives, so the whole step can be lowered at once.
         logs = lower(lambda: self._logs_of_step(stage, head, given.inputs, batch, ctx), self.lowering)()
         return {name: accumulator_of(value, given.mask) for name, value in logs.items()}
 
@@ -228,6 +234,7 @@ class HeadProgram:
         name = _LOSS_NAMES[stage]
         if loss is not None and name not in recorder.logged:
             recorder.add(name, loss, prog_bar=True, on_step=None, on_epoch=None)
+        # The state is checked and then dropped: evaluation must not change a head, whatever the model does to itself.
         check_same_form(self._structure.read_state(model), state, "state")
         return self._read_logs(recorder, ctx.mask)
 
@@ -240,6 +247,7 @@ class HeadProgram:
 
     def eval_key(self, inputs: HeadInputs, base_key: jax.Array, batch: Any) -> jax.Array:
         """The key of the head for a batch of an evaluation, by the number of the batch."""
+        # Not by the training step: validating twice with the same heads gives the same numbers.
         return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(base_key, inputs.ids), _EVAL_KEY), batch)
 
     # ---- what they share
@@ -268,6 +276,7 @@ class HeadProgram:
     def _clip(self, gradients: Any) -> Any:
         if self.clip_val is None:
             return gradients
+        # Inside the head axis, so each head is clipped by its own norm. Both transformations have no state.
         clip = optax.clip_by_global_norm if self.clip_algorithm == "norm" else optax.clip
         return clip(self.clip_val).update(gradients, optax.EmptyState())[0]
 

@@ -36,14 +36,14 @@ class Recorder:
     def __init__(self, stage: str, where: str | None = None) -> None:
         self.stage, self.where = stage, where or f"{stage}_step"
         self.logged: dict[str, Logged] = {}
-        # A value logged inside a scan, vmap, jit or grad of the user's own belongs to another trace and would leak out
+        # A value logged inside the user's own scan, vmap, jit or grad belongs to another trace and would leak out
         # of it; comparing traces finds that at the call, with the user's line on the stack.
         self._trace = get_opaque_trace_state(convention="flax")
 
     def add(self, name: str, value: Any, prog_bar: bool, on_step: bool | None, on_epoch: bool | None) -> None:
         if not isinstance(name, str) or not name:
             raise ModuleError(
-                f"A logged value has no name: self.log in {self.where}. Got {name!r}, expected a text such as "
+                f"A logged value has no name: self.log in {self.where}. Got {name!r}, expected a string such as "
                 '"train_accuracy". Fix: pass the name first, then the value.'
             )
         if name in self.logged:
@@ -84,7 +84,7 @@ def accumulator_of(value: Any, mask: jax.Array) -> Any:
     """The accumulator of one step's or batch's value; a mean is weighted by the live slots."""
     weight = mask.sum().astype(jnp.float32)
     # A sum, not `value * weight`: XLA fuses that product into the addition that follows for some places of a chunk and
-    # not for others, so a head's bits would depend on its place. And a batch without a live slot adds 0, not NaN * 0.
+    # not for others, so a head's bits would depend on its place. A batch without a live slot also adds 0, not NaN * 0.
     return value if is_metric(value) else Mean(jnp.where(mask, value, 0).sum(), weight)
 
 

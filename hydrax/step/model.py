@@ -33,7 +33,7 @@ class Structure(Protocol):
         """Builds the ordinary model from these arrays."""
 
     def read_state(self, model: Any) -> Any:
-        """Reads the arrays of a model that are not trained, in the form that `split` gave them."""
+        """Reads the arrays of a model that are not trained, in the form that `split` returned them."""
 
     def set_mode(self, model: Any, train: bool) -> None:
         """Switches dropout, batch statistics and the like to training or evaluation, if the model has such a switch."""
@@ -66,6 +66,7 @@ def split(model: Any) -> Parts:
         # Intermediates are what one call stored with `sow`, not state that the next call needs.
         graphdef, params, _, rest = nnx.split(model, nnx.Param, nnx.Intermediate, ...)
         statistics = bool(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
+        # Pure dicts: merging nnx States of Variables under `grad` raises TraceContextError (flax#5050).
         return Parts(nnx.to_pure_dict(params), nnx.to_pure_dict(rest), NnxStructure(graphdef, statistics))
     if isinstance(model, Mapping) and "params" in model:
         state = {name: value for name, value in model.items() if name != "params"}
@@ -96,6 +97,7 @@ class NnxStructure:
         return nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Any(nnx.Param, nnx.Intermediate))))
 
     def set_mode(self, model: nnx.Module, train: bool) -> None:
+        # This changes the graphdef, so it is done inside the trace, on a merged model, and never kept.
         if train:
             model.train()
         else:
@@ -156,6 +158,7 @@ class _Static:
         return isinstance(other, _Static) and (self.value is other.value or bool(self.value == other.value))
 
     def __hash__(self) -> int:
+        # Values without a hash share one for their type; `__eq__` tells them apart.
         return hash(self.value) if isinstance(self.value, Hashable) else hash(type(self.value))
 
 

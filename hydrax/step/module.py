@@ -55,8 +55,8 @@ class HeadModule:
 
         Returns:
           The loss, float `[B]`: Hydrax averages it over the live slots. A float scalar is accepted only where no slot
-          can be padding. Or a dict with the loss as "loss" and, if the model is a plain pytree with state of its own
-          (such as Linen's batch statistics), the changed model as "model".
+          can be padding. Alternatively, a dict with the loss as "loss" and, if the model is a plain pytree with state
+          of its own (such as Linen's batch statistics), the changed model as "model".
         """
         raise _missing(self, "training_step(self, model, batch, ctx)", "return one loss for each slot, [B]")
 

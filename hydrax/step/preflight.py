@@ -57,7 +57,7 @@ class Preflight:
         """Traces `configure_model`.
 
         Args:
-          program: the functions of one head; its structure is not looked at.
+          program: the functions of one head; its structure is ignored.
           inputs: arrays or shapes of all heads, `[H, ...]`.
 
         Raises:
@@ -74,6 +74,7 @@ class Preflight:
 
         with _explained(program, "configure_model", "a PRNG key"):
             parts = jax.eval_shape(build, one, _KEY)
+        # Such as a Linen module whose variables were never created.
         if not jax.tree.leaves(parts[0]):
             raise ModuleError(
                 f"A model has nothing to train: {type(program.module).__name__}.configure_model. Got no floating-point "
@@ -90,6 +91,7 @@ class Preflight:
           accumulate: micro-batches A of a step.
         """
         shapes = _shapes(data)
+        # First as an evaluation: what is logged on_epoch must be known before the state of a head has a form.
         accumulators = self.evaluation("training", shapes, batch_size, train=True)
         flags = self.program.logged["training"]
         epoch = {name: a for name, a in accumulators.items() if flags[name].on_epoch}
@@ -129,6 +131,7 @@ class Preflight:
         shapes = _shapes(data)
         with _explained(self.program, "predict_step", _one_head_view(shapes, batch_size)):
             output = jax.eval_shape(self.program.predict, self.parts, self._given(shapes, batch_size))
+        # Padding slots are cut off by the caller, which needs the slots in front.
         for leaf in jax.tree.leaves(output) or [None]:
             if leaf is None or leaf.shape[:1] != (batch_size,):
                 raise ModuleError(

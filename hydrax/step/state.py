@@ -1,4 +1,4 @@
-"""What a step changes (`HeadsState`) and what it reads (`StepInput`)."""
+"""The state that a step changes (`HeadsState`) and the input that it reads (`StepInput`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 
 class HeadsState(NamedTuple):
-    """All that changes while heads train: leaves `[H, ...]` for all heads, or `[...]` for one under the head axis.
+    """Everything that changes during training: leaves `[H, ...]` for all heads, or `[...]` for one under the head axis.
 
     Attributes:
       trainable: the parameters.
@@ -53,7 +53,7 @@ class DeviceRows(NamedTuple):
 
 
 class StepInput(NamedTuple):
-    """All that one step reads besides the head's own state, for one head or, under the head axis, for several.
+    """Everything that one step reads besides the head's own state, for one head or, under the head axis, for several.
 
     Attributes:
       inputs: the head's id and `PerHead` values.
@@ -81,6 +81,7 @@ def select(condition: jax.Array, new: Any, old: Any) -> Any:
     """
 
     def pick(a: jax.Array, b: jax.Array) -> jax.Array:
+        # A step may widen an array, such as bfloat16 state that is updated in float32; the carry must keep its dtype.
         a = a if a.dtype == b.dtype else a.astype(b.dtype)
         return jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - condition.ndim)), a, b)
 

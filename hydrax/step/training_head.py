@@ -24,8 +24,8 @@ class Applied(NamedTuple):
 
     Attributes:
       gradients: the gradients that were passed to `apply`.
-      clipped: what the optimiser received of them.
-      updates: what it added to the parameters.
+      clipped: the same after clipping, as the optimiser received them.
+      updates: what the optimiser added to the parameters.
     """
 
     gradients: Any
@@ -34,7 +34,7 @@ class Applied(NamedTuple):
 
 
 class TrainsOneHead(Protocol):
-    """What an update needs of the user's module. `HeadModule` has it, and imports this file."""
+    """What an update needs from the user's module. `HeadModule` implements it, and imports this file."""
 
     def training_step(self, model: Any, batch: Any, ctx: Context) -> Any: ...
 
@@ -43,7 +43,7 @@ class TrainsOneHead(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tools:
-    """What a training step works with; it stays the same from the start of the step to its end.
+    """What a training step works with; it does not change during the step.
 
     Attributes:
       module: the user's module, bound to this head.
@@ -68,6 +68,7 @@ class Tools:
     @contextlib.contextmanager
     def recording(self, recorder: Recorder) -> Iterator[None]:
         """Makes `self.log` of the module write to another recorder inside the block."""
+        # Past `__setattr__`, which refuses assignments while the module is frozen.
         vars(self.module)["_recorder"] = recorder
         try:
             yield
@@ -215,7 +216,7 @@ def finish_update(head: Any, before: TrainingHead, where: str) -> TrainingHead:
             f"An update returned no head: {where}. Got {type(head).__name__}, expected the head of its last call. Fix: "
             "return for example head.apply(gradients)."
         )
-    # By identity: inside a trace an array that nothing was done to is the same tracer.
+    # By identity: inside a trace an untouched array is still the same tracer.
     old, new = ([*map(id, jax.tree.leaves((one.trainable, one.opt_state)))] for one in (before, head))
     if old == new:
         raise ModuleError(
@@ -225,5 +226,6 @@ def finish_update(head: Any, before: TrainingHead, where: str) -> TrainingHead:
     for part in ("trainable", "state", "opt_state", "loss"):
         check_same_form(getattr(head, part), getattr(before, part), part)
     assert head.applied is not None
+    # An update may apply several gradients, or none: what callbacks see is the whole change.
     updates = jax.tree.map(jnp.subtract, head.trainable, before.trainable)
     return dataclasses.replace(head, applied=head.applied._replace(updates=updates))
