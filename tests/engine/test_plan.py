@@ -89,7 +89,7 @@ def test_the_plan_says_nothing_where_there_is_nothing_to_gain(how):
 
 
 def test_the_remark_stands_at_the_end_of_the_plans_line():
-    spoken = make_plan(Settings(), num_heads=5, slots=8, backend="cpu", live_share=0.9)
+    spoken = make_plan(num_heads=5, slots=8, backend="cpu", live_share=0.9)
     assert str(spoken).endswith(f"how=rules ({spoken.remark})")
 
 
@@ -131,11 +131,11 @@ def test_the_fetched_rows_of_a_superstep_stay_below_128_mib(given, num_heads, ex
 
 @pytest.mark.parametrize(("slots", "expected"), [(2**20, 50), (2**25, 32), (2**30, 1), (2**31, 1)])
 def test_a_superstep_of_one_head_has_no_more_slots_than_a_word_counts(slots, expected):
-    found = make_plan(Settings(steps_per_call=50), num_heads=1, slots=slots, backend="cpu", drawn_on_host=False)
+    found = make_plan(steps_per_call=50, num_heads=1, slots=slots, backend="cpu", drawn_on_host=False)
     assert found.steps_per_call == expected
 
 
 @pytest.mark.parametrize(("drawn_on_host", "expected"), [(True, 4), (False, 50)])
 def test_batches_that_the_program_draws_need_room_for_one_chunk_only(drawn_on_host, expected):
-    found = make_plan(Settings(), num_heads=100_000, slots=32, backend="cpu", drawn_on_host=drawn_on_host)
+    found = make_plan(num_heads=100_000, slots=32, backend="cpu", drawn_on_host=drawn_on_host)
     assert found.steps_per_call == expected
