@@ -118,7 +118,7 @@ class _Listener:
             self._told = True
         damaged = re.match("Error reading .* for '([^']+)'", str(message))
         if damaged:
-            # JAX never replaces an entry, so every run would meet the damaged one again.
+            # JAX never replaces an entry, so every run would read the damaged one again.
             with contextlib.suppress(OSError):
                 for entry in Path(folder).glob(f"{damaged[1]}-*"):
                     entry.unlink(missing_ok=True)

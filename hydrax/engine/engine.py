@@ -43,7 +43,7 @@ def check_per_head(module: HeadModule, num_heads: int) -> dict[str, PerHead]:
 
 
 class Engine:
-    """Runs the programs of a run for all H heads.
+    """Runs the compiled programs for all H heads of a run.
 
     Each block of the layout has its own part of every tree of heads, so methods take and return `Blocks` unless they
     say otherwise. Methods dispatch a program for all blocks and do not wait for it; only `read`, and methods built on
@@ -177,7 +177,7 @@ class Engine:
     # ---- training
 
     def compile_in_background(self) -> None:
-        """Starts to compile the program of `init` while the caller goes on."""
+        """Starts to compile the program of `init`, without waiting for it."""
         for block, inputs in zip(self.layout.blocks, self._inputs, strict=True):
             self.programs["init"].compile_in_background(block.device, inputs, self._keys[block.device], *_sent(block))
 
@@ -211,7 +211,9 @@ class Engine:
         Returns:
           The new state, and the values of `HeadProgram.train` for each step, `[K max, places]`.
         """
+        # NumPy scalars, which have a dtype, so that every call has arguments of one form and the program compiles once.
         steps = np.int32(first_step), np.int32(begin), np.int32(num_steps), np.bool_(new_epoch)
+        capacity = len(self.layout.blocks[0].heads) // self.layout.chunk
 
         def run(block: Block, inputs: HeadInputs, state: Any, block_rows: Any) -> Callable[[], Any]:
             args = state, *self._step_input(block, inputs, block_rows, *steps)
@@ -220,7 +222,6 @@ class Engine:
             return functools.partial(self._spill_back, state, self._run("superstep", block, *args, **how))
 
         # Resting heads or a shortened superstep need the program with dynamic counts.
-        capacity = len(self.layout.blocks[0].heads) // self.layout.chunk
         found = self._each(run, state, rows)
         return tuple(new for new, _ in found), tuple(values for _, values in found)
 
@@ -234,8 +235,9 @@ class Engine:
     def superstep_memory(self, rows: SuperstepRows) -> int:
         """Compiles the superstep, and returns the bytes it takes on the fullest device, heads and rows included."""
         steps = np.int32(0), np.int32(0), np.int32(0), np.bool_(False)
-        peaks: dict[Any, dict[int, int]] = {}
+        peaks: dict[Any, dict[int, int]] = {}  # by device and lane
         state = self._init_shapes()
+        # All are begun before one is waited for, so that programs of several devices compile in parallel.
         blocks = list(zip(self.layout.blocks, self._inputs, rows, strict=True))
         begun = [
             self.programs["superstep"].compile_in_background(
@@ -248,6 +250,7 @@ class Engine:
             if found is None:  # this backend does not tell: count at least what goes in
                 return tree_bytes(state) * len(self.layout.blocks) + tree_bytes(block_rows[0])
             lanes = peaks.setdefault(block.device, {})
+            # The state is donated, so it is both an argument and an output, and XLA counts it as alias.
             peak = found.argument_size_in_bytes + found.temp_size_in_bytes
             peak += found.output_size_in_bytes - found.alias_size_in_bytes
             # The lanes of a device share its rows, so they count once.
@@ -443,4 +446,5 @@ def _put(array: np.ndarray, block: Block) -> jax.Array:
 
 def _sent(block: Block, *numbers: np.generic) -> Any:
     """Sends the numbers that a program is called with, in one transfer; the last is its number of chunks."""
+    # Explicitly: an implicit transfer at the call would come once for each number, and transfer guards forbid it.
     return jax.device_put((*numbers, np.int32(block.num_chunks)), block.device)

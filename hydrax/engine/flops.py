@@ -54,12 +54,14 @@ def _flops(equation: Any) -> float:
         return _COUNTED[name](equation)
     if name == "cond":
         return max(count_flops(branch.jaxpr) for branch in params["branches"])
+    # Calls, loops and the like: the bodies among the parameters, open or closed.
     bodies = [getattr(value, "jaxpr", value) for value in params.values() if hasattr(value, "eqns")]
     bodies += [value.jaxpr for value in params.values() if hasattr(value, "jaxpr") and not hasattr(value, "eqns")]
     if bodies:
         return sum(map(count_flops, bodies)) * (params["length"] if name == "scan" else 1)
     if name in _FREE or not _is_float(equation.outvars[0]):
         return 0.0
+    # A reduction works on what it reads, everything else on what it writes.
     reads = name.startswith(("reduce", "cum", "arg", "scatter"))
     return float(max(_size(var) for var in (equation.invars if reads else equation.outvars)))
 

@@ -107,8 +107,7 @@ class Layout:
 
 
 def lay_out(num_heads: int, chunk: int, devices: Sequence[jax.Device], waves: int = 1) -> Layout:
-    """Deals the heads out, in order and in whole chunks, to blocks of equal size, so that one program serves all
-    blocks.
+    """Deals the heads out, in order and in whole chunks, to blocks of equal size: one program serves them all.
 
     Args:
       num_heads: H.
@@ -132,6 +131,7 @@ def _deal(num_heads: int, chunk: int, lanes: Sequence[tuple[int, jax.Device]], r
     # bits. A GPU has all heads in one chunk by default, and no promise on bits to keep.
     least = 2 if lanes[0][1].platform == "cpu" else 1
     capacity = max(least, -(-num_heads // (chunk * count)))
+    # Within each part heads keep their order, so that a run whose heads all run is dealt out in order of heads.
     running, resting = np.flatnonzero(runs), np.flatnonzero(~runs)
     busy = -(-running.size // chunk)
     padding = np.full(count * capacity * chunk - num_heads, running[0])
@@ -140,7 +140,7 @@ def _deal(num_heads: int, chunk: int, lanes: Sequence[tuple[int, jax.Device]], r
     # The chunks that run are dealt out evenly, so that no core waits for another.
     blocks = []
     for number, (lane, device) in enumerate(lanes):
-        chunks = busy // count + (number < busy % count)
+        chunks = busy // count + (number < busy % count)  # the first blocks take one more
         mine, active = np.split(active, [chunks * chunk])
         rest, spare = np.split(spare, [(capacity - chunks) * chunk])
         blocks.append(Block(device, lane, np.concatenate([mine, rest]), chunks))

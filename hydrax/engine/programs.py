@@ -118,6 +118,8 @@ class Programs:
         def is_sound(old: HeadsState, new: HeadsState) -> jax.Array:
             return all_finite(new.trainable) & stays_finite((old.opt_state, old.state), (new.opt_state, new.state))
 
+        # The losses of all steps as well as the arrays at the end: a NaN loss need not reach the parameters, for
+        # example with `optax.zero_nans`.
         lost = values["lost"].any(axis=0) | ~jax.vmap(is_sound)(before, state)
         # For all steps at once: which one it was is found by `roll_back`, and only if a head is lost.
         values = values | {"lost": jnp.broadcast_to(lost, values["lost"].shape)}
@@ -144,6 +146,7 @@ class Programs:
             one = given._replace(inputs=inputs, rows=rows[number], mask=mask[number], step=given.step + number)
             return find(state, one), {}
 
+        # The state is read and not carried, so nothing is donated: the caller still needs it.
         parts = ((state, 0), (given.inputs, 0), *((batches[name], axis) for name, axis in axes.items()))
         blank = jnp.full(len(state.live), -1)
         found: jax.Array = self._over_chunks(run_chunk, blank, parts, num_chunks)[0]
@@ -182,6 +185,7 @@ class Programs:
 
         run = jax.vmap(one, in_axes=(0, _heads_on(rows=axis, mask=axis), None))
 
+        # All batches of a chunk before the next chunk, as in training: its parameters stay in the cache.
         def run_chunk(accumulators: Any, head: Any, inputs: HeadInputs, rows: Any, mask: Any) -> Any:
             def body(k: jax.Array, accumulators: Any) -> Any:
                 new = run(head, given._replace(inputs=inputs, rows=rows[k], mask=mask[k]), first_batch + k)
@@ -255,6 +259,8 @@ class Programs:
         """
         size = self._chunk
 
+        # Slices of whole arrays, not `lax.map` over `[chunks, C, ...]`: the number of chunks is an argument, and the
+        # carry of a loop is updated in its own buffer, so that there is no second copy of all heads.
         def take(tree: Any, axis: int | None, i: Any) -> Any:
             if axis is None:
                 return tree

@@ -74,9 +74,9 @@ def roll_back(
         new_epoch = steps.new_epoch and number == 0
         # Only the bounds of the loop differ, so this is the same compiled program and, on a CPU, gives the same bits.
         state, values = engine.superstep(state, steps.rows, steps.first, number + 1, new_epoch, begin=number)
+        # The program has undone the step for heads that it lost, so `find_fault` starts from the state before it.
         gone = left & _read(engine, values, "lost", number)
         if gone.any():
-            # The state is that before this step: the program restores a head that the step loses.
             codes = engine.find_fault(state, steps.rows, steps.first, number)
             for head in np.flatnonzero(gone):
                 leaf = names[codes[head]] if codes[head] >= 0 else "unknown"

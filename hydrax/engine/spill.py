@@ -40,6 +40,7 @@ class Spill:
         if 0 in shape:
             return np.zeros(shape, dtype)
         self._folder.mkdir(parents=True, exist_ok=True)
+        # The map keeps the file alive after it is closed. It has no name, so nothing is left behind to clean up.
         with tempfile.TemporaryFile(dir=self._folder) as file:
             return np.memmap(file, dtype, "w+", shape=shape or (1,)).reshape(shape)
 

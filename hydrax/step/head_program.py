@@ -119,6 +119,7 @@ class HeadProgram:
     def _update(self, head: HeadsState, given: StepInput) -> tuple[HeadsState, dict[str, Any], jax.Array, Any]:
         """Makes a step: the state after it, the values it logs, its loss, and its gradients before clipping."""
         inputs = given.inputs
+        # A function of head and step alone: a resumed head draws what an uninterrupted one draws.
         key = jax.random.fold_in(jax.random.fold_in(given.key, inputs.ids), given.step)
         # One micro-batch needs no scan, and may have an `update` of the user's own.
         update = self._update_once if len(given.rows) == 1 else self._accumulate
@@ -129,6 +130,7 @@ class HeadProgram:
         info = StepInfo(
             done.trainable, applied.clipped, applied.updates, done.loss, given.step, done.opt_state, hparams
         )
+        # After the optimiser and before the logs, so that `metrics` sees the callback's state of this step.
         callbacks = {
             key: check_same_form(self._call(key, "on_step", old, info), old, f"callbacks.{key}")
             for key, old in head.callbacks.items()
@@ -202,6 +204,7 @@ class HeadProgram:
     def logged_by_update(self, head: Any, given: StepInput) -> dict[str, Any]:
         """What the module's own `update` logs, as accumulators by name; arguments as in `evaluate`."""
         trainable, state = head
+        # The accumulators are not known yet, so this is an update without callbacks and without an epoch.
         opt_state = self._optimizer(given.inputs).init(trainable)
         fresh = HeadsState(trainable, state, opt_state, callbacks={}, epoch={}, live=jnp.array(True))
         _, logs = self._update_once(fresh, given._replace(rows=given.rows[None], mask=given.mask[None]))
@@ -259,6 +262,7 @@ class HeadProgram:
 
     def _model(self, trainable: Any, state: Any, train: bool) -> Any:
         """The ordinary model, in the precision that it computes in."""
+        # bf16-mixed stores and updates float32 parameters; only the model computes with rounded ones.
         compute = jnp.bfloat16 if self.precision == "bf16-mixed" else None
         model = self._structure.merge(_cast(trainable, compute), state)
         self._structure.set_mode(model, train)

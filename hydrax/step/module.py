@@ -21,7 +21,7 @@ _Module = TypeVar("_Module", bound="HeadModule")
 
 
 class HeadModule:
-    """Model, loss and optimiser of ONE head; the base of `HydraModule`, with all that a step uses of it."""
+    """Model, loss and optimiser of ONE head: the base of `HydraModule`, with every method that a step calls."""
 
     def configure_model(self, key: jax.Array) -> Any:
         """Builds the model of one head.
@@ -173,6 +173,7 @@ def bind(module: _Module, values: Mapping[str, Any], stage: str) -> tuple[_Modul
     """
     # A copy, because a traced scalar on the user's own object would outlive its trace.
     bound = copy.copy(module)
+    # Messages name the method that the user wrote.
     recorder = Recorder(stage, "update" if stage == "training" and has_own_update(module) else None)
     own = {name: value for name, value in values.items() if not name.startswith("hparams.")}
     hparams = {name: values.get(f"hparams.{name}", value) for name, value in module.hparams.items()}

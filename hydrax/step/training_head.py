@@ -177,6 +177,7 @@ class TrainingHead:
                 f"Gradients and parameters differ in structure: head.apply. Got {got}, expected {expected}. Fix: pass "
                 "all that head.gradient returns as the gradient."
             )
+        # Here and not in the user's optimiser, so that callbacks see gradients before and after.
         clipped = tools.clip(gradients)
         updates, opt_state = tools.optimizer().update(clipped, self.opt_state, self.trainable)
         return dataclasses.replace(

@@ -127,7 +127,7 @@ def _native(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
     @run.def_vmap
     def over_heads(axis_size: int, batched: Any, x: jax.Array, kernel: jax.Array) -> Any:
         if not all(batched):
-            # Rows or kernel are shared by all heads: vmap makes one wide convolution of it, without groups.
+            # Rows or kernel are shared by all heads: vmap makes one wide convolution without groups.
             return jax.vmap(plain, [0 if b else None for b in batched])(x, kernel), True
         if axis_size > _UNROLL:
             return lax.map(lambda pair: run(*pair), (x, kernel)), True
@@ -190,7 +190,7 @@ def _by_taps(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
 
 
 def _patches(x: jax.Array, shape: tuple[int, ...], out: tuple[int, ...], window: _Window) -> jax.Array:
-    """Gathers the patches `[N, *O, taps * C]`: for each place of the result, what the kernel meets in the padded `x`.
+    """Gathers the patches `[N, *O, taps * C]`: for each place of the result, what the kernel covers of `x`.
 
     Built from slices, since `conv_general_dilated_patches` is itself a grouped convolution. And one axis after the
     other: XLA concatenates runs of C numbers, so with three channels all nine taps at once take 4 times as long. The
