@@ -217,11 +217,11 @@ class Engine:
 
         def run(block: Block, inputs: HeadInputs, state: Any, block_rows: Any) -> Callable[[], Any]:
             args = state, *self._step_input(block, inputs, block_rows, *steps)
+            # Resting heads or a shortened superstep need the program with dynamic counts.
             whole = begin == 0 and num_steps == self._whole_steps and block.num_chunks == capacity
             how = {"whole": True} if whole else {}  # without the argument there is one program, as on a CPU
             return functools.partial(self._spill_back, state, self._run("superstep", block, *args, **how))
 
-        # Resting heads or a shortened superstep need the program with dynamic counts.
         found = self._each(run, state, rows)
         return tuple(new for new, _ in found), tuple(values for _, values in found)
 
