@@ -33,8 +33,8 @@ _MAX_BYTES = 2**28  # enough for more than a million heads
 _DTYPES = {
     "bool",
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
-    *("int4", "bfloat16", "float16", "float32", "float64", "complex64", "complex128"),
-    *(f"float8_{kind}" for kind in ("e3m4", "e4m3b11fnuz", "e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz")),
+    *("int2", "int4", "bfloat16", "float16", "float32", "float64", "complex64", "complex128", "float4_e2m1fn"),
+    *(f"float8_{kind}" for kind in ("e3m4", "e4m3b11fnuz", "e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0fnu")),
 }
 
 
