@@ -151,6 +151,8 @@ class ModelCheckpoint(Callback):
             _check_monitor(self.monitor, event.trainer.validation_metrics)
         folder = self._find_folder(event) if event.stage == "fit" else None
         self._folder = None  # until training starts
+        if event.stage == "fit":
+            self._last_model_path = None  # even if the fit is resumed: what an earlier fit wrote is not this one's
         if folder is None:
             return
         with contextlib.suppress(OSError):  # what cannot be read is reported when it cannot be written either

@@ -228,7 +228,7 @@ class Trainer(TrainerView):
                 emit("on_fit_start")
                 # Each turn takes a smaller plan, so the loop ends: at the latest with a MemoryLimitError.
                 while not self._run.train():
-                    self._run = self._start_smaller(spec, emit, timed)
+                    self._run = self._start_smaller(spec, checkpoint_path, emit, timed)
                 self._run.loop.tell("on_fit_end")
         self._say(f"`Trainer.fit` stopped: {self._run.end_message}")
         if self._interrupts.exit_status is not None:
@@ -410,7 +410,9 @@ class Trainer(TrainerView):
 
     @property
     def slots_per_step(self) -> int:
-        return self._running().planned.slots_per_step
+        if self._planned is None:
+            raise _no_run()
+        return self._planned.slots_per_step  # known before the first step: callbacks ask in `setup`
 
     @property
     def estimated_stepping_batches(self) -> int:
@@ -545,9 +547,9 @@ class Trainer(TrainerView):
         self._planned = planned
         return Run(planned, state, emit, self._interrupts, timed)
 
-    def _start_smaller(self, spec: FitSpec, emit: Dispatcher, timed: Timed) -> Run:
-        """Makes a run with a smaller plan after memory ran out, from this fit's newest checkpoint or from the start."""
-        run, last = self._running(), getattr(self.checkpoint_callback, "last_model_path", None)
+    def _start_smaller(self, spec: FitSpec, checkpoint_path: Path | None, emit: Dispatcher, timed: Timed) -> Run:
+        """Makes a run with a smaller plan after memory ran out, from this fit's newest checkpoint or from its start."""
+        run, last = self._running(), getattr(self.checkpoint_callback, "last_model_path", None) or checkpoint_path
         _log.warning("Out of memory after step %d; the fit restarts from %s.", run.state.step, last or "the start")
         plan = run.planned.plan
         run.planned.engine.close()
@@ -556,10 +558,12 @@ class Trainer(TrainerView):
         del run
         gc.collect()  # the loop and its callbacks form cycles
         planned = tune.replan(spec, plan).ready()
-        if last:
-            assert self.datamodule is not None
-            resume.load_data_state(Path(last), self.datamodule)
-        return self._start(planned, Path(last) if last else None, emit, timed, {"chunk": plan.chunk})
+        if last is None:
+            return self._start(planned, None, emit, timed)
+        assert self.datamodule is not None
+        resume.load_data_state(step := Path(last), self.datamodule)
+        # Memory may have run out twice since that checkpoint, so its chunk need not be the last plan's.
+        return self._start(planned, step, emit, timed, {"chunk": resume.read_choice(step).chunk})
 
     def _close(self) -> None:
         if self._planned is not None:

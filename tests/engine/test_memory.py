@@ -162,6 +162,26 @@ def test_memory_that_ends_on_the_way_is_survived_from_the_newest_checkpoint(monk
     assert given_back == [{"drawn": 3}]
 
 
+def test_a_resumed_fit_restarts_from_its_own_checkpoint_if_it_has_saved_none_since(monkeypatch, caplog, tmp_path):
+    from hydrax.callbacks import ModelCheckpoint
+
+    how = {"chunk": "auto", "sampling": "shared", "devices": 1, "default_root_dir": tmp_path}
+    expected = fit(**how)
+    fit([ModelCheckpoint(dirpath=tmp_path / "first")], **{**how, "max_steps": 8})
+    # This callback has saved another run before, from which nothing may restart.
+    saver = ModelCheckpoint(dirpath=tmp_path / "second", every_n_steps=100)
+    fit([saver], **{**how, "max_steps": 9})
+    breaks = [Breaks(monkeypatch, at=8), Breaks(monkeypatch, at=8)]
+    with caplog.at_level(logging.WARNING):
+        found = fit([saver], ckpt_path=tmp_path / "first", **how)
+    assert all(one.broken for one in breaks)
+    assert caplog.text.count(f"after step 8; the fit restarts from {tmp_path / 'first' / 'last' / '8'}") == 2
+    assert (found.result.step, found.result.plan.chunk) == (12, 2)
+    np.testing.assert_allclose(
+        found.result.heads.trainable["kernel"], expected.result.heads.trainable["kernel"], rtol=1e-5
+    )
+
+
 def test_after_memory_ends_the_old_engine_and_feed_are_gone_before_the_smaller_plan_is_sized(monkeypatch):
     Breaks(monkeypatch, at=5)
     made, left, place = [], [], FitSpec.place

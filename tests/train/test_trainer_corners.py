@@ -234,3 +234,13 @@ def test_what_callbacks_hear_cannot_be_written_to(tmp_path):
     writes = At("on_train_epoch_start", lambda e: e.live.__setitem__(0, True) if e.step else None)
     with pytest.raises(hx.CallbackError, match="read-only"):
         trainer(tmp_path, stop, writes).fit(PlainClassifier(), data_of(SLICES))
+
+
+def test_a_callback_may_ask_in_setup_for_the_slots_of_a_step(tmp_path):
+    class Asks(hx.Callback):
+        def setup(self, event):
+            self.slots = event.trainer.slots_per_step
+
+    asks = Asks()
+    trainer(tmp_path, asks, max_steps=1, accumulate_grad_batches=2).fit(PlainClassifier(), data_of(SLICES))
+    assert asks.slots == 2 * data_of(SLICES).batch_size
