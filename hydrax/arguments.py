@@ -11,7 +11,7 @@ from hydrax.errors import ArgumentError
 
 
 def is_int(value: Any, least: int | None = None) -> TypeGuard[int]:
-    """Tells whether a value is a whole number, of Python or NumPy. A bool is none, although Python counts it as an int.
+    """Tells whether a value is a whole number, of Python or NumPy; a bool is not, although Python counts it as an int.
 
     Args:
       value: the value.

@@ -107,7 +107,7 @@ def _open(folder: Path, forms: Mapping[int, Form], *, create: bool) -> dict[int,
     """Opens or creates arrays, all at once: each waits for the disk."""
     import tensorstore
 
-    # A context of its own: nothing that an earlier read left in a cache is taken for what is on the disk now.
+    # A new context has an empty cache, so everything is read from disk, whatever was read before.
     context = tensorstore.Context({"cache_pool": {"total_bytes_limit": 2**24}})
     opening = {
         number: tensorstore.open(_spec(folder, number, form), open=not create, create=create, context=context)

@@ -26,6 +26,7 @@ from hydrax.files import write_bytes
 
 MARK = ".hydrax"
 
+# Without leading zeros, so that each step has one name only.
 _STEP = re.compile(r"0|[1-9][0-9]{0,17}")
 # Temporary folders: being written, replaced by a newer one of the same step, or deleted.
 _PASSING = re.compile(r"\.hydrax-([0-9]{1,18})\.(draft|old|deleted)")
@@ -55,6 +56,7 @@ def write(root: Path, step: int, run: str, fill: Callable[[Path], None], keep: i
     Raises:
       CheckpointError: the root holds folders that Hydrax did not write, or steps of another run.
     """
+    # The mark comes before any step, so a root is known as Hydrax's even if its first save is cut off.
     root.mkdir(parents=True, exist_ok=True)
     _claim(root, run)
     _tidy(root)
@@ -107,7 +109,7 @@ def first_sound(path: Path, read: Callable[[Path], _T]) -> _T:
             with contextlib.suppress(OSError):
                 set_aside(damaged)
         return found
-    raise failed[0][1]
+    raise failed[0][1]  # of the newest step, which the user wanted
 
 
 def check_root(root: Path) -> None:

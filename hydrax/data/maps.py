@@ -1,4 +1,4 @@
-"""Columns in memory-mapped files: detects files that were cut short, and gives pages back after a read."""
+"""Columns in memory-mapped files: detects truncated files, and releases pages after a read."""
 
 from __future__ import annotations
 

@@ -152,13 +152,13 @@ def _check_own_slices(
     ids: np.ndarray | None,
     fitted: np.ndarray | None,
 ) -> np.ndarray | None:
-    """Checks slices that give each head rows of its own; returns where the heads stand in them, or None: in order."""
+    """Checks slices that give each head its own rows; returns the places of the heads in them, or None for in order."""
     at = None if ids is None else positions(ids, known_ids(datamodule))
     # Heads picked out of many come with the slices of all of them, or with their own.
     made = own()
     whole = made.num_heads if at is not None and isinstance(made, Slices) else num_heads
     check_slices(own, num_rows, whole if fitted is None or whole == len(fitted) else num_heads)
-    # Validation slices of these heads alone stand in the heads' own order.
+    # Validation slices of these heads alone are in the order of the heads.
     return None if at is not None and whole != len(datamodule.slices()) else at
 
 
@@ -172,7 +172,7 @@ def known_ids(datamodule: DataModule) -> np.ndarray | None:
 
 
 def positions(ids: np.ndarray, known: np.ndarray | None) -> np.ndarray | None:
-    """int64[H], where ids stand among the known ones; None where they do not all stand there."""
+    """Returns the positions of ids among the known ones, int64[H]; None if one of them is unknown."""
     if known is None:
         return None
     order = np.argsort(known)

@@ -1,4 +1,4 @@
-"""Compiled: a function that is compiled ahead of its calls, once for each form of its arguments."""
+"""Compiled: a function that is compiled before it is called, once for each form of its arguments."""
 
 from __future__ import annotations
 
@@ -40,12 +40,13 @@ class Compiled:
     def compile_in_background(
         self, device: jax.Device, *args: Any, **static: Any
     ) -> concurrent.futures.Future[jax.stages.Compiled]:
-        """Returns the program as a future, while XLA compiles it in a thread of its own.
+        """Returns the program as a future, while XLA compiles it in another thread.
 
         It is traced before this returns, in the thread of the caller, because some of JAX's settings belong to a
         thread.
         """
         leaves, tree = jax.tree.flatten(args)
+        # Found by shapes and not by values: other numbers never compile anew.
         form = (device, tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves), tuple(static.items()))
         if form not in self._programs:
             place = jax.sharding.SingleDeviceSharding(device)
@@ -59,13 +60,13 @@ class Compiled:
 
 
 def _in_thread(call: Callable[[], Any]) -> concurrent.futures.Future[Any]:
-    """Runs a call in a thread of its own, and returns its result as a future."""
+    """Runs a call in a new thread, and returns its result as a future."""
     found: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
     def run() -> None:
         try:
             found.set_result(call())
-        except BaseException as error:
+        except BaseException as error:  # whatever it is, the thread that waits for the program must see it
             found.set_exception(error)
 
     threading.Thread(target=run, name="hydrax-compiler").start()

@@ -115,7 +115,7 @@ class Engine:
         layout = self.layout
         if self._spill is not None:
             return tuple(self._spill.put(_pick(tree, block.heads)) for block in layout.blocks)
-        if layout.is_plain:
+        if layout.is_plain:  # the default on a GPU, whose memory a copy of all heads could exceed
             return (jax.tree.map(jnp.asarray, tree),)
         return tuple(jax.device_put(_pick(tree, block.heads), block.device) for block in layout.blocks)
 

@@ -38,6 +38,7 @@ class Programs:
 
     def init(self, inputs: HeadInputs, base_key: jax.Array, num_chunks: jax.Array) -> HeadsState:
         """Makes the state of all heads before the first step."""
+        # In chunks like all else: initial values, too, may depend on the width of the vmapped block.
         start = jax.vmap(lambda one: self._head.init(one, base_key, self._epoch))
         state: HeadsState = self._map_chunks(start, inputs, num_chunks)
         return state
@@ -82,6 +83,7 @@ class Programs:
         def run_chunk(state: HeadsState, inputs: HeadInputs, *parts: Any) -> Any:
             # Drawn for all K steps before their loop: one wide computation costs less than K small ones.
             rows, mask = self._draw(dict(zip(axes, parts, strict=True)), inputs.ids)
+            # Emptied inside the program, which saves a dispatch at the start of each epoch.
             empty = jax.tree.map(lambda old, one: jnp.broadcast_to(one, old.shape), state.epoch, self._epoch)
             # Frozen heads keep their accumulators, bit for bit like everything else of theirs.
             before, state = state, state._replace(epoch=select(new_epoch & state.live, empty, state.epoch))
@@ -199,7 +201,7 @@ class Programs:
     def predict(self, head: Any, given: StepInput, batches: Mapping[str, Any], batch: Any, num_chunks: Any) -> Any:
         """Predicts one batch with all heads, `[H, B, ...]`; "rows" and "mask" are `[1, B]` or `[1, H, B]`."""
         rows, mask = batches["rows"][0], batches["mask"][0]
-        own = rows.ndim == 2
+        own = rows.ndim == 2  # rows that all heads share stay outside the map, and are gathered once
 
         def one(args: Any) -> Any:
             head, inputs, *slots = args

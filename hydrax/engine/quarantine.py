@@ -52,7 +52,7 @@ def roll_back(
 
     The program has restored these heads to where they were before the superstep. It now runs them again, one step at a
     time, so they get the same bits as before; all other heads are frozen meanwhile. Finding the step costs nothing in a
-    run without NaN, where each array is looked at only once a superstep.
+    run without NaN, where each array is checked only once a superstep.
 
     Args:
       state: the state of all heads, with the lost ones restored; donated.

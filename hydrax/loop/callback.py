@@ -234,7 +234,7 @@ class Control:
       stop: bool[H], True freezes the head bit for bit from here on; the fit ends once all heads are stopped.
       snapshot: bool[H], True keeps the head's present model as its snapshot (`trainer.snapshots_of(callback)`) until
         this callback asks for the next one; or bool[slots, H], one row for each of several snapshots of a head.
-      restore: bool[H], True gives the head the model of its snapshot in slot 0 back.
+      restore: bool[H], True restores the head's model from its snapshot in slot 0.
       reason: why heads stop: one text, or H of them, for the ledger and the closing message of the fit.
 
     >>> stop_odd_heads = Control(stop=np.array([False, True, False, True]), reason="odd")

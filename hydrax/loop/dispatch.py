@@ -112,7 +112,7 @@ def naming(callback: Callback, method: str, step: int) -> Iterator[None]:
     try:
         yield
     except CallbackError:
-        raise
+        raise  # it names its place already
     except Exception as error:
         if isinstance(error, HydraxError) and method in BEFORE_TRAINING:
             raise
@@ -135,6 +135,7 @@ def keys(callbacks: Sequence[Callback]) -> dict[str, Callback]:
     found: dict[str, Callback] = {}
     for callback in callbacks:
         name = type(callback).__name__
+        # Keys are in checkpoints, so they follow from class and order alone.
         number = sum(type(c).__name__ == name for c in found.values()) + 1
         found[name if number == 1 else f"{name}#{number}"] = callback
     return found
@@ -164,6 +165,7 @@ def check_callbacks(callbacks: Any) -> list[Callback]:
             "hydrax.Callback. Fix: pass an instance, not a class, and derive your own from hydrax.Callback."
         )
     for callback in given:
+        # A misspelt hook would silently never be called.
         unknown = [name for name in dir(type(callback)) if name.startswith("on_") and not hasattr(Callback, name)]
         if unknown:
             near = difflib.get_close_matches(unknown[0], dir(Callback), n=1, cutoff=0.0)[0]

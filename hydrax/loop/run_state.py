@@ -40,6 +40,7 @@ class RunState:
     missed: dict[str, dict[str, list[str]]] = dataclasses.field(default_factory=dict)
     faults: dict[int, Fault] = dataclasses.field(default_factory=dict)
     reasons: dict[int, str] = dataclasses.field(default_factory=dict)
+    # Random, not a digest of the settings: two runs with equal settings must not mix their checkpoints.
     run_id: str = dataclasses.field(default_factory=lambda: secrets.token_hex(16))
 
     @classmethod

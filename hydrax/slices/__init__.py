@@ -14,7 +14,7 @@ Files, in reading order:
   draws.py        a part: draws with replacement
   sets.py         chooses lists or bits for sets of rows
   weights.py      copies in proportion to weights; classes dealt to heads
-  permutation.py  keyed bijections and bit mixing, which hashed rows and the rotation stand on
+  permutation.py  keyed bijections and bit mixing, the basis of hashed rows and of the rotation
   rotation.py     which rows a head meets at step t, and which slots are live
 """
 

@@ -25,6 +25,7 @@ def bytes_per_line(num_rows: int) -> int:
 def packed(mask: NDArray[np.bool_]) -> NDArray[np.uint32]:
     """Pack bool[L, N] into whole blocks of words, uint32[L, W]: the first row in the lowest bit, zeros at the end."""
     num_bytes = -(-mask.shape[1] // int(_BLOCK_BITS)) * 4 * _BLOCK_WORDS
+    # In a turned line the zeros at the end become ones, but beyond its length, where no offset looks.
     table = np.zeros((len(mask), num_bytes), np.uint8)
     bits = np.packbits(mask, axis=1, bitorder="little")
     table[:, : bits.shape[1]] = bits
@@ -122,7 +123,7 @@ def _take_bit(columns: Mapping[str, Array], tables: Mapping[str, Array], offsets
         left = xp.where(further, left - count, left)
         place = place + further.astype(xp.int32)
         word = words[line, place] ^ turn
-    # Bit: halve the word, and go on in the half that holds the one in question.
+    # Bit: halve the word five times, each time keeping the half that holds the wanted bit.
     bit = xp.zeros(offsets.shape, xp.uint32)
     for width in (16, 8, 4, 2, 1):
         count = xp.bitwise_count(word & np.uint32((1 << width) - 1)).astype(xp.uint32)

@@ -71,7 +71,7 @@ class Lists(_Kept):
         numbers: NDArray[np.integer],
         are_sets: bool = False,
     ) -> Self:
-        """Make lists that lie in `rows` one after the other."""
+        """Make lists from `rows`, which holds them one after the other."""
         firsts = (np.cumsum(lengths, dtype=np.int64) - lengths).astype(place_type(rows.size))
         return cls(num_rows, lengths.astype(np.int32), rows, firsts, numbers.astype(np.int32), are_sets)
 
@@ -109,7 +109,7 @@ class Lists(_Kept):
         lengths = np.int32(self.num_rows) - sets.lengths
         return Unlisted(self.num_rows, lengths, sets.rows, sets.firsts, sets.numbers, are_sets=True)
 
-    @cached_property
+    @cached_property  # it sorts all lists
     def has_repeats(self) -> bool:
         return int(self._as_sets().lengths.sum(dtype=np.int64)) < int(self.lengths.sum(dtype=np.int64))
 
@@ -129,6 +129,7 @@ class Unlisted(_Kept):
         return RowLaw({"firsts": self.firsts, "listed": listed}, tables, _take_unlisted)
 
     def complement(self) -> Lists:
+        # The table already holds these rows, so nothing is computed or copied.
         lengths = np.int32(self.num_rows) - self.lengths
         return Lists(self.num_rows, lengths, self.rows, self.firsts, self.numbers, are_sets=True)
 

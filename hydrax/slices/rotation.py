@@ -1,11 +1,11 @@
-"""Which rows each head meets at step t, and which of its slots are live: a pure function, so a resume needs only t.
+"""The rotation: the rows that each head meets at step t, and its live slots. A pure function: a resume needs only t.
 
 A head of n rows walks its slice pass after pass without end. Slot j of batch t is place p = t * width + j of this walk,
 which is offset p % n of pass p // n. The head meets the row at offset `permute(p % n; n, key(seed, head id, pass))` of
 its slice. So each pass meets every row once, in an order of its own.
 
-`cursor` and `slots_left` compute in 64 bits on the host where a batch begins. `slots` goes on from there in 32 bits, in
-NumPy or inside the compiled program.
+`cursor` and `slots_left` compute in 64 bits on the host where a batch begins. `slots` continues from there in 32 bits,
+in NumPy or inside the compiled program.
 """
 
 from types import ModuleType
@@ -103,7 +103,7 @@ def _walk(
 
 
 class Cursor(NamedTuple):
-    """Where each head stands when a batch begins.
+    """The position of each head when a batch begins.
 
     Attributes:
       first_pass: uint32[H], the number of its pass, modulo 2**32.
@@ -117,7 +117,7 @@ class Cursor(NamedTuple):
 
 
 def cursor(batch: int, lengths: np.ndarray, batch_size: int, small_slices: SmallSlices = "mask") -> Cursor:
-    """Compute where each head stands when a batch begins.
+    """Compute the position of each head when a batch begins.
 
     Args:
       batch: number of the batch since the start of training, 0 <= batch <= 2**40.
@@ -160,7 +160,7 @@ def slots_left(batch: int, lengths: np.ndarray, width: np.ndarray, passes: int |
       batch: number of the batch since the start of training, counted from 0.
       lengths: int32[H], rows of each slice.
       width: int32[H], as in `Cursor`.
-      passes: number of passes that each head makes. If None, the count is 2**31, which `slots` takes for no end.
+      passes: number of passes that each head makes. If None, the count is 2**31, which means no end to `slots`.
     """
     if passes is None:
         return np.full(lengths.shape, _NO_END)
@@ -183,7 +183,7 @@ def slots(
     """Compute the offsets inside its slice that each head meets in a batch, and the mask of its live slots.
 
     Args:
-      cursor: where the heads stand, from the function `cursor`.
+      cursor: the positions of the heads, from the function `cursor`.
       lengths: int32[H], rows of each slice.
       head_ids: int32[H], the ids of the heads.
       seed: uint32[] or int, seed of the rotation, 0 <= seed < 2**32.

@@ -57,6 +57,7 @@ def kept_sets(
         sizes = {kind: size + own[kind] for kind, size in sizes.items()}
         kind = min(own, key=own.__getitem__) if sizes[Lists] > LISTS_BYTES else Lists
         segments.append(_as(kind, _Held(rows, lengths), num_rows))
+    # Lists win up to 64 MiB even if they are larger: a lookup in them is one gather and not a search.
     numbers = np.arange(num_lines) if numbers is None else numbers
     kind = min(sizes, key=sizes.__getitem__) if sizes[Lists] > LISTS_BYTES else Lists
     if kind is Bits:
@@ -104,6 +105,7 @@ def _as(kind: _Kind, segment: _Segment, num_rows: int) -> _Segment:
     form = _Held if kind is Lists else _Left
     if isinstance(segment, form):
         return segment
+    # Through masks of a few lines at a time: a mask of all lines could be larger than memory.
     parts = [mask_lines(mask if kind is Lists else ~mask) for mask in _masks(segment, num_rows)]
     return form(np.concatenate([rows for rows, _ in parts]), np.concatenate([lengths for _, lengths in parts]))
 

@@ -44,6 +44,8 @@ class RowStore:
     @classmethod
     def concatenate(cls, stores: Sequence["RowStore"]) -> "RowStore":
         """Concatenate the heads of all stores, which are on one dataset."""
+        # As few parts as possible: one part has one law, which a compiled program can compute. With several, the host
+        # draws the rows.
         kin: dict[Hashable, list[Part]] = {}
         for store in stores:
             for part in store.parts:
@@ -92,6 +94,7 @@ class RowStore:
         if self.owners is None:
             return of(self.parts[0])
         by_part = [of(part) for part in self.parts]
+        # Lines of a part are in the order of their heads, so a boolean mask puts them where they belong.
         gathered = np.empty((self.owners.size, *by_part[0].shape[1:]), np.result_type(*by_part))
         for number, values in enumerate(by_part):
             gathered[self.owners == number] = values
@@ -151,6 +154,7 @@ class RowStore:
             for first in range(0, rows.size, _MANY_ROWS):
                 held[:, first : first + _MANY_ROWS] = self.contains(at, rows[first : first + _MANY_ROWS])
             return held
+        # In blocks of heads: the temporaries of a lookup are several times as large as its answer.
         for block in blocks(np.full(at.size, rows.size), BLOCK_ROWS):
             held[block] = self._by_part(at[block], lambda part, line, _: part.contains(line, rows), rows.size, np.bool_)
         return held
@@ -158,7 +162,7 @@ class RowStore:
     def _by_part(
         self, at: NDArray[np.int64], ask: Callable[[Part, NDArray[np.int64], Any], NDArray[Any]], width: int, kind: Any
     ) -> NDArray[Any]:
-        """Put together what `ask(part, lines, places in at)` returns for the heads at `at`: [K, width]."""
+        """Combine what `ask(part, lines, places in at)` returns for the heads at `at`: [K, width]."""
         if self.owners is None:  # The common case; it makes no copies.
             return ask(self.parts[0], at, slice(None))
         answer = np.empty((at.size, width), kind)
@@ -187,6 +191,7 @@ class RowStore:
         )
         for column in columns:
             yield column.astype("<u4").tobytes()
+        # In an order of content alone: the same slices, put together in another way, have the same digest.
         for number in sorted(range(len(self.parts)), key=lambda at: (self.parts[at].code, self.parts[at].table_digest)):
             part = self.parts[number]
             if part.table_digest:

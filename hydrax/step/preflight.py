@@ -159,7 +159,8 @@ def _explained(program: HeadProgram, method: str, view: str) -> Iterator[None]:
     try:
         yield
     except HydraxError:
-        raise
+        raise  # it already says what is wrong
+    # Before the group below, which holds its base class.
     except jax.errors.TracerBoolConversionError as error:
         raise ModuleError(
             f"Python control flow depends on a traced value: {where}. Got a Python `if`, `while`, `and` or `assert` on "
@@ -180,7 +181,7 @@ def _explained(program: HeadProgram, method: str, view: str) -> Iterator[None]:
         fix = "see the line of yours that the cause above names"
         if getattr(type(program.module), method) is getattr(HeadModule, method):
             fix = f"define {method}; the default calls the model on the whole batch, with all its columns"
-        if "concrete values" in str(error):
+        if "concrete values" in str(error):  # what jax.numpy says of a traced shape, in a plain TypeError
             fix = "a PerHead value is traced, so it cannot be a size"
         if type(error).__name__ == "TraceContextError":  # Flax has no public name for it
             fix = "call an nnx model with dropout or batch statistics on the whole batch, not inside jax.vmap"

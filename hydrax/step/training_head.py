@@ -41,6 +41,7 @@ class TrainsOneHead(Protocol):
     def update(self, head: TrainingHead, batch: Any, ctx: Context) -> TrainingHead: ...
 
 
+# Compared by identity: as a static part of a pytree it must be hashable, and its functions have no equality.
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tools:
     """What a training step works with; it does not change during the step.

@@ -102,6 +102,7 @@ class FitSpec:
         """The least that a step of all heads has to do."""
         sampling = self.sampling
         rows = self.settings.accumulate_grad_batches * sampling.batch_size * sampling.data.row_bytes
+        # The state is read and written, hence twice.
         one = StepCost(count_flops(self.traced.step.jaxpr), 2 * tree_bytes(self.traced.state) + rows)
         return one.times(len(self.slices))
 
@@ -187,7 +188,7 @@ class PlannedFit:
       memory: the memory that it needs.
       start: the heads before their first step, if they exist already; the first superstep consumes them.
       candidates: the plans that were timed, this one among them; empty if none was.
-      validation: the validation set, on the device or on its way; None if there is none, or before `ready`.
+      validation: the validation set with its feed; None if there is none, or before `ready`.
     """
 
     spec: FitSpec
@@ -232,6 +233,7 @@ class PlannedFit:
 
     def ready(self) -> PlannedFit:
         """The same fit with its validation set on the device: what a run starts with."""
+        # Only after the plan is chosen: plans on trial do not need the validation set on the device.
         found = self.spec.validation
         if found is None:
             return self
@@ -313,11 +315,13 @@ def check_fit(
             "batch. Fix: pass a larger batch_size, or leave update out."
         )
     with contextlib.ExitStack() as opened:
+        # Whatever is opened here is closed again if a later check fails.
         rows = stage_training(datamodule, wide=settings.precision == "64-true")
         opened.callback(rows.data.close)
         num_heads = len(rows.slices)
         inputs = head_inputs(rows.slices.ids, check_per_head(module, num_heads))
         sampling = open_sampling(settings, rows)
+        # Its rows are checked before anything is traced; they move to the device in `ready`.
         validation = find_validation(settings, module, datamodule, num_heads)
         if validation is not None:
             opened.callback(validation.close)

@@ -38,7 +38,7 @@ def save(
 
     Args:
       root: folder of the checkpoints.
-      state: where the run stands.
+      state: the state of the run.
       engine: holds the heads.
       plan: how they are laid out.
       callbacks: those whose state is saved, by key.
@@ -69,6 +69,7 @@ def save(
         "snapshots": list(state.snapshots),
         "heard": state.heard,
         "missed": state.missed,
+        # Lists, because the keys of a JSON object are strings.
         "faults": [{"head": head, "step": fault.step, "leaf": fault.leaf} for head, fault in state.faults.items()],
         "reasons": [{"head": head, "reason": reason} for head, reason in state.reasons.items()],
     }

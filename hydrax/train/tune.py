@@ -270,7 +270,7 @@ class _Trial:
 
 
 class _KeptPlan:
-    """The plan that was fastest for this step, on this machine, with these versions, in a file of its own."""
+    """The file with the fastest plan for this step on this machine with these versions."""
 
     def __init__(self, folder: Path, spec: FitSpec) -> None:
         # A jaxpr prints functions with their addresses, which differ from run to run.

@@ -3,7 +3,7 @@
 `jax.vmap` over kernels makes one grouped convolution, which XLA's CPU backend computes group by group with its slowest
 code: 32 heads of a small CNN took more than 15 s a step that way, and 0.14 s in these forms.
 
-All convolutions are first brought to one canonical form: rows `[N, *S, C]` with channels last, kernel
+All convolutions are first converted to one canonical form: rows `[N, *S, C]` with channels last, kernel
 `[*K, C / groups, F]`, result `[N, *O, F]`. JAX's gradients of a convolution are convolutions in other layouts: in
 canonical form the gradient of the kernel has the channels as N, the batch as C and the places of the output as K.
 """
@@ -192,7 +192,7 @@ def _by_taps(x: jax.Array, kernel: jax.Array, window: _Window) -> jax.Array:
 def _patches(x: jax.Array, shape: tuple[int, ...], out: tuple[int, ...], window: _Window) -> jax.Array:
     """Gathers the patches `[N, *O, taps * C]`: for each place of the result, what the kernel covers of `x`.
 
-    Built from slices, since `conv_general_dilated_patches` is itself a grouped convolution. And one axis after the
+    Built from slices, since `conv_general_dilated_patches` is itself a grouped convolution; one axis after the
     other: XLA concatenates runs of C numbers, so with three channels all nine taps at once take 4 times as long. The
     barrier keeps XLA from merging the steps again.
     """
