@@ -1,4 +1,4 @@
-"""Gives the speed of a fit to its loggers."""
+"""Reports the speed of a fit to its loggers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An unmodified Equinox model as a head: `configure_model` returns it, and `result.heads[k]` gives it back.
+"""An unmodified Equinox model as a head: `configure_model` returns it, and `result.heads[k]` returns one.
 
 Seven heads learn to classify tumours in scikit-learn's breast cancer data from 8, 16, ... rows. The last head is then
 saved, loaded and evaluated by Equinox alone. `python examples/equinox_model.py`.

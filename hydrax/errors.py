@@ -1,4 +1,4 @@
-"""The errors Hydrax raises on purpose: each says what is wrong, where, what it got and expected, and how to mend it."""
+"""The errors Hydrax raises on purpose: each says what is wrong, where, what it got and expected, and how to fix it."""
 
 
 class HydraxError(Exception):
@@ -10,7 +10,7 @@ class ArgumentError(HydraxError, ValueError):
 
 
 class SliceError(HydraxError, ValueError):
-    """A slice names rows that it cannot have: none at all, or some outside the dataset."""
+    """A slice is invalid: it has no rows, or it has rows outside the dataset."""
 
 
 class DataError(HydraxError, ValueError):
@@ -38,4 +38,4 @@ class NonFiniteError(HydraxError, ArithmeticError):
 
 
 class MemoryLimitError(HydraxError, MemoryError):
-    """A run does not fit into the memory of its devices, however it is cut."""
+    """A run does not fit into the memory of its devices under any plan."""

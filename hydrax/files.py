@@ -39,7 +39,7 @@ def write_bytes(path: Path, data: bytes, *, sync: bool = False) -> Path:
 
 @contextlib.contextmanager
 def draft(path: Path, *, sync: bool = False) -> Iterator[Path]:
-    """Gives a path to write to; the file takes its real name when the block ends without an error.
+    """Yields a path to write to; the file takes its real name when the block ends without an error.
 
     Args:
       path: the file; its folder is made if it is missing. If it is a symbolic link, the file it points to is replaced.

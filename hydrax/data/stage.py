@@ -1,6 +1,6 @@
-"""What a stage asks of the user's data module: asked here, once, checked, and handed on as values.
+"""Stage: calls the methods of the user's data module once, checks what they return, and passes it on as values.
 
-Nothing behind this file calls `train_dataset`, `slices`, `val_dataset` and their like again.
+No later code calls `train_dataset`, `slices`, `val_dataset` and the like again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class TrainingSet:
       data: the checked dataset.
       slices: the heads' slices.
       batch_size: slots B of a head's batch.
-      small_slices: what becomes of slices of fewer than B rows, "mask" or "wrap".
+      small_slices: how slices of fewer than B rows fill a batch, "mask" or "wrap".
       index_dataset: the data module's method that makes index batches.
       has_own_index: whether the user overrides it; else the rotation is Hydrax's, and the program can draw it.
     """
@@ -64,7 +64,7 @@ class EvaluationSet:
 
 
 def stage_training(datamodule: DataModule, *, wide: bool) -> TrainingSet:
-    """Asks a data module for what a fit trains on, and checks it.
+    """Reads the training data of a fit from a data module, and checks it.
 
     Args:
       datamodule: the user's.
@@ -105,7 +105,7 @@ def stage_evaluation(
     ids: np.ndarray | None = None,
     fitted: np.ndarray | None = None,
 ) -> EvaluationSet | None:
-    """Asks a data module for the rows of an evaluation, and checks them.
+    """Reads the rows of an evaluation from a data module, and checks them.
 
     Args:
       datamodule: the user's.

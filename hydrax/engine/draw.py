@@ -59,6 +59,7 @@ class OwnRotation:
 
         def batch(ahead: Any, present: Any) -> tuple[Any, Any]:
             offsets, mask = _slots(batches, head_ids, self.batch_size, ahead)
+            # The same functions run on the host with NumPy, so tests can compare every integer.
             return self.take(batches["columns"], batches["tables"], offsets, jnp), mask & present
 
         return jax.vmap(jax.vmap(batch))(batches["ahead"], batches["present"])
@@ -85,6 +86,7 @@ class SharedRotation:
         """Draws rows, int32[K, A, B], and mask, bool[K, A, H, B], of the given heads."""
 
         def batch(ahead: Any, present: Any) -> tuple[Any, Any]:
+            # One walk through the whole dataset: offsets are rows, and a bit tells whether a head owns one.
             offsets, live = _slots(batches, jnp.asarray(rotation.EVERYBODY), self.batch_size, ahead)
             rows = offsets[0].astype(jnp.int32)
             bits = batches["members"][:, rows >> 3] >> (rows & 7).astype(jnp.uint8)[None]

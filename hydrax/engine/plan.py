@@ -127,6 +127,7 @@ def make_plan(
     if isinstance(steps_per_call, int):
         steps = steps_per_call
     else:
+        # A chunk is drawn for at a time if the program draws, so its index batches take less memory.
         steps = min(_steps(num_heads, devices, flops), _INDEX_BYTES // (slots * together * _SLOT_BYTES))
     if row_bytes is not None:
         steps = min(steps, FETCH_BYTES // (slots * row_bytes * (1 if shared else num_heads)))

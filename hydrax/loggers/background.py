@@ -13,7 +13,7 @@ CLOSE_SECS = 30.0
 
 
 class BackgroundWriter:
-    """Makes calls one after another in a thread of its own; whoever adds one never waits.
+    """Makes calls one after another in a background thread; adding one never waits.
 
     A call that raises, or that is added while too many others wait, is dropped, counted and reported.
 
@@ -45,14 +45,14 @@ class BackgroundWriter:
         self._thread.start()
 
     def add(self, call: Callable[[], None]) -> None:
-        """Queues a call; drops it where `max_waiting` calls wait already."""
+        """Queues a call; drops it if `max_waiting` calls are waiting already."""
         try:
             self._calls.put_nowait((call, False))
         except queue.Full:
             self.drop(1, f"a backlog of {self._max_waiting:,} logs")
 
     def wake(self) -> None:
-        """Asks for `on_idle` to be called right after the calls that now wait."""
+        """Schedules a call of `on_idle` right after the calls that are waiting now."""
         if self._on_idle is not None:
             with contextlib.suppress(queue.Full):  # the thread is busy enough
                 self._calls.put_nowait((self._on_idle, False))

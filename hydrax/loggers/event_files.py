@@ -29,7 +29,7 @@ _file_numbers = itertools.count()
 
 
 class EventFiles:
-    """Writes the event files of a run, and of runs in folders below it, in a thread of their own.
+    """Writes the event files of a run, and of runs in folders below it, in a background thread.
 
     tensorboardX encodes the records. Its own writer thread dies silently of a write error, and from then on blocks
     whoever logs. This one reports the error, drops and counts logs, and begins a new file once the disk accepts writes
@@ -72,7 +72,7 @@ class EventFiles:
         self._thread.add(lambda: self._log(wall_time, step, logs))
 
     def flush_soon(self) -> None:
-        """Asks for everything logged so far to be written to disk soon; does not wait."""
+        """Requests that everything logged so far be written to disk soon; does not wait."""
         self._flush_at = 0.0
         self._thread.wake()
 

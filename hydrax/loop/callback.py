@@ -190,7 +190,7 @@ class TrainerView(Protocol):
         """
 
     def plan(self) -> PlanReport:
-        """How the run is laid out, what that was chosen from, and how close it comes to the machine's limit.
+        """Reports the plan of the run, the plans it was chosen from, and how close it comes to the machine's limit.
 
         The first call measures the limit, which takes a second or two.
         """
@@ -210,7 +210,7 @@ class Event:
         float32[H] by name in `on_train_batch_end`, `on_validation_end`, `on_test_end` and `on_train_epoch_end`; empty
         elsewhere.
       steps: int64[K], the number of updates done after each row of `metrics`; empty elsewhere.
-      live: bool[H], heads that still learn: False for those stopped, and for those through their passes.
+      live: bool[H], heads that still learn: False for heads that are stopped or have made all their passes.
       error: the exception, in `on_exception` only.
     """
 
@@ -235,7 +235,7 @@ class Control:
       snapshot: bool[H], True keeps the head's present model as its snapshot (`trainer.snapshots_of(callback)`) until
         this callback asks for the next one; or bool[slots, H], one row for each of several snapshots of a head.
       restore: bool[H], True restores the head's model from its snapshot in slot 0.
-      reason: why heads stop: one text, or H of them, for the ledger and the closing message of the fit.
+      reason: why heads stop: one string, or H of them, for the ledger and the closing message of the fit.
 
     >>> stop_odd_heads = Control(stop=np.array([False, True, False, True]), reason="odd")
     >>> stop_odd_heads.stop.sum()
@@ -260,7 +260,7 @@ class Callback(StepCallback):
         """Called first in each stage: the place to check arguments."""
 
     def on_fit_start(self, event: Event) -> Control | None:
-        """Called before a fit's first step, once everything is compiled and a resumed fit has its state back."""
+        """Called before a fit's first step, once everything is compiled and the state of a resumed fit is restored."""
 
     def on_train_start(self, event: Event) -> Control | None:
         """Called right after `on_fit_start`."""
@@ -308,7 +308,7 @@ class Callback(StepCallback):
         """Called before a checkpoint is written, and before `state_dict`."""
 
     def on_load_checkpoint(self, event: Event) -> Control | None:
-        """Called once a resumed fit has its state back, after `load_state_dict`."""
+        """Called once the state of a resumed fit is restored, after `load_state_dict`."""
 
     def teardown(self, event: Event) -> Control | None:
         """Called last in each stage, also in one that an error ended."""
@@ -331,7 +331,7 @@ class Callback(StepCallback):
         """Restores what `state_dict` returned.
 
         Args:
-          state: the values by name, as a checkpoint kept them.
+          state: the values by name, as the checkpoint holds them.
         """
 
     @property
@@ -342,4 +342,5 @@ class Callback(StepCallback):
 
 def overrides(callback: Callback, hook: str) -> bool:
     """Whether a callback's class defines `hook` itself."""
+    # By class: the loop decides once which hooks to call, so one that is set on an instance later has no effect.
     return getattr(type(callback), hook) is not getattr(Callback, hook)

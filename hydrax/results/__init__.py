@@ -1,4 +1,4 @@
-"""What a fit leaves behind.
+"""Results of a fit: its heads, their predictions and their table.
 
 Files, in reading order:
   heads.py        `Heads`: index, call, predict, save, load

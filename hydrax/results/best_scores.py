@@ -27,7 +27,7 @@ class BestScores:
         return cls(np.full(shape, np.nan, np.float32), np.full(shape, -1, np.int64), 1 if mode == "min" else -1)
 
     def take(self, scores: np.ndarray, step: int) -> np.ndarray:
-        """Takes new scores [H] in; a score that is good enough replaces the worst slot of its head.
+        """Adds new scores [H]; a score that is good enough replaces the worst slot of its head.
 
         Returns:
           bool[slots, H], the slots that were replaced.

@@ -243,7 +243,7 @@ class Heads:
 
     @classmethod
     def tree_unflatten(cls, aux: _Aux, children: tuple[Any, Any]) -> Heads:
-        """Puts together what `tree_flatten` split, for JAX.
+        """Rebuilds heads from what `tree_flatten` returned, for JAX.
 
         Args:
           aux: everything but the arrays.
@@ -256,7 +256,7 @@ class Heads:
 
 
 class _Aux:
-    """Everything in Heads but the arrays; hashable, so that JAX can cache compiled calls."""
+    """Everything in Heads except the arrays; hashable, so that JAX can cache compiled calls."""
 
     def __init__(self, structure: Structure, ids: np.ndarray, ndim: int, hparams: Hyperparameters | None) -> None:
         self.structure, self.ids, self.ndim, self.hparams = structure, ids, ndim, hparams
@@ -337,7 +337,7 @@ def _arguments(
 
 
 def _as_saved(leaf: Any, dtype: str | None) -> Any:
-    """Gives a floating leaf the dtype that it was saved in."""
+    """Converts a floating-point leaf to the dtype that it was saved in."""
     if dtype is None or not jnp.issubdtype(leaf.dtype, jnp.floating):
         return leaf
     return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))

@@ -28,6 +28,7 @@ def read_loss(
     Raises:
       ModuleError: it is not such a loss, or it is a scalar although slots can be padding.
     """
+    # All checks use shapes and dtypes alone: they cost nothing in the compiled program.
     fix = "Fix: return one float loss for each slot, [B]."
     if isinstance(output, Mapping) and "loss" not in output:
         keys = ", ".join(map(repr, output)) or "no keys"
@@ -45,6 +46,7 @@ def read_loss(
             f"A loss has the wrong shape: {where}. Got {list(loss.shape)} for one head, expected [{mask.size}], one "
             "loss for each slot. Fix: take the mean over all axes but the first."
         )
+    # The user has averaged already, and cannot have left out slots that only the mask knows.
     if loss.ndim == 0 and padding:
         raise ModuleError(
             f"A scalar loss would count padding: {where}. Got a scalar, expected [{mask.size}], since {padding}. Fix: "
@@ -113,6 +115,7 @@ def read_metrics(where: str, values: Any, taken: Collection[str]) -> dict[str, j
                 f"A callback's metric is not a scalar: {where}, {name!r}. Got {form} for one head, expected one "
                 "number. Fix: reduce it over all axes."
             )
+        # One dtype for all, because values become the carry of a loop.
         found[name] = jnp.asarray(value, jnp.float32)
     return found
 
@@ -126,6 +129,7 @@ def check_same_form(new: Any, old: Any, where: str) -> Any:
     Raises:
       ModuleError: it cannot.
     """
+    # The state is the carry of a loop: JAX would refuse another form, but without naming the array.
     before, after = str(jax.tree.structure(old)), str(jax.tree.structure(new))
     if before != after:
         raise ModuleError(

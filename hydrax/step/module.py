@@ -129,6 +129,7 @@ class HeadModule:
           ModuleError: the call is outside a step or inside a jax transformation of your own, or the name is already
             logged in this step.
         """
+        # Only the copy that is bound to one head inside a step has a recorder.
         recorder = self.__dict__.get("_recorder")
         if recorder is None:
             raise ModuleError(
@@ -143,6 +144,7 @@ class HeadModule:
             self.log(name, value, prog_bar, **when)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        # Through `__dict__`: `__init__` of a subclass may set attributes before it calls the base class.
         if self.__dict__.get("_frozen"):
             raise ModuleError(
                 f"An attribute is set while the module is frozen: {type(self).__name__}.{name}. Got an assignment "

@@ -155,6 +155,7 @@ class FitSpec:
                 raise too_large(heads, plan.chunk, f"{data:,} bytes of data", available)
             # A wave's old state and its new one exist at once while it comes from the host and goes back.
             plan = dataclasses.replace(plan, waves=-(-2 * state // (available - data)))
+        # Nothing compiles yet, so this is a lower bound: activations come on top, and `tune` measures them.
         at_once = state // plan.waves
         engine, feed = self._build(plan)
         return PlannedFit(self, plan, engine, feed, Memory(at_once, data, at_once + data, available))
@@ -283,7 +284,7 @@ class PlannedFit:
 
     def close(self) -> None:
         """Ends the engine's threads, the pipelines of index batches, and what reads rows."""
-        self.engine.close()
+        self.engine.close()  # first: its lanes may still dispatch with rows of the feed
         self.feed.close()
         if self.validation is not None:
             self.validation.close()
@@ -331,6 +332,7 @@ def check_fit(
             precision=settings.precision,
             clip_val=settings.gradient_clip_val,
             clip_algorithm=settings.gradient_clip_algorithm,
+            # The reason itself, as text: it becomes part of the error for a scalar loss.
             padding={"training": sampling.padding, "validation": validation.padding if validation else None},
             may_idle=sampling.may_idle,
             watched=settings.on_nonfinite != "ignore",
@@ -343,6 +345,7 @@ def check_fit(
             empty = flight.evaluation("validation", validation.data.shapes, validation.source.batch_size)
             validation = dataclasses.replace(validation, empty=empty)
         schedule = _make_schedule(settings, sampling, validation is not None, callbacks, bool(traced.epoch))
+        # One callback that needs each step makes all supersteps one step long.
         every_step = any(overrides(callback, "on_train_batch_end") for callback in callbacks.values())
         spec = FitSpec(settings, module, flight, inputs, sampling, validation, traced, schedule, every_step, scratch)
         opened.pop_all()  # no error from here on: the caller closes the spec

@@ -1,4 +1,4 @@
-"""What surrounds a stage (fit, validate, test, predict): the users' setup and teardown, and the callbacks' hooks."""
+"""Lifecycle of a stage (fit, validate, test, predict): the user's setup and teardown, and the callbacks' hooks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hydrax.train.settings import Settings
 def open_stage(
     settings: Settings, module: HydraModule, datamodule: DataModule, stage: str, data_stage: str | None = None
 ) -> Iterator[None]:
-    """Calls the users' own setup and teardown around a stage, and freezes the module inside it.
+    """Calls the user's setup and teardown around a stage, and freezes the module inside it.
 
     Args:
       settings: the Trainer's arguments.
@@ -35,10 +35,12 @@ def open_stage(
         if settings.matmul_precision is not None:
             stack.enter_context(jax.default_matmul_precision(settings.matmul_precision))
         datamodule.prepare_data()
+        # Each teardown is registered before its setup: it runs even if the setup fails half-way.
         stack.callback(datamodule.teardown, data_stage or stage)
         datamodule.setup(data_stage or stage)
         stack.callback(module.teardown, stage)
         module.setup(stage)
+        # From here on an attribute that a step sets would be a tracer, the same for all heads.
         set_frozen(module, True)
         stack.callback(set_frozen, module, False)
         yield
@@ -50,7 +52,7 @@ def open_hooks(emit: Dispatcher) -> Iterator[None]:
     try:
         emit("setup")
         yield
-    except BaseException as error:
+    except BaseException as error:  # Ctrl-C too: callbacks have files to close
         emit.to_all("on_exception", error=error)
         emit.to_all("teardown")
         raise

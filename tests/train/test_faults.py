@@ -1,4 +1,4 @@
-"""Signals, callbacks that raise, and folders that two runs want: a fit ends in good order and nothing is lost."""
+"""Signals, callbacks that raise, and folders that two runs want: a fit ends cleanly and nothing is lost."""
 
 import functools
 import logging
