@@ -283,8 +283,6 @@ class Programs:
             new, new_values = chunk(i, carried)
             return put(carried, new, 0, i), put(values, new_values, 1, i)
 
-        # Updated in place: the carry is one buffer for all heads, and a chunk is cut out and written back. `lax.map`
-        # would compile a second program, with other bits, for an incomplete last chunk.
         return lax.fori_loop(0, num_chunks, body, (carried, values))
 
 

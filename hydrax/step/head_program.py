@@ -68,8 +68,6 @@ class HeadProgram:
         model = bind(self.module, inputs.per_head, "configure")[0].configure_model(key)
         trainable, state, structure = split(model)
         stored = None if self.precision == "bf16-mixed" else _FLOATS.get(self.precision)
-        # "bf16-mixed" keeps float32 parameters and converts them in each step; the other precisions store what they
-        # compute in.
         return Parts(_strong(_cast(trainable, stored)), _strong(state), structure)
 
     def init(self, inputs: HeadInputs, base_key: jax.Array, epoch: dict[str, Any]) -> HeadsState:
