@@ -39,7 +39,7 @@ class CIFAR10DataModule(DataModule):
       val_rows: how many training images to hold out for validation (int), or which fraction of them (float); 0: none.
       seed: seed of the choice of the images held out, 0 <= seed < 2**32; None holds out the last ones.
       val_slices: which validation rows each head is validated on, or a function that makes them from the validation
-        dataset; None: all.
+        dataset; None takes all.
       settings: attributes of `DataModule`: batch_size, eval_batch_size, small_slices, check_finite, residence, ...
 
     Attributes:

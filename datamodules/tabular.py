@@ -46,7 +46,7 @@ class TabularDataModule(DataModule):
       slices: which training rows each head learns from, or a function that makes the slices from the training dataset,
         such as `lambda train: Slices.partition_by(data.columns["site"])`. Rows held out for validation are not among
         the training rows; the others keep the order of the file.
-      features: the columns of x, in this order, each once; None: all columns except the target and `aside`.
+      features: the columns of x, in this order, each once; None takes all except the target and `aside`.
       aside: columns that are not features, such as groups.
       categorical: columns that hold names although their cells look like numbers, such as post codes.
       val_rows: how many training rows to hold out for validation (int), or which fraction of them (float); 0: none.
@@ -58,7 +58,7 @@ class TabularDataModule(DataModule):
         its score on them (k-fold, leave-one-out) would be too good.
       delimiter: the character between two cells of a CSV line.
       val_slices: which validation rows each head is validated on, or a function that makes them from the validation
-        dataset; None: all.
+        dataset; None takes all.
       settings: attributes of `DataModule`: batch_size, eval_batch_size, small_slices, check_finite, residence, ...
 
     Raises:

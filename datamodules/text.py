@@ -43,14 +43,14 @@ class TextDataModule(DataModule):
       block_length: tokens of one row that a model sees, 1 or more.
       slices: which training rows each head learns from, or a function that makes the slices from the training dataset,
         such as `lambda train: Slices.partition_by(data.documents)` for one head per file.
-      stride: tokens between the starts of two consecutive blocks; None: block_length.
+      stride: tokens between the starts of two consecutive blocks; None takes block_length.
       tokens: "byte" (256 tokens, any file) or "char" (the characters of a UTF-8 file).
-      vocabulary: the characters that have a token; None: those of the training text. Only with tokens="char".
+      vocabulary: the characters that have a token; None takes those of the training text. Only with tokens="char".
       val_fraction: the share at the end of each file that is held out for validation, 0 <= val_fraction < 1. The text
         is split before it is cut into blocks, so no training block contains a validation token.
-      test_paths: a text file, or a list of them, to test on and to predict; None: no test.
+      test_paths: a text file, or a list of them, to test on and to predict; None means no test set.
       val_slices: which validation rows each head is validated on, or a function that makes them from the validation
-        dataset; None: all.
+        dataset; None takes all.
       settings: attributes of `DataModule`: batch_size, eval_batch_size, small_slices, check_finite, residence, ...
 
     Raises:

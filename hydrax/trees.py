@@ -45,7 +45,7 @@ def dotted(paths: Iterable[Sequence[str]]) -> list[str]:
     counts = collections.Counter(plain)
     escaped = [".".join(key.replace("\\", "\\\\").replace(".", "\\.") for key in path) for path in paths]
     names = [short if counts[short] == 1 else long for short, long in zip(plain, escaped, strict=True)]
-    # An escaped name can only meet a plain one that has backslashes of its own.
+    # An escaped name can only equal a plain one that contains backslashes.
     return names if len(set(names)) == len(names) else escaped
 
 

@@ -44,6 +44,7 @@ def save(root: Path, step: int, tree: Any, meta: Mapping[str, Any], *, run: str,
     """
     root = root.absolute()
     given = leaves_by_path(tree)
+    # PRNG keys are stored as their words, since only JAX knows them.
     words = [_to_numpy(leaf) for leaf in given.values()]
     leaves = [_describe(path, leaf, array) for (path, leaf), array in zip(given.items(), words, strict=True)]
     # zarr has no chunks without elements; the shape says all there is.
@@ -91,7 +92,7 @@ def load(step: Path, like: Any, *, head: int | None = None, as_numpy: bool = Fal
       step: the folder of a step.
       like: pytree of arrays or `jax.ShapeDtypeStruct`, such as `{"heads": ...}`; paths, shapes and dtypes must be those
         of the checkpoint, which may hold more.
-      head: reads this head alone, given by its place; `like` then has the shapes of one head. None: all heads.
+      head: reads only this head, given by its place; `like` then has the shapes of one head. None reads all.
       as_numpy: whether to return NumPy arrays, which keep 64 bits whatever JAX is set to.
 
     Returns:
@@ -105,6 +106,7 @@ def load(step: Path, like: Any, *, head: int | None = None, as_numpy: bool = Fal
     expected = leaves_by_path(like)
     for path, leaf in expected.items():
         got = None if path not in saved else schema.form(saved[path][1])
+        # With `head`, the saved shape loses its first axis, that of the heads.
         if got is None or (got.shape[head is not None :], got.dtype) != (tuple(leaf.shape), leaf.dtype):
             raise CheckpointError(
                 f"A checkpoint does not fit: {step}, leaf {_name(path)}. Got "
@@ -132,7 +134,7 @@ def load_models(step: Path, head: int | None = None) -> dict[str, np.ndarray]:
 
     Args:
       step: the folder of a step.
-      head: reads this head alone, given by its place; None: all, `[H, ...]`.
+      head: reads only this head, given by its place; None reads all, `[H, ...]`.
 
     Raises:
       CheckpointError: it is damaged.

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from hydrax.errors import CheckpointError, DamagedCheckpointError
 from hydrax.step import Hyperparameters
 
+# Raised whenever an older version could misread what a newer one writes.
 FORMAT = 4
 META = "meta.json"
 ARRAYS = re.compile(r"arrays/(manifest\.ocdbt|d/[0-9a-f]{32})")
@@ -166,7 +167,7 @@ def read_sealed(file: Path) -> dict[str, Any]:
     size = len(_seal(b""))
     body = data[size:]
     if data[:size] != _seal(body):
-        _refuse_old_format(data)
+        _refuse_old_format(data)  # their checksums differ, but they are not damaged
         raise ValueError("bytes with another checksum")
     values: dict[str, Any] = json.loads(b"{" + body)
     if values["format"] != FORMAT:

@@ -33,7 +33,7 @@ class DataModule:
 
     Attributes:
       batch_size: slots B in a head's training batch.
-      eval_batch_size: rows in a validation, test or predict batch; None: `batch_size`.
+      eval_batch_size: rows in a validation, test or predict batch; None takes `batch_size`.
       small_slices: what happens to slices of fewer than B rows: "mask" (each row once, the other slots are padding) or
         "wrap" (rows repeat).
       check_finite: reaction to NaN or Inf in a dataset: "warn", "raise" or "off".
@@ -135,7 +135,7 @@ class DataModule:
         return None
 
     def val_slices(self) -> Slices | None:
-        """Returns which rows of `val_dataset` each head is validated on; None: all heads see all rows."""
+        """Returns which rows of `val_dataset` each head is validated on; if None, all heads see all rows."""
         if not callable(self._given_val_slices):
             return self._given_val_slices
         rows = self.val_dataset()
@@ -197,7 +197,7 @@ class DataModule:
         Args:
           seed: seed of the rotation; the Trainer passes its own.
           sampling: "own" (each head meets its own rows) or "shared" (all heads meet the same rows).
-          passes: number of passes of each head, after which its slots are padding; None: they never end.
+          passes: number of passes of each head, after which its slots are padding; None sets no limit.
 
         Returns:
           A MapDataset whose element t is `{"step": t, "rows": int32[H, B], "mask": bool[H, B]}`; with shared sampling
@@ -219,7 +219,7 @@ class DataModule:
         Args:
           stage: "val", "test", "predict", or "held_out" (for each head, the rows of `train_dataset` outside its slice).
           num_rows: length of the dataset.
-          heads: int[H], positions of the heads to evaluate; None: all.
+          heads: int[H], positions of the heads to evaluate; None takes all.
 
         Returns:
           A MapDataset of `{"step", "rows", "mask"}`; rows and mask are int32[B] and bool[B] if all heads see the same

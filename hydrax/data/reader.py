@@ -84,7 +84,7 @@ class RowReader:
         Args:
           rows: int[U], 0 <= row < N.
           owners: says for errors who needs a row, such as "wanted by heads 3, 7 and 12 more".
-          size: leading length of the result, at least U; None: U.
+          size: leading length of the result, at least U; None means U.
 
         Returns:
           The dataset's structure with arrays [size, ...]; zeros beyond U.

@@ -225,7 +225,7 @@ class FitLoop:
         self._read_pending(but=1)
 
     def _rest(self) -> None:
-        """Moves heads at rest behind those that run, once there are enough of them; no bit of any head changes."""
+        """Moves heads at rest behind those that run, once there are enough of them; this changes no bit of any head."""
         runs = self._running & ~(self._settled & ~self.training(self.state.step))
         if runs.sum() > (1 - _REST_SHARE) * self._running.sum():
             return
@@ -352,7 +352,7 @@ class FitLoop:
         }
         if self.state.faults:
             found = {name: self._without_lost(value) for name, value in found.items()}
-        # As in Lightning, a name logged both by step and by epoch also stands by itself.
+        # As in Lightning, a name logged both by step and by epoch is also reported without a suffix.
         self.state.metrics |= found | {name.removesuffix("_epoch"): value for name, value in found.items()}
         self.tell("on_train_epoch_end", metrics=found, epoch=self._schedule.epoch(self.state.step - 1))
 

@@ -162,7 +162,7 @@ class Heads:
 
         Args:
           path: ends in `.npz` (NumPy's own) or `.safetensors` (needs `pip install 'hydrax-heads[export]'`).
-          head: writes this head alone, with the shapes of its model; None: all, `[H, ...]`.
+          head: writes only this head, with the shapes of its model; None writes all, `[H, ...]`.
 
         Returns:
           The file.
@@ -191,7 +191,7 @@ class Heads:
         Args:
           path: a folder of checkpoints, of which the newest is read, or the folder of one step.
           module: the module that the heads were trained with; it builds the structure.
-          head: reads this head alone and returns what `heads[head]` would; None: all.
+          head: reads only this head and returns what `heads[head]` would; None reads all.
 
         Raises:
           ArgumentError: there is no such head.
@@ -275,7 +275,7 @@ def export_heads(path: str | Path, file: str | Path, head: int | None = None) ->
     Args:
       path: the checkpoints of a run, or a folder that `Heads.save` wrote; the newest step is read.
       file: ends in `.npz` or `.safetensors`.
-      head: reads and writes this head alone; None: all, `[H, ...]`.
+      head: reads and writes only this head; None takes all, `[H, ...]`.
 
     Returns:
       The file.

@@ -1,4 +1,4 @@
-"""Which rows each head may learn from, and in which order it meets them.
+"""Slices: the rows that each head may learn from, and the order in which it meets them.
 
 Files, in reading order:
   slices.py       `Slices`: the rows of all heads, with all constructors and questions

@@ -80,7 +80,7 @@ class Evaluation:
         """Returns the same evaluation with its rows on the device, or with a feed that will send them there.
 
         Args:
-          layout: where the heads stand.
+          layout: the places of the heads.
           ids: int32[H], names of the heads for errors.
         """
         rows = self.source.batch_size * (len(ids) if self.source.per_head else 1)

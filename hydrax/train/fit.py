@@ -153,7 +153,7 @@ class FitSpec:
         if plan.waves == 1 and data + state > available:
             if data >= available:
                 raise too_large(heads, plan.chunk, f"{data:,} bytes of data", available)
-            # A wave's old state and its new one exist at once while it comes from the host and goes back.
+            # The old and the new state of a wave exist at once, while one is written back and the next is read.
             plan = dataclasses.replace(plan, waves=-(-2 * state // (available - data)))
         # Nothing compiles yet, so this is a lower bound: activations come on top, and `tune` measures them.
         at_once = state // plan.waves

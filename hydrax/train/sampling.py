@@ -1,4 +1,4 @@
-"""Sampling: which rows heads meet in a fit, and who draws them; it depends on data and settings, not on the plan."""
+"""Sampling: the rows that heads meet in a fit, and who draws them. It depends on data and settings, not on the plan."""
 
 from __future__ import annotations
 
