@@ -35,7 +35,7 @@ class ArrayDataModule(DataModule):
       test: rows for testing, or None.
       predict: rows to predict, or None.
       slices: which rows of `train` each head learns from, or a function that makes the slices from `train`.
-      val_slices: which rows of `val` each head is validated on, or a function that makes them from `val`; None: all rows.
+      val_slices: which rows of `val` each head is validated on, or a function of `val` that makes them; None takes all.
       settings: attributes of `DataModule`: batch_size, eval_batch_size, small_slices, check_finite, residence, ...
 
     Raises:

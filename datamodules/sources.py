@@ -45,7 +45,7 @@ class SourceDataModule(DataModule):
       test: rows for testing, or None.
       predict: rows to predict, or None.
       slices: which rows of `train` each head learns from, or a function that makes the slices from `train`.
-      val_slices: which rows of `val` each head is validated on, or a function that makes them from `val`; None: all rows.
+      val_slices: which rows of `val` each head is validated on, or a function of `val` that makes them; None takes all.
       decode: turns the bytes of a record into a row, a pytree of arrays and numbers.
       settings: attributes of `DataModule`: batch_size, check_finite, read_threads, ...; residence is "host" by default.
 
