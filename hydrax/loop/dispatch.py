@@ -180,6 +180,7 @@ def _checked(control: Any, where: str, num_heads: int) -> Control:
     """Checks what a hook returned, and converts its masks to NumPy arrays."""
     if not isinstance(control, Control):
         raise _wrong_form(where, type(control).__name__, "stop", num_heads)
+    # Checked here, where the hook is known; in the loop a wrong mask would fail without a name.
     masks = {}
     for name in ("stop", "snapshot", "restore"):
         mask = getattr(control, name)

@@ -78,7 +78,7 @@ class Profiler:
         return "\n".join([*lines, f"{'all':{width}}  {total:7.2f}"])
 
     def _trace(self) -> None:
-        self.close()
+        self.close()  # at the start of the next superstep, so that the trace includes the reading of metrics
         if self._trace_to is not None and self._calls[SUPERSTEP] == _TRACED:
             jax.profiler.start_trace(self._trace_to)
             self._tracing = True

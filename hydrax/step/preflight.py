@@ -17,6 +17,7 @@ from hydrax.step.model import Structure
 from hydrax.step.module import HeadModule, has_own_update
 from hydrax.step.state import DeviceRows, HeadInputs, HeadsState, StepInput
 
+# A shape alone: an actual key would be computed on the device.
 _KEY = jax.eval_shape(lambda: jax.random.key(0))
 _STEP = jax.ShapeDtypeStruct((), jnp.int32)
 
@@ -95,6 +96,7 @@ class Preflight:
         accumulators = self.evaluation("training", shapes, batch_size, train=True)
         flags = self.program.logged["training"]
         epoch = {name: a for name, a in accumulators.items() if flags[name].on_epoch}
+        # Traced apart from the step, so that an error names this method.
         with _explained(self.program, "configure_optimizers", "traced hyper-parameters"):
             state = jax.eval_shape(self.program.init, self.inputs, _KEY, epoch)
         with _explained(self.program, self._training_method, _one_head_view(shapes, batch_size)):

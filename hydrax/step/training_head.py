@@ -137,10 +137,12 @@ class TrainingHead:
             model, recorder = tools.model(trainable, self.state), Recorder("training")
             with tools.recording(recorder):
                 output = loss_function(model, batch, ctx)
+            # An nnx model has changed in place; pure models, such as Linen variables, come as a new object.
             if isinstance(output, Mapping):
                 model = output.get("model", model)
             loss = read_loss(output, name, ctx.mask, tools.padding)
             assert loss is not None
+            # `==` and not `is`: each access makes a new bound method.
             if loss_function == tools.module.training_step and "train_loss" not in recorder.logged:
                 recorder.add("train_loss", loss, prog_bar=True, on_step=None, on_epoch=None)
             # Values leave the differentiated function as its outputs; a traced one kept aside would leak.

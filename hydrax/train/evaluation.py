@@ -235,6 +235,7 @@ def assemble_evaluation(
         # One slot: the number of steps in a dispatch, which slots bound, plays no part here.
         how = {"num_heads": len(heads), "slots": 1, "backend": devices[0].platform, "devices": len(devices)}
         plan = make_plan(choice, **settings.of_plan, **how)
+        # In one wave: neither optimiser states nor gradients have to fit.
         layout = lay_out(len(heads), plan.chunk, devices[: plan.devices])
         engine = Engine(dataclasses.replace(flight.program, lowering=plan.lowering), inputs, settings.seed, layout, {})
         # Only now are rows sent to the device: everything that can be wrong has been checked.

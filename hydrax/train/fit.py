@@ -247,6 +247,7 @@ class PlannedFit:
         Only a run that saves or resumes asks for it, and so pays for the digest of its data.
         """
         sampling = self.spec.sampling
+        # What shapes bits. Devices, waves and steps per call do not, so a resumed run may differ in them.
         marks = {
             "chunk": self.plan.chunk,
             "lowering": str(self.plan.lowering),
@@ -381,6 +382,7 @@ def _make_schedule(
         max_steps=end,
         val_every_batches=settings.validation_batches(batches) if validates else None,
         val_every_epochs=settings.check_val_every_n_epoch,
+        # A fit shorter than the interval would otherwise log nothing.
         log_every=min(settings.log_every_n_steps, steps),
         # A superstep ends at these only if something listens: with short epochs it would be cut into a few steps each.
         stop_at_epochs=logs_epochs or heard("on_train_epoch_start", "on_train_epoch_end"),
@@ -407,9 +409,10 @@ def _fingerprint(spec: FitSpec, feed: Feed) -> dict[str, Any]:
         "module": type(module).__name__,
         "num_heads": len(slices),
         **{name: getattr(settings, name) for name in names},
-        "overfit_batches": settings.overfit_batches or None,
+        "overfit_batches": settings.overfit_batches or None,  # 0 and 0.0 both mean off
         **{f"hparams.{name}": _mark(value) for name, value in module.hparams.items()},
         **{name: _mark(value) for name, value in per_head_values(module).items()},
+        # The text is for the person who reads the error; the digest decides.
         "slices": _with_digest(_outline(slices), slices.digest()),
         "data": _with_digest(str(spec.sampling.data), feed.digest()),
     }

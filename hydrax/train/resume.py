@@ -104,6 +104,7 @@ def load(step: Path, *, engine: Engine, callbacks: Mapping[str, Callback], finge
     kept = [name for name in meta["snapshots"] if owner_of(name) in callbacks]
     like = {"heads": shapes, "snapshots": dict.fromkeys(kept, (shapes.trainable, shapes.state))}
     found = checkpoint.load(step, like)
+    # Read without a form to expect: only the callback itself knows that of its state.
     arrays = checkpoint.load_below(step, "callbacks")
     for key in (key for key in callbacks if key in meta["callbacks"]):
         with naming(callbacks[key], "load_state_dict", meta["step"]):

@@ -192,5 +192,6 @@ class Run:
     def _heads(self, blocks: Any) -> Heads:
         engine, spec = self.planned.engine, self.planned.spec
         assert engine.structure is not None
+        # In new buffers: the caller may keep the heads while training donates its own.
         trainable, state = engine.gather(blocks)
         return Heads(trainable, state, engine.structure, spec.slices.ids, spec.module.hparams)
