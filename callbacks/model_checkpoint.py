@@ -289,7 +289,7 @@ def _make_way(last: Path, event: Event) -> None:
 
 
 def _picked(kept: list[Heads | None], slots: np.ndarray) -> Heads:
-    """Takes each head from its own slot, int[H]."""
+    """Picks each head from its own slot, int[H]."""
     filled = [heads for heads in kept if heads is not None]
     if len(filled) == 1:
         return filled[0]

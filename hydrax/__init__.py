@@ -93,5 +93,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """The public names, for `dir(hydrax)` and editors, without the packages that the library itself consists of."""
+    """Lists the public names, for `dir(hydrax)` and editors, without the packages of the library itself."""
     return sorted([*__all__, *_PLUG_INS, "__version__"])

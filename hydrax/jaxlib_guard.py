@@ -57,7 +57,7 @@ def apply() -> bool:
 
 
 def _hindrance(flags: str) -> tuple[str, str] | None:
-    """What prevents setting the flag here, and how to fix it; None if nothing does."""
+    """Returns what prevents setting the flag here, and how to fix it; None if nothing does."""
     if _backend_started():
         return (
             "a JAX backend that has already started",

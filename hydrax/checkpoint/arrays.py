@@ -79,7 +79,7 @@ def read(folder: Path, forms: Mapping[int, Form], row: int | None = None) -> Ite
 
 
 def first_difference(folder: Path, arrays: Mapping[int, np.ndarray]) -> int | None:
-    """The number of the first array in a folder whose bytes are not those of the array given, or None."""
+    """Returns the number of the first array in a folder whose bytes are not those of the array given, or None."""
     forms = {number: (array.shape, str(array.dtype)) for number, array in arrays.items()}
     with _plain(folder) as plain:
         stores = _open(plain, forms, create=False)
@@ -92,7 +92,7 @@ def first_difference(folder: Path, arrays: Mapping[int, np.ndarray]) -> int | No
 
 @contextlib.contextmanager
 def _plain(folder: Path) -> Iterator[Path]:
-    """A path to a folder that tensorstore takes: it needs UTF-8 and no `..`, and reads a backslash as a separator."""
+    """Yields a path that tensorstore accepts: it needs UTF-8 and no `..`, and reads a backslash as a separator."""
     folder = folder.resolve()
     if folder.as_posix().isprintable() and "\\" not in folder.as_posix():
         yield folder
@@ -117,7 +117,7 @@ def _open(folder: Path, forms: Mapping[int, Form], *, create: bool) -> dict[int,
 
 
 def _spec(folder: Path, number: int, form: Form) -> dict[str, Any]:
-    """All that tensorstore must know of an array; what is on the disk must agree with it."""
+    """Describes an array to tensorstore; what is on disk must agree with it."""
     shape, dtype = form
     return {
         "driver": "zarr3",

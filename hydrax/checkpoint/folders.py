@@ -154,7 +154,7 @@ def _claim(root: Path, run: str) -> None:
 
 
 def _others(root: Path, run: str) -> list[str]:
-    """The steps of other runs in a root. Raises CheckpointError if it has folders that only look like steps."""
+    """Returns the steps of other runs in a root. Raises CheckpointError if it has folders that only look like steps."""
     mark = _mark(root)
     if mark == run:
         return []
@@ -185,7 +185,7 @@ def _check_free(folder: Path, run: str) -> None:
 
 
 def _mark(root: Path) -> str | None:
-    """The id of the run that a root belongs to; None if it has no mark, or a damaged one."""
+    """Returns the id of the run that a root belongs to; None if it has no mark, or a damaged one."""
     with contextlib.suppress(Exception):
         run = schema.read_sealed(root / MARK)["run"]
         return run if isinstance(run, str) else None
@@ -219,7 +219,7 @@ def _steps_in(root: Path) -> Iterator[Path]:
 
 
 def _find(path: Path) -> Iterator[Path]:
-    """The steps to read below a path, the newest first; the path itself if it is one."""
+    """Yields the steps to read below a path, the newest first; the path itself if it is one."""
     if os.path.lexists(path / schema.META):
         yield path
         return
@@ -240,7 +240,7 @@ def _find(path: Path) -> Iterator[Path]:
 
 
 def _own_steps(root: Path, passed_over: list[str]) -> Iterator[Path]:
-    """The steps of the run that a root belongs to, the newest first.
+    """Yields the steps of the run that a root belongs to, the newest first.
 
     Args:
       passed_over: takes a description of each step that another run, or a copy under another number, left there.

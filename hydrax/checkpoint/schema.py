@@ -117,7 +117,7 @@ _META = _OneOf(
 
 
 def read_meta(step: Path) -> dict[str, Any]:
-    """The metadata in a step folder, checked against the schema and against the files beside it.
+    """Reads the metadata of a step folder, and checks it against the schema and against the files beside it.
 
     Raises:
       DamagedCheckpointError: something is missing or differs from what was saved, or the folder holds links, named
@@ -176,7 +176,7 @@ def read_sealed(file: Path) -> dict[str, Any]:
 
 
 def form(leaf: Mapping[str, Any]) -> jax.ShapeDtypeStruct:
-    """The shape and dtype of a leaf as JAX sees it: PRNG keys are stored as their words."""
+    """Returns the shape and dtype of a leaf as JAX sees it: PRNG keys are stored as their words."""
     stored = jax.ShapeDtypeStruct(tuple(leaf["shape"]), jnp.dtype(leaf["dtype"]))
     if leaf["key"] is None:
         return stored
@@ -187,13 +187,13 @@ def form(leaf: Mapping[str, Any]) -> jax.ShapeDtypeStruct:
 
 
 def num_bytes(leaf: Mapping[str, Any]) -> int:
-    """Bytes of a leaf's array."""
+    """Returns the bytes of a leaf's array."""
     size: int = math.prod(leaf["shape"]) * jnp.dtype(leaf["dtype"]).itemsize
     return size
 
 
 def files_in(folder: Path) -> dict[str, int]:
-    """The sizes of all files below a folder, by path relative to it.
+    """Returns the sizes of all files below a folder, by path relative to it.
 
     Raises:
       OSError: the folder cannot be read.
@@ -212,7 +212,7 @@ def files_in(folder: Path) -> dict[str, int]:
 
 
 def damaged(where: Path, error: Exception, what: str = "") -> DamagedCheckpointError:
-    """The error for a step that does not hold what was saved."""
+    """Returns the error for a step that does not hold what was saved."""
     return DamagedCheckpointError(
         f"A checkpoint is damaged: {where}{what}. Got {type(error).__name__}: {str(error)[:200]}, expected the files "
         "that were saved. Fix: use an older step."

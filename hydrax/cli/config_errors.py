@@ -36,7 +36,7 @@ _PART = re.compile(
 
 
 def in_one_line(text: str) -> str:
-    """Says in one line where a config is wrong, what it got and what it expected.
+    """Describes in one line where a config is wrong, what it got and what it expected.
 
     >>> in_one_line('''Parser key "trainer.max_steps":
     ...   Does not validate against any of the Union subtypes

@@ -133,7 +133,7 @@ def _log(what: str) -> None:
 
 
 def _user_cache() -> Path:
-    """The folder for caches of the user, by the convention of the operating system."""
+    """Returns the folder for caches of the user, by the convention of the operating system."""
     given = os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME", "")
     if os.path.isabs(given):
         return Path(given)
@@ -141,7 +141,7 @@ def _user_cache() -> Path:
 
 
 def _machine() -> str:
-    """A digest of what XLA's code for a CPU depends on besides the program and XLA's flags."""
+    """Returns a digest of what XLA's code for a CPU depends on besides the program and XLA's flags."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     known = [platform.machine(), *_cpu(), str(cores), *(os.environ.get(name, "") for name in _THREAD_VARIABLES)]
     return hashlib.sha256("\n".join(known).encode()).hexdigest()[:16]

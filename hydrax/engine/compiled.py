@@ -55,7 +55,7 @@ class Compiled:
         return self._programs[form]
 
     def shapes(self, *args: Any, **static: Any) -> Any:
-        """The shapes of what the function returns."""
+        """Returns the shapes of what the function returns."""
         return jax.eval_shape(self._jitted, *args, **static)
 
 

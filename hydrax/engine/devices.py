@@ -42,7 +42,7 @@ def find_devices(wanted: int | str | Sequence[Any]) -> tuple[jax.Device, ...]:
 
 
 def num_cores() -> int:
-    """The number of cores that this process may use; a container or `taskset` may allow fewer than there are."""
+    """Returns how many cores this process may use; a container or `taskset` may allow fewer than there are."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # macOS and Windows

@@ -188,7 +188,7 @@ class Engine:
         )
 
     def state_shapes(self) -> HeadsState:
-        """The shapes of the state of all heads, leaves `[H, ...]`."""
+        """Returns the shapes of the state of all heads, leaves `[H, ...]`."""
         shapes = self._init_shapes()
         unpadded: HeadsState = jax.tree.map(
             lambda s: jax.ShapeDtypeStruct((self.num_heads, *s.shape[1:]), s.dtype), shapes
@@ -360,7 +360,7 @@ class Engine:
         return found
 
     def select(self, condition: np.ndarray, new: Blocks, old: Blocks) -> Blocks:
-        """Takes `new` for the heads where the condition, bool[H], holds, and `old` for the others; donates `old`."""
+        """Selects `new` for the heads where the condition, bool[H], holds, and `old` for the others; donates `old`."""
         return self._each(
             lambda block, _, new, old: self._run("select", block, _put(condition, block), new, old), new, old
         )
@@ -381,7 +381,7 @@ class Engine:
         return shapes
 
     def _step_input(self, block: Block, inputs: HeadInputs, rows: Any, step: np.generic, *numbers: np.generic) -> Any:
-        """The arguments after the heads of every program that reads rows, as `Programs` describes them."""
+        """Returns the arguments after the heads of every program that reads rows, as `Programs` describes them."""
         data, batches = rows
         first, *others = _sent(block, step, *numbers)
         return StepInput(inputs, self._keys[block.device], data, None, None, first), batches, *others
@@ -408,7 +408,7 @@ class Engine:
             return call()
 
     def _run(self, name: str, block: Block, *args: Any, **static: Any) -> Callable[[], Any]:
-        """The call that dispatches a program; with a spill, its result goes to disk."""
+        """Returns the call that dispatches a program; with a spill, its result goes to disk."""
         call = functools.partial(self.programs[name].compiled_for(block.device, *args, **static), *args)
         if self._spill is None or name == "superstep":  # a superstep overwrites its old state on disk itself
             return call

@@ -32,7 +32,7 @@ class StepCost(NamedTuple):
     bytes: float
 
     def times(self, heads: int) -> StepCost:
-        """The cost for several heads."""
+        """Returns the cost for several heads."""
         return StepCost(self.flops * heads, self.bytes * heads)
 
 

@@ -50,7 +50,7 @@ def measure_limits(device: jax.Device, count: int) -> Limits:
 
 
 def _best(function: Callable[[Any], Any], array: Any) -> float:
-    """Seconds of the fastest of a few calls, the compiling one left out."""
+    """Returns the seconds of the fastest of a few calls, without the one that compiles."""
     array = jax.block_until_ready(function(array))
     secs = []
     for _ in range(_TURNS):
@@ -61,7 +61,7 @@ def _best(function: Callable[[Any], Any], array: Any) -> float:
 
 
 def environment(device: jax.Device) -> dict[str, Any]:
-    """What bits may depend on besides the settings of a run: XLA shapes its loops by the number of cores."""
+    """Describes what bits may depend on besides the settings of a run: XLA shapes its loops by the number of cores."""
     return {
         "jaxlib": importlib.metadata.version("jaxlib"),
         "backend": device.platform,
@@ -71,7 +71,7 @@ def environment(device: jax.Device) -> dict[str, Any]:
 
 
 def speed_environment(device: jax.Device) -> dict[str, Any]:
-    """What the time of a step may depend on: `environment`, the processor, the usable cores, and XLA's flags."""
+    """Describes what the time of a step depends on: `environment`, the processor, the usable cores, and XLA's flags."""
     return environment(device) | {
         "processor": _processor(),
         "usable_cores": num_cores(),

@@ -60,7 +60,7 @@ def too_large(num_heads: int, chunk: int, needed: str, available: int) -> Memory
 
 
 def _free() -> int:
-    """Bytes of free memory of the machine; all of its memory where the system does not tell what is free."""
+    """Returns the bytes of free memory of the machine; of all its memory if the system does not tell what is free."""
     # MemAvailable counts the page cache as free, which the system gives up on demand.
     try:
         with open("/proc/meminfo") as lines:

@@ -151,7 +151,7 @@ def make_plan(
 
 
 def _rule(num_heads: int, backend: str, shared: bool) -> int:
-    """The chunk by rule."""
+    """Returns the chunk by rule."""
     if backend == "cpu":
         return min(num_heads, _SHARED_CPU_CHUNK) if shared else _CPU_CHUNK
     return num_heads

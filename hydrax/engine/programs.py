@@ -222,11 +222,11 @@ class Programs:
         )
 
     def freeze(self, live: jax.Array, stop: jax.Array) -> jax.Array:
-        """The new `HeadsState.live` when the heads of `stop`, bool[H], are frozen."""
+        """Returns the new `HeadsState.live` when the heads of `stop`, bool[H], are frozen."""
         return live & ~stop
 
     def select(self, condition: jax.Array, new: Any, old: Any) -> Any:
-        """Takes `new` for the heads where the condition, bool[H], holds, and `old` for the others; `old` is donated."""
+        """Selects `new` for the heads where the condition, bool[H], holds, else `old`, which is donated."""
         return select(condition, new, old)
 
     def broadcast(self, tree: Any, ids: jax.Array) -> Any:
@@ -287,7 +287,7 @@ class Programs:
 
 
 def _heads_on(rows: int | None, mask: int | None) -> Any:
-    """The axes of a `StepInput` for `jax.vmap`; None for what is the same for all heads."""
+    """Returns the axes of a `StepInput` for `jax.vmap`; None for what is the same for all heads."""
     return StepInput(inputs=0, key=None, data=None, rows=rows, mask=mask, step=None)  # type: ignore[arg-type]
 
 

@@ -122,6 +122,6 @@ def report_faults(new: Mapping[int, Fault], num_left: int, ids: Sequence[int], *
 
 
 def _read(engine: Engine, values: Blocks, name: str, number: int) -> Any:
-    """One value of one step for all heads, [H], on the host."""
+    """Reads one value of one step for all heads, [H]."""
     rows = tuple(block[name] for block in values)
     return read_steps(rows, number + 1, engine.layout.places)[number]

@@ -102,7 +102,7 @@ class TrainerView(Protocol):
         """One head's `trainable`, `state` and `opt_state`, as shapes."""
 
     def snapshots_of(self, callback: Callback, slot: int = 0) -> Heads | None:
-        """The heads that a callback's `Control.snapshot` kept, or None if it kept none.
+        """Returns the heads that a callback's `Control.snapshot` kept, or None if it kept none.
 
         Args:
           callback: the callback that asked for the snapshot.
@@ -110,7 +110,7 @@ class TrainerView(Protocol):
         """
 
     def callback_state(self, callback: Callback) -> Any:
-        """The state of a callback's second tier, NumPy leaves `[H, ...]`.
+        """Returns the state of a callback's second tier, NumPy leaves `[H, ...]`.
 
         Args:
           callback: the callback whose state to read.
@@ -143,7 +143,7 @@ class TrainerView(Protocol):
         """When and by what heads became NaN or infinite, by head id."""
 
     def head_settings(self) -> list[dict[str, Any]]:
-        """What distinguishes each head: head, recipe, seed, length, axes of its slices, `PerHead` values."""
+        """Lists what distinguishes each head: head, recipe, seed, length, axes of its slices, `PerHead` values."""
 
     def ledger(
         self,

@@ -54,7 +54,7 @@ class Dispatcher:
     def hear(
         self, hook: str, only: Collection[Callback] | None = None, **fields: Any
     ) -> tuple[list[tuple[Callback, Control]], list[Failure]]:
-        """Like a call, but returns the errors too: an error in one callback must not keep the event from the others.
+        """Does the same but returns the errors, for events that all callbacks must receive whatever one of them raises.
 
         Args:
           hook: its name.
@@ -94,7 +94,7 @@ class Dispatcher:
         return any(overrides(callback, hook) for callback in self.callbacks)
 
     def next_due(self, step: int) -> int | None:
-        """The nearest step at which a callback must see the heads as they then are, or None."""
+        """Returns the nearest step at which a callback must see the heads as they then are, or None."""
         dues = []
         for callback in self.callbacks:
             with naming(callback, "next_due", step):
@@ -142,12 +142,12 @@ def keys(callbacks: Sequence[Callback]) -> dict[str, Callback]:
 
 
 def snapshot_name(key: str, slot: int) -> str:
-    """The name of a callback's snapshot in a slot; `key` is the callback's."""
+    """Returns the name of a callback's snapshot in a slot; `key` is the callback's."""
     return key if slot == 0 else f"{key}@{slot}"
 
 
 def owner_of(snapshot: str) -> str:
-    """The key of the callback that a snapshot belongs to."""
+    """Returns the key of the callback that a snapshot belongs to."""
     return snapshot.partition("@")[0]
 
 

@@ -45,7 +45,7 @@ class RunState:
 
     @classmethod
     def fresh(cls, engine: Engine, heads: Blocks) -> RunState:
-        """The state before the first step."""
+        """Returns the state before the first step."""
         return cls(heads, 0, read_live(engine, heads))
 
 

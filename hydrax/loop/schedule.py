@@ -36,7 +36,7 @@ class Schedule:
         return -(-self.batches_per_epoch // self.accumulate)
 
     def epoch(self, step: int) -> int:
-        """The epoch of the step after `step`, which is the number of epochs finished after `step` steps."""
+        """Returns the epoch of the step after `step`, which is the number of epochs finished after `step` steps."""
         return step // self.steps_per_epoch
 
     def is_epoch_end(self, step: int) -> bool:
@@ -50,7 +50,7 @@ class Schedule:
         return epochs * self.batches_per_epoch + min(rest * self.accumulate, self.batches_per_epoch)
 
     def steps_of(self, batches: int) -> int:
-        """The steps it takes to consume this many batches."""
+        """Returns the number of steps that consume this many batches."""
         epochs, rest = divmod(batches, self.batches_per_epoch)
         return epochs * self.steps_per_epoch + -(-rest // self.accumulate)
 

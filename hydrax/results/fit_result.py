@@ -125,7 +125,7 @@ class FitResult:
 
 
 def _median(values: np.ndarray) -> float:
-    """The median over the heads that have a value."""
+    """Computes the median over the heads that have a value."""
     known = values[~np.isnan(values)]
     return float(np.median(known)) if known.size else np.nan
 

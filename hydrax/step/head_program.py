@@ -185,7 +185,7 @@ class HeadProgram:
         return one.replace(loss=mean(losses)).apply(gradients), logs
 
     def _training_head(self, head: HeadsState, inputs: HeadInputs) -> TrainingHead:
-        """The head as an update receives it."""
+        """Makes the head that an update receives."""
         bound, recorder = bind(self.module, inputs.per_head, "training")
         tools = Tools(
             module=bound,
@@ -200,7 +200,7 @@ class HeadProgram:
         return start_update(head.trainable, head.state, head.opt_state, tools, has_own_update(self.module))
 
     def logged_by_update(self, head: Any, given: StepInput) -> dict[str, Any]:
-        """What the module's own `update` logs, as accumulators by name; arguments as in `evaluate`."""
+        """Returns what the module's own `update` logs, as accumulators by name; arguments as in `evaluate`."""
         trainable, state = head
         # The accumulators are not known yet, so this is an update without callbacks and without an epoch.
         opt_state = self._optimizer(given.inputs).init(trainable)
@@ -211,7 +211,7 @@ class HeadProgram:
     # ---- evaluation
 
     def evaluate(self, stage: str, head: Any, given: StepInput, train: bool = False) -> dict[str, Any]:
-        """What a step logs for one batch, as accumulators by name.
+        """Runs a step for one batch, and returns what it logs as accumulators by name.
 
         Args:
           stage: "training", "validation" or "test".
@@ -240,14 +240,14 @@ class HeadProgram:
         return self._read_logs(recorder, ctx.mask)
 
     def predict(self, head: Any, given: StepInput) -> Any:
-        """What `predict_step` returns for one batch; arguments as in `evaluate`."""
+        """Predicts one batch with `predict_step`; arguments as in `evaluate`."""
         model = self._model(head[0], head[1], train=False)
         bound, _ = bind(self.module, given.inputs.per_head, "predict")
         batch, ctx = self._batch(given, train=False)
         return lower(lambda: bound.predict_step(model, batch, ctx), self.lowering)()
 
     def eval_key(self, inputs: HeadInputs, base_key: jax.Array, batch: Any) -> jax.Array:
-        """The key of the head for a batch of an evaluation, by the number of the batch."""
+        """Returns the key of the head for a batch of an evaluation, by the number of the batch."""
         # Not by the training step: validating twice with the same heads gives the same numbers.
         return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(base_key, inputs.ids), _EVAL_KEY), batch)
 
@@ -259,7 +259,7 @@ class HeadProgram:
         return self.structure
 
     def _model(self, trainable: Any, state: Any, train: bool) -> Any:
-        """The ordinary model, in the precision that it computes in."""
+        """Builds the ordinary model, in the precision that it computes in."""
         # bf16-mixed stores and updates float32 parameters; only the model computes with rounded ones.
         compute = jnp.bfloat16 if self.precision == "bf16-mixed" else None
         model = self._structure.merge(_cast(trainable, compute), state)
@@ -283,13 +283,13 @@ class HeadProgram:
         return clip(self.clip_val).update(gradients, optax.EmptyState())[0]
 
     def _read_logs(self, recorder: Recorder, mask: jax.Array) -> dict[str, Any]:
-        """What a step logged, by name; notes in `logged` how each value is reported."""
+        """Reads what a step logged, by name; notes in `logged` how each value is reported."""
         stage = recorder.stage
         self.logged[stage] = {n: dataclasses.replace(entry, value=None) for n, entry in recorder.logged.items()}
         return {n: read_logged(n, entry.value, stage, mask) for n, entry in recorder.logged.items()}
 
     def _callback_metrics(self, states: Mapping[str, Any], info: StepInfo, logs: Mapping[str, Any]) -> dict[str, Any]:
-        """What callbacks log of a step, float scalars by name."""
+        """Collects what callbacks log in a step, float scalars by name."""
         found: dict[str, Any] = {}
         for key, state in states.items():
             values = self._call(key, "metrics", state, info)

@@ -179,7 +179,7 @@ def _is_real(dtype: Any) -> bool:
 
 
 def _to_json(value: Any) -> dict[str, Any] | None:
-    """A value with the name of its type, which JSON alone would lose; None if JSON cannot hold it."""
+    """Pairs a value with the name of its type, which JSON alone would lose; None if JSON cannot hold it."""
     if isinstance(value, PerHead):
         return {"PerHead": value.values.tolist(), "dtype": str(value.values.dtype)}
     value = value.item() if isinstance(value, np.generic) else value

@@ -81,7 +81,7 @@ class Mean(NamedTuple):
 
 
 def accumulator_of(value: Any, mask: jax.Array) -> Any:
-    """The accumulator of one step's or batch's value; a mean is weighted by the live slots."""
+    """Makes the accumulator of one step's or batch's value; a mean is weighted by the live slots."""
     weight = mask.sum().astype(jnp.float32)
     # A sum, not `value * weight`: XLA fuses that product into the addition that follows for some places of a chunk and
     # not for others, so a head's bits would depend on its place. A batch without a live slot also adds 0, not NaN * 0.

@@ -130,7 +130,7 @@ class PytreeStructure:
     has_batch_statistics = False  # unknown: a plain pytree does not say
 
     def pick(self, leaves: list[Any], kind: str) -> Any:
-        """The tree with the leaves of one kind and None elsewhere, so optimiser masks see the model's own paths."""
+        """Keeps the leaves of one kind, with None elsewhere, so that optimiser masks see the model's own paths."""
         return self.treedef.unflatten([leaf if k == kind else None for leaf, k in zip(leaves, self.kinds, strict=True)])
 
     def merge(self, trainable: Any, state: Any) -> Any:

@@ -155,7 +155,7 @@ class HeadModule:
 
 
 def per_head_values(module: HeadModule) -> dict[str, PerHead]:
-    """Every `PerHead` that a module holds, by dotted name: `hparams.<name>`, or the name of the attribute."""
+    """Finds every `PerHead` of a module, by dotted name: `hparams.<name>`, or the name of the attribute."""
     found = {f"hparams.{name}": value for name, value in module.hparams.items() if isinstance(value, PerHead)}
     return found | {name: value for name, value in vars(module).items() if isinstance(value, PerHead)}
 

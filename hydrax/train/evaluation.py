@@ -123,7 +123,7 @@ class Evaluation:
         return engine.compute(accumulators)
 
     def predict(self, engine: Engine, heads: Blocks, step: int) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
-        """All heads' predictions, batch by batch.
+        """Predicts with all heads, batch by batch.
 
         Yields:
           `(predictions, rows, mask)`: leaves `[H, B, ...]` on the device; base rows int32 and live slots bool, `[B]` or
@@ -154,7 +154,7 @@ class Evaluation:
             yield number * size, count, rows
 
     def _max_batches(self, rows: int) -> int:
-        """The batches of one dispatch, if each has this many rows."""
+        """Returns the batches of one dispatch, if each has this many rows."""
         if self.source.stage in ("predict", "held_out"):
             return 1  # each batch of predictions leaves the device at once; more of them would only take memory
         most = min(self.num_batches, _MAX_BATCHES_PER_HEAD if self.source.per_head else _MAX_BATCHES)
@@ -165,7 +165,7 @@ class Evaluation:
 def find_validation(
     settings: Settings, module: HydraModule, datamodule: DataModule, num_heads: int
 ) -> Evaluation | None:
-    """The validation of a fit; None if the module has no `validation_step` or the data module no rows for it."""
+    """Finds the validation of a fit; None if the module has no `validation_step` or the data module no rows for it."""
     if type(module).validation_step is HydraModule.validation_step:
         return None
     return _find(settings, datamodule, "val", num_heads)
@@ -179,7 +179,7 @@ def _find(
     ids: np.ndarray | None = None,
     fitted: np.ndarray | None = None,
 ) -> Evaluation | None:
-    """The checked rows of a stage, limited as the user asked, or None; arguments as `stage_evaluation`."""
+    """Returns the checked rows of a stage, limited as the user asked, or None; arguments as `stage_evaluation`."""
     if stage == "val" and settings.limit_val_batches == 0:
         return None
     rows = stage_evaluation(datamodule, stage, num_heads, wide=settings.precision == "64-true", ids=ids, fitted=fitted)
@@ -245,7 +245,7 @@ def assemble_evaluation(
 
 
 def _per_head_of(module: HydraModule, ids: np.ndarray, known: np.ndarray | None) -> dict[str, PerHead]:
-    """The `PerHead` values of the heads with these ids: one for each known head, or in the order of the ids."""
+    """Picks the `PerHead` values of the heads with these ids: one for each known head, or in the order of the ids."""
     values, at = per_head_values(module), positions(ids, known)
     if at is None or known is None or any(len(value) != len(known) for value in values.values()):
         return check_per_head(module, len(ids))
@@ -287,6 +287,6 @@ def table(metrics: Mapping[str, np.ndarray], ids: np.ndarray) -> str:
 
 
 def _some(ids: np.ndarray) -> str:
-    """The first few ids, and how many more there are."""
+    """Formats the first few ids, and how many more there are."""
     more = f" and {ids.size - _NAMED} more" if ids.size > _NAMED else ""
     return ", ".join(map(str, ids[:_NAMED])) + more

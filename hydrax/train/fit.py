@@ -118,7 +118,7 @@ class FitSpec:
         return any(name in str(self.traced.step) for name in Lowering.auto("cpu").rules())
 
     def plan(self, choice: Choice = NO_CHOICE, waves: int = 1) -> Plan:
-        """The plan by rules, where neither the user nor the choice says otherwise."""
+        """Returns the plan by rules, where neither the user nor the choice says otherwise."""
         sampling, slices = self.sampling, self.slices
         return make_plan(
             choice,
@@ -233,7 +233,7 @@ class PlannedFit:
         return ids
 
     def ready(self) -> PlannedFit:
-        """The same fit with its validation set on the device: what a run starts with."""
+        """Returns the same fit with its validation set on the device: what a run starts with."""
         # Only after the plan is chosen: plans on trial do not need the validation set on the device.
         found = self.spec.validation
         if found is None:
@@ -396,7 +396,7 @@ def _make_schedule(
 
 
 def _fingerprint(spec: FitSpec, feed: Feed) -> dict[str, Any]:
-    """What must stay the same, besides the plan, for a resumed run to give the same bits; readable where possible.
+    """Lists what must stay the same, besides the plan, for a resumed run to give the same bits; readable if possible.
 
     The order counts: the error for a checkpoint that does not fit names the first difference.
     """

@@ -105,12 +105,12 @@ class Run:
         return self._heads(heads_of(self.state.heads))
 
     def snapshots_of(self, callback: Callback, slot: int = 0) -> Heads | None:
-        """As `TrainerView.snapshots_of`."""
+        """Returns what `TrainerView.snapshots_of` describes."""
         kept = self.state.snapshots.get(snapshot_name(self._key(callback), slot))
         return None if kept is None else self._heads(kept)
 
     def callback_state(self, callback: Callback) -> Any:
-        """As `TrainerView.callback_state`."""
+        """Returns what `TrainerView.callback_state` describes."""
         key = self._key(callback)
         return self.planned.engine.read(tuple(block.callbacks[key] for block in self.state.heads))
 
@@ -134,7 +134,7 @@ class Run:
         return {self.planned.ids[place]: fault for place, fault in self.state.faults.items()}
 
     def ledger(self, scores: np.ndarray | None, more: Mapping[str, np.ndarray] | None) -> list[dict[str, Any]]:
-        """The table of heads with their scores, float[H]; as `TrainerView.ledger`."""
+        """Returns the table of heads with their scores, float[H]; as `TrainerView.ledger`."""
         state, spec = self.state, self.planned.spec
         lost = {place: f"{fault.leaf} at step {fault.step}" for place, fault in state.faults.items()}
         return ledger(

@@ -129,7 +129,7 @@ class Settings:
             raise _error("fast_dev_run", self.fast_dev_run, "a bool, or a number of batches", "pass fast_dev_run=True")
 
     def limit(self, stage: str, batches: int) -> int:
-        """How many of a dataset's batches to use; at least one."""
+        """Computes how many of a dataset's batches to use; at least one."""
         if self.fast_dev_run:
             return min(batches, int(self.fast_dev_run))
         overfits = self.overfit_batches and stage in ("train", "val")
@@ -169,7 +169,7 @@ class Settings:
         return min(ends)
 
     def least_steps(self, steps_per_epoch: int) -> int:
-        """The step before which no callback can end the fit or stop a head."""
+        """Returns the step before which no callback can end the fit or stop a head."""
         return max(self.min_steps or 0, (self.min_epochs or 0) * steps_per_epoch)
 
     @property

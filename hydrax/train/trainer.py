@@ -522,7 +522,7 @@ class Trainer(TrainerView):
         return check_fit(self._settings, module, datamodule, keys(self._participants()), self._root)
 
     def _announce(self, planned: PlannedFit) -> None:
-        """Says in one line what starts; the plan itself is for `Trainer.plan`, `hydrax plan` and the debug log."""
+        """Logs in one line what starts; the plan itself is for `Trainer.plan`, `hydrax plan` and the debug log."""
         writes = self._wants["TensorBoardLogger"] or self._wants["ModelCheckpoint"]
         plan, folder = planned.plan, self.log_dir if writes else None
         self._say(opening_line(len(planned.ids), plan.backend, plan.devices, self._settings.matmul_precision, folder))
@@ -590,7 +590,7 @@ class Trainer(TrainerView):
     def _evaluation(
         self, module: HydraModule, datamodule: DataModule, stage: str, heads: Heads
     ) -> Iterator[tuple[Engine, Evaluation, Blocks, Dispatcher]]:
-        """The engine, the rows and the heads of an evaluation, inside the callbacks' setup and teardown."""
+        """Yields the engine, the rows and the heads of an evaluation, inside the callbacks' setup and teardown."""
         planned = self._planned if module is self.module else None
         fitted = None if planned is None else planned.spec.slices.ids
         choice = NO_CHOICE if planned is None else planned.plan.choice
@@ -623,7 +623,7 @@ class Trainer(TrainerView):
     # Shared by all stages.
 
     def _participants(self) -> list[Callback]:
-        """The callbacks that take part: `fast_dev_run` saves nothing."""
+        """Lists the callbacks that take part: `fast_dev_run` saves nothing."""
         return [c for c in self.callbacks if not (c.is_checkpoint and self._settings.fast_dev_run)]
 
     @contextlib.contextmanager
@@ -682,7 +682,7 @@ def _first_plan(spec: FitSpec, checkpoint_path: Path | None) -> PlannedFit:
 
 
 def _plug_ins() -> Any:
-    """The callbacks that come with Hydrax; the core knows no other plug-in, and imports these late."""
+    """Imports the callbacks that come with Hydrax, the only plug-ins that the core knows, when they are needed."""
     from hydrax import callbacks
 
     return callbacks

@@ -80,7 +80,7 @@ def choose_plan(first: PlannedFit, folder: Path | None, is_cut: Callable[[], boo
 
 
 def plan_folder() -> Path | None:
-    """Where plans are kept: beside the compiled programs; None if those are not kept."""
+    """Returns the folder of kept plans, beside the compiled programs; None if those are not kept."""
     folder = getattr(jax.config, "jax_compilation_cache_dir", None)
     return None if folder is None else Path(folder) / "plans"
 
@@ -109,7 +109,7 @@ def _fit_into_memory(planned: PlannedFit) -> PlannedFit:
 
 
 def _try_superstep(planned: PlannedFit) -> tuple[Blocks | None, int]:
-    """The heads before their first step, unless a checkpoint has them; and the bytes that a superstep takes."""
+    """Returns the heads before their first step, or None if a checkpoint has them, and the bytes of a superstep."""
     engine, memory, resumed = planned.engine, planned.memory, planned.plan.how == "resumed"
     try:
         if not resumed:  # a resumed run reads its heads from the checkpoint and needs no `init`
@@ -135,7 +135,7 @@ def replan(spec: FitSpec, plan: Plan) -> PlannedFit:
 
 
 def smaller_plan(spec: FitSpec, plan: Plan, needed: str) -> Plan:
-    """The plan with chunks of half the width; once chunks are single heads, with twice as many waves.
+    """Returns the plan with chunks of half the width; once chunks are single heads, with twice as many waves.
 
     Raises:
       MemoryLimitError: nothing is left to make smaller.

@@ -38,7 +38,7 @@ class _Window:
     dtype: Any
 
     def output(self, size: tuple[int, ...], kernel: tuple[int, ...]) -> tuple[int, ...]:
-        """The output size O for rows of size S and a kernel of size K."""
+        """Computes the output size O for rows of size S and a kernel of size K."""
         padded = [
             low + max((n - 1) * dilation + 1, 0) + high
             for n, (low, high), dilation in zip(size, self.padding, self.lhs_dilation, strict=True)

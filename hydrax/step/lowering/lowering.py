@@ -58,7 +58,7 @@ class Lowering:
 
     @classmethod
     def auto(cls, backend: str) -> Lowering:
-        """The default for a backend: everything on "cpu", where the rules were measured, and nothing on others."""
+        """Chooses by backend: everything on "cpu", where the rules were measured, and nothing on others."""
         return cls(True, True, True, True) if backend == "cpu" else cls()
 
     def __str__(self) -> str:
@@ -66,7 +66,7 @@ class Lowering:
         return "+".join(kinds) or "plain"
 
     def rules(self) -> Mapping[str, Rule]:
-        """The rules by name of their primitive.
+        """Returns the rules by name of their primitive.
 
         A rule is called as `rule(*operands, **params)`. It returns the result, or `NotImplemented` to leave the
         operation as it is.
@@ -149,7 +149,7 @@ class _Interpreter:
         return results if primitive.multiple_results else [results]
 
     def _lowered_bodies(self, name: str, params: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameters of a control flow operation with every body rewritten."""
+        """Rewrites every body among the parameters of a control flow operation."""
         new = dict(params)
         for key in _BODIES[name]:
             value = params[key]
@@ -181,7 +181,7 @@ class _Interpreter:
 
 
 def _bodies(params: Mapping[str, Any]) -> list[Any]:
-    """The jaxprs among an equation's parameters."""
+    """Finds the jaxprs among an equation's parameters."""
     values = [v for value in params.values() for v in (value if isinstance(value, tuple) else (value,))]
     return [value for value in values if isinstance(value, jex.Jaxpr | jex.ClosedJaxpr)]
 

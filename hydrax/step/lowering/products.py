@@ -60,7 +60,7 @@ def _of_rows(dot: Callable[..., jax.Array], lhs: jax.Array, rhs: jax.Array, over
 
 
 def _vectors(matrix: jax.Array, axis: int) -> list[jax.Array]:
-    """The columns (axis 0) or the rows (axis 1) of a matrix."""
+    """Splits a matrix into its columns (axis 0) or its rows (axis 1)."""
     return [lax.index_in_dim(matrix, k, 1 - axis, keepdims=False) for k in range(matrix.shape[1 - axis])]
 
 
