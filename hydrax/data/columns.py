@@ -69,6 +69,7 @@ def check_column(name: str, leaf: Any, wide: bool) -> np.ndarray:
             "one entry per row. Fix: wrap it in numpy.asarray; JAX reads a list as a pytree of scalars."
         )
     column = np.asarray(leaf)
+    # Some file formats hold big-endian numbers, which JAX does not take.
     column = column if column.dtype.isnative else column.astype(column.dtype.newbyteorder("="))
     # NumPy reports the bfloat16 and float8 of ml_dtypes as void ("V"); jnp knows that they are numbers.
     if column.dtype.kind not in "fiubc" and not jnp.issubdtype(column.dtype, jnp.number):
@@ -76,6 +77,7 @@ def check_column(name: str, leaf: Any, wide: bool) -> np.ndarray:
             f"A column has an unsupported dtype: {name}. Got {column.dtype}, expected floats, integers or bools. Fix: "
             "encode it as numbers; pad ragged rows to one shape."
         )
+    # JAX would narrow 64-bit numbers as well, but silently: an integer beyond 32 bits would wrap around.
     narrow = column.dtype.itemsize < (16 if column.dtype.kind == "c" else 8) or column.dtype.kind not in "fiuc"
     if narrow or (wide and column.dtype in (np.int64, np.uint64, np.float64, np.complex128)):
         return column
@@ -123,6 +125,7 @@ class Column:
         Raises:
           BadRow: an integer does not fit in 32 bits.
         """
+        # A column that needs no conversion was read into `out` directly.
         if values is not out:
             if self.stored.kind in "iu" and self.dtype.itemsize < self.stored.itemsize:
                 if (found := _beyond_int32(values)) is not None:
@@ -169,6 +172,7 @@ def report_not_finite(where: str, rows: list[int], raises: bool, among: str = ""
 def aligned_zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Returns zeros in a buffer that JAX adopts without a copy on a CPU."""
     num_bytes = math.prod(shape) * dtype.itemsize
+    # NumPy has no argument for alignment, so the buffer is longer and its start is moved.
     buffer = np.zeros(num_bytes + _ALIGNMENT, np.uint8)
     start = -buffer.ctypes.data % _ALIGNMENT
     return buffer[start : start + num_bytes].view(dtype).reshape(shape)

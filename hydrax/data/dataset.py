@@ -84,6 +84,7 @@ def _stays_on_host(residence: str, dataset: Any) -> bool:
     if is_source(dataset):  # whatever the residence: a source is read row by row, and may not fit into memory
         return True
     if residence == "auto":
+        # What has no `nbytes` is not an array, and is refused by the checks that follow.
         return sum(getattr(column, "nbytes", 0) for column in jax.tree.leaves(dataset)) > _device_room()
     return residence == "host"
 

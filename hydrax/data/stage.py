@@ -82,6 +82,7 @@ def stage_training(datamodule: DataModule, *, wide: bool) -> TrainingSet:
             "or a source. Fix: return the rows that heads learn from."
         )
     with contextlib.ExitStack() as opened:
+        # If a check fails, no reader thread or process may stay behind.
         opened.callback(data.close)
         slices = check_slices(datamodule.slices, data.num_rows)
         opened.pop_all()
@@ -116,7 +117,7 @@ def stage_evaluation(
       fitted: int32[], ids of the heads that were fitted together, if known.
 
     Returns:
-      The rows, or None where the data module has none for this stage.
+      The rows, or None if the data module has none for this stage.
 
     Raises:
       DataError: the dataset cannot be used, or no row is held out.
@@ -139,6 +140,7 @@ def stage_evaluation(
             )
         picked = {} if at is None else {"heads": at}
         index = datamodule.eval_index_dataset(stage, data.num_rows, **picked)
+        # The form of the first batch tells whether heads have their own rows; `GrainBatches` checks the others.
         rows = np.asarray(index[0]["rows"])
         opened.pop_all()
     return EvaluationSet(stage, data, index, rows.shape[-1], per_head=rows.ndim == 2)

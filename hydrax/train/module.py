@@ -29,6 +29,7 @@ class HydraModule(HeadModule):
         Raises:
           ModuleError: the call is not inside `__init__`, or a name is not one of its arguments.
         """
+        # Read from the frame of the calling `__init__`, so that the user need not repeat any argument.
         caller = inspect.currentframe()
         frame = caller.f_back if caller else None
         if frame is None or frame.f_code.co_name != "__init__" or frame.f_locals.get("self") is not self:
@@ -48,6 +49,7 @@ class HydraModule(HeadModule):
                 f"{unknown[0]!r}, expected one of {', '.join(found)}. Fix: name an argument of __init__."
             )
         kept = {name: value for name, value in found.items() if name in (names or found) and name not in ignore}
+        # A base class may have kept arguments of its own `__init__` already.
         self._hparams = Hyperparameters({**self.hparams, **kept})
 
     def setup(self, stage: str) -> None:
@@ -71,7 +73,7 @@ class HydraModule(HeadModule):
           head: the place of one head, which is returned as `heads[head]` would be; nothing of the others is read. None
             returns all, as `Heads`.
           hparams: arguments of `__init__` that replace those in the checkpoint. A checkpoint holds what
-            `save_hyperparameters` kept, except for values that are no number, text, tuple, list or dict.
+            `save_hyperparameters` kept, except for values that are not numbers, strings, tuples, lists or dicts.
 
         Raises:
           ModuleError: the checkpoint does not hold an argument that `__init__` needs.

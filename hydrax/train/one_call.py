@@ -140,6 +140,7 @@ def _check_labels(x: np.ndarray, y: np.ndarray, start: int, model_type: Callable
     """Refuses labels outside the logits, for which JAX computes a finite loss; other losses have their own labels."""
     if loss is not cross_entropy:
         return
+    # By shape alone: the model is not built, only traced.
     row = jax.ShapeDtypeStruct(x.shape[1:], jax.dtypes.canonicalize_dtype(x.dtype))
     try:
         classes = jax.eval_shape(lambda key, a: model_type(key)(a), jax.random.key(0), row).shape[-1]

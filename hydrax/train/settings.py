@@ -141,6 +141,7 @@ class Settings:
         interval = self.val_check_interval
         if isinstance(interval, float):
             return max(1, int(batches_per_epoch * interval))
+        # The count starts again with each epoch, so an interval beyond its end would never be reached.
         if interval > batches_per_epoch and self.check_val_every_n_epoch is not None and not self.fast_dev_run:
             raise _error(
                 "val_check_interval",
@@ -158,7 +159,7 @@ class Settings:
     def total_steps(self, steps_per_epoch: int) -> int:
         """Steps of a fit: whichever of `max_steps` and `max_epochs` is reached first."""
         if self.fast_dev_run:
-            return steps_per_epoch
+            return steps_per_epoch  # of an epoch that `limit` has shortened
         ends = [self.max_steps] if self.max_steps is not None else []
         ends += [self.max_epochs * steps_per_epoch] if self.max_epochs is not None else []
         if not ends:
@@ -203,6 +204,7 @@ class Settings:
     def _check_devices(self) -> None:
         value, fix = self.devices, 'pass for example devices=1, or "auto" for all'
         if isinstance(value, Sequence) and not isinstance(value, str):
+            # One program serves all devices, so they must be of one kind.
             kinds = {getattr(device, "device_kind", None) for device in value}
             if len(kinds) != 1 or None in kinds or len(set(value)) < len(value):
                 raise _error("devices", value, "different JAX devices of one kind", "pick them from jax.devices()")
