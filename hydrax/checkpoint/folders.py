@@ -159,7 +159,7 @@ def _others(root: Path, run: str) -> list[str]:
     if mark == run:
         return []
     labels = {step: _label(step) for step in _steps_in(root)}
-    foreign = [step.name for step, label in labels.items() if not (_is_ours(step) if mark else label)]
+    foreign = [step.name for step, label in labels.items() if not (label or (mark and _is_ours(step)))]
     if foreign:
         raise CheckpointError(
             f"Checkpoints cannot be written into a folder of others: {root}. Got folders that Hydrax did not write "

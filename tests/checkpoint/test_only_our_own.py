@@ -149,6 +149,19 @@ def test_what_others_put_beside_steps_stays_as_it_is(tmp_path):
     assert not (tmp_path / "12").exists()
 
 
+@pytest.mark.parametrize("ckpt_path", ["last", None], ids=["resumed", "fresh"])
+def test_a_file_that_a_file_manager_left_in_a_step_stays_and_stops_no_fit(ckpt_path, tmp_path):
+    def fit(max_steps, ckpt_path=None):
+        saver = ModelCheckpoint(dirpath=tmp_path, keep_last=1)
+        run(PlainClassifier(), data_of(SLICES), ckpt_path, [saver], max_steps=max_steps)
+        return saver.last_model_path
+
+    note = fit(2) / ".DS_Store"
+    note.write_text("sizes of icons")
+    assert fit(3, ckpt_path) == tmp_path / "last" / "3"
+    assert note.is_file() if ckpt_path else (tmp_path / "last-1" / "2" / ".DS_Store").is_file()
+
+
 def test_links_are_neither_followed_nor_deleted(tmp_path):
     outside = save(tmp_path / "outside", 1, tree(1))
     root = tmp_path / "root"
