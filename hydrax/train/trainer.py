@@ -557,7 +557,7 @@ class Trainer(TrainerView):
         self._planned = self._run = None
         del run
         gc.collect()  # the loop and its callbacks form cycles
-        planned = tune.replan(spec, plan).ready()
+        self._planned = planned = tune.replan(spec, plan).ready()  # so that it is closed if it cannot start
         if last is None:
             return self._start(planned, None, emit, timed)
         assert self.datamodule is not None

@@ -13,7 +13,7 @@ import hydrax as hx
 from hydrax.engine import memory
 from hydrax.engine.engine import Engine
 from hydrax.engine.spill import Spill
-from hydrax.errors import MemoryLimitError
+from hydrax.errors import CallbackError, MemoryLimitError
 from hydrax.train.fit import FitSpec
 
 HEADS, BALLAST = 6, 5_000
@@ -180,6 +180,23 @@ def test_a_resumed_fit_restarts_from_its_own_checkpoint_if_it_has_saved_none_sin
     np.testing.assert_allclose(
         found.result.heads.trainable["kernel"], expected.result.heads.trainable["kernel"], rtol=1e-5
     )
+
+
+def test_a_smaller_plan_that_cannot_start_is_closed(monkeypatch, tmp_path):
+    from hydrax.callbacks import ModelCheckpoint
+
+    class Forgets(hx.Callback):
+        def load_state_dict(self, state):
+            raise RuntimeError("on purpose")
+
+    Breaks(monkeypatch, at=8)
+    made, closed, init, close = [], [], Engine.__init__, Engine.close
+    monkeypatch.setattr(Engine, "__init__", lambda engine, *args: made.append(id(engine)) or init(engine, *args))
+    monkeypatch.setattr(Engine, "close", lambda engine: closed.append(id(engine)) or close(engine))
+    saver = ModelCheckpoint(dirpath=tmp_path, every_n_steps=5)
+    with pytest.raises(CallbackError, match="on purpose"):
+        fit([saver, Forgets()], chunk="auto", sampling="shared", devices=1)
+    assert len(made) == 2 and set(made) == set(closed)
 
 
 def test_after_memory_ends_the_old_engine_and_feed_are_gone_before_the_smaller_plan_is_sized(monkeypatch):
