@@ -183,7 +183,9 @@ def _is_array(value: Any) -> bool:
 
 
 def _arrays(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    return {name: np.asarray(value) for name, value in state.items() if _is_array(value)}
+    arrays = {name: np.asarray(value) for name, value in state.items() if _is_array(value)}
+    # In this machine's byte order, the only one that the format names.
+    return {name: array.astype(array.dtype.newbyteorder("="), copy=False) for name, array in arrays.items()}
 
 
 def _plain(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -244,3 +244,17 @@ def test_a_callback_may_ask_in_setup_for_the_slots_of_a_step(tmp_path):
     asks = Asks()
     trainer(tmp_path, asks, max_steps=1, accumulate_grad_batches=2).fit(PlainClassifier(), data_of(SLICES))
     assert asks.slots == 2 * data_of(SLICES).batch_size
+
+
+def test_a_callback_s_state_may_be_big_endian(tmp_path):
+    class Keeps(hx.Callback):
+        def state_dict(self):
+            return {"seen": np.arange(3, dtype=">i4")}
+
+        def load_state_dict(self, state):
+            self.seen = state["seen"]
+
+    keeps, how = Keeps(), {"enable_checkpointing": True, "max_steps": 1}
+    trainer(tmp_path, keeps, **how).fit(PlainClassifier(), data_of(SLICES))
+    trainer(tmp_path, keeps, **how).fit(PlainClassifier(), data_of(SLICES), ckpt_path="last")
+    np.testing.assert_array_equal(keeps.seen, [0, 1, 2])
