@@ -9,16 +9,26 @@ _log = logging.getLogger("hydrax")
 
 
 def say(line: str) -> None:
-    """Logs a line at level INFO, and shows it on stderr unless logging is configured otherwise."""
+    """Logs a line at level INFO, and shows it plainly on stderr unless the user has configured logging."""
     if _log.level == logging.NOTSET:  # any other level is the user's choice
         _log.setLevel(logging.INFO)
-    if not _log.hasHandlers():
+    if not _log.handlers:
         plain = logging.StreamHandler()
-        # If the root logger gets handlers later, they show the line, and it must not come twice. Other packages may add
-        # one too (absl does at its first message); theirs is left alone, and the line then has its format.
-        plain.addFilter(lambda record: not logging.getLogger().handlers)
+        plain.addFilter(lambda record: not _log.propagate)
         _log.addHandler(plain)
+        _log.addFilter(_route)
     _log.info(line)
+
+
+def _route(record: logging.LogRecord) -> bool:
+    """Sends a record either to the root logger's handlers, if the user has configured them, or to Hydrax's own."""
+    root = logging.getLogger()
+    # absl, which Grain uses, configures the root logger at its first message: a stream in the basic format at the level
+    # that is the default anyway. Nobody has asked for that, so it must not change how the lines of a run look.
+    basic = logging.Formatter(logging.BASIC_FORMAT).format(record)
+    by_default = all(type(one) is logging.StreamHandler and one.format(record) == basic for one in root.handlers)
+    _log.propagate = root.level != logging.WARNING or not by_default
+    return True
 
 
 def opening_line(num_heads: int, backend: str, devices: int, matmul_precision: str | None, folder: Path | None) -> str:

@@ -15,8 +15,8 @@ BY_ABSL = "import absl.logging; absl.logging.vlog(1, 'adds a handler to the root
     ("before", "said"),
     [
         ("", "a line\n"),
-        (BY_ABSL, "INFO:hydrax:a line\n"),
-        (f"say('first'); {BY_ABSL}", "first\nINFO:hydrax:a line\n"),
+        (BY_ABSL, "a line\n"),
+        (f"say('first'); {BY_ABSL}", "first\na line\n"),
         ("logging.basicConfig(level='INFO')", "INFO:hydrax:a line\n"),
         ("logging.basicConfig(format='mine: %(message)s')", "mine: a line\n"),
         ("logging.getLogger('hydrax').setLevel('WARNING')", ""),
