@@ -1,6 +1,7 @@
-"""Stage: calls the methods of the user's data module once, checks what they return, and passes it on as values.
+"""Stage: the one place that asks the user's data module for datasets and slices, and checks what it returns.
 
-No later code calls `train_dataset`, `slices`, `val_dataset` and the like again.
+What a stage needs is handed on as values, so no later code calls `train_dataset`, `val_dataset` and the like. Slices are
+asked for twice, because they must be the same whenever they are asked for.
 """
 
 from __future__ import annotations

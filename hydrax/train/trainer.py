@@ -218,9 +218,9 @@ class Trainer(TrainerView):
             with self._hooks("fit") as emit, profiled(self._settings.profiler, self, self._say) as timed:
                 self._interrupts = opened.enter_context(Interrupts())
                 with timed("plan and compile"):
-                    self._planned = tune.choose_plan(
-                        self._planned, tune.plan_folder(), lambda: self.interrupted
-                    ).ready()
+                    # One after the other: whatever fails, the fit that exists by then is the one that gets closed.
+                    self._planned = tune.choose_plan(self._planned, tune.plan_folder(), lambda: self.interrupted)
+                    self._planned = self._planned.ready()
                 self._announce(self._planned)
                 self._run = self._start(self._planned, checkpoint_path, emit, timed)
                 if checkpoint_path is not None:
