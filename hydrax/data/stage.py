@@ -1,7 +1,7 @@
 """Stage: the one place that asks the user's data module for datasets and slices, and checks what it returns.
 
-What a stage needs is handed on as values, so no later code calls `train_dataset`, `val_dataset` and the like. Slices are
-asked for twice, because they must be the same whenever they are asked for.
+What a stage needs is handed on as values, so no later code calls `train_dataset`, `val_dataset` and the like. Slices
+are asked for twice, because they must be the same whenever they are asked for.
 """
 
 from __future__ import annotations
