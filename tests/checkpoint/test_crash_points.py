@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -181,7 +182,7 @@ def test_a_run_that_dies_in_its_third_save_goes_on_to_the_same_bits(tmp_path, po
     )
     program = DEATHS + at_third + "from test_crash_points import fit\nfit(Path(sys.argv[1]))\n"
     died = tmp_path / "died"
-    path = json.dumps(sys.path)
+    path = json.dumps([*sys.path, str(Path(__file__).parent)])
     child = subprocess.run(
         [sys.executable, "-c", f"import hydrax, sys; sys.path[:] = {path}\n{program}", died],
         timeout=SECS,
