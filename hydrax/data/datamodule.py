@@ -341,15 +341,16 @@ def check_settings(datamodule: DataModule) -> None:
         require(value in allowed, f"{kind}.{name}", value, f"one of {', '.join(allowed)}", f'set {name}="{allowed[0]}"')
 
 
-def check_slices(make: Callable[[], Any], num_rows: int, num_heads: int | None = None) -> Slices:
+def check_slices(slices: Any, make: Callable[[], Any], num_rows: int, num_heads: int | None = None) -> Slices:
     """Returns the slices of a data module, checked against the dataset and the number of heads.
 
     Args:
-      make: the data module's method. It is called twice, because it must return the same slices at every call.
+      slices: what the data module's method returned.
+      make: the method. It is called once more, because it must return the same slices at every call.
       num_rows: N.
       num_heads: H, if it is already known.
     """
-    slices, name = make(), make.__name__
+    name = make.__name__
     if not isinstance(slices, Slices):
         raise SliceError(
             f"Slices have the wrong type: DataModule.{name}. Got {type(slices).__name__}, expected hydrax.Slices. Fix: "

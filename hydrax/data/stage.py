@@ -85,7 +85,7 @@ def stage_training(datamodule: DataModule, *, wide: bool) -> TrainingSet:
     with contextlib.ExitStack() as opened:
         # If a check fails, no reader thread or process may stay behind.
         opened.callback(data.close)
-        slices = check_slices(datamodule.slices, data.num_rows)
+        slices = check_slices(datamodule.slices(), datamodule.slices, data.num_rows)
         opened.pop_all()
     return TrainingSet(
         source=type(datamodule).__name__,
@@ -130,15 +130,7 @@ def stage_evaluation(
         return None
     with contextlib.ExitStack() as opened:
         opened.callback(data.close)
-        at = None
-        if stage == "held_out" or (stage == "val" and datamodule.val_slices() is not None):
-            own = datamodule.slices if stage == "held_out" else datamodule.val_slices
-            at = _check_own_slices(datamodule, own, data.num_rows, num_heads, ids, fitted)
-        if stage == "held_out" and at is None:
-            raise SliceError(
-                f"A head has no slice: {type(datamodule).__name__}.slices. Got heads of ids {ids}, expected ids among "
-                f"{known_ids(datamodule)}. Fix: pass the data module that the heads were trained with."
-            )
+        at = _check_own_slices(datamodule, stage, data.num_rows, num_heads, ids, fitted)
         picked = {} if at is None else {"heads": at}
         index = datamodule.eval_index_dataset(stage, data.num_rows, **picked)
         # The form of the first batch tells whether heads have their own rows; `GrainBatches` checks the others.
@@ -149,28 +141,45 @@ def stage_evaluation(
 
 def _check_own_slices(
     datamodule: DataModule,
-    own: Callable[[], Any],
+    stage: str,
     num_rows: int,
     num_heads: int,
     ids: np.ndarray | None,
     fitted: np.ndarray | None,
 ) -> np.ndarray | None:
-    """Checks slices that give each head its own rows; returns the places of the heads in them, or None for in order."""
-    at = None if ids is None else positions(ids, known_ids(datamodule))
+    """Checks the slices that give each head its own rows, if the stage has any.
+
+    Returns:
+      int64[H], the places of the heads in these slices; None if there are no slices, or they come in the heads' order.
+    """
+    own = {"val": datamodule.val_slices, "held_out": datamodule.slices}.get(stage)
+    given = None if own is None else own()
+    if own is None or (given is None and stage == "val"):
+        return None
+    # The heads that the data module knows: only heads picked out of them have to be looked up.
+    known = None if ids is None else _ids(given) if stage == "held_out" else known_ids(datamodule)
+    at = None if ids is None else positions(ids, known)
     # Heads picked out of many come with the slices of all of them, or with their own.
-    made = own()
-    whole = made.num_heads if at is not None and isinstance(made, Slices) else num_heads
-    check_slices(own, num_rows, whole if fitted is None or whole == len(fitted) else num_heads)
+    whole = given.num_heads if at is not None and isinstance(given, Slices) else num_heads
+    check_slices(given, own, num_rows, whole if fitted is None or whole == len(fitted) else num_heads)
+    if stage == "held_out" and at is None:
+        raise SliceError(
+            f"A head has no slice: {type(datamodule).__name__}.slices. Got heads of ids {ids}, expected ids among "
+            f"{known}. Fix: pass the data module that the heads were trained with."
+        )
     # Validation slices of these heads alone are in the order of the heads.
-    return None if at is not None and whole != len(datamodule.slices()) else at
+    return at if known is not None and whole == len(known) else None
 
 
 def known_ids(datamodule: DataModule) -> np.ndarray | None:
-    """int32[H], the ids of the heads that a data module has slices for; None where it has none."""
+    """Returns the ids of the heads that a data module has slices for, int32[H]; None if it has none."""
     try:
-        slices = datamodule.slices()
+        return _ids(datamodule.slices())
     except DataError:
         return None
+
+
+def _ids(slices: Any) -> np.ndarray | None:
     return slices.ids if isinstance(slices, Slices) else None
 
 

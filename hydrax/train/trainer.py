@@ -160,8 +160,8 @@ class Trainer(TrainerView):
         settings = Settings(**{name: value for name, value in given.items() if name not in own})
         check_switches(**{name: given[name] for name in switches})
         quiet = barebones or bool(fast_dev_run)
-        self._wants = {"ProgressBar": enable_progress_bar and not barebones}
-        self._wants |= {
+        self._wants = {
+            "ProgressBar": enable_progress_bar and not barebones,
             "TensorBoardLogger": logger and not quiet,
             "ModelCheckpoint": enable_checkpointing and not quiet,
             "ModelSummary": enable_model_summary and not quiet,

@@ -291,7 +291,7 @@ class Stateless(SomeRows):
 
 
 def saved_run(folder, data, **how):
-    """A fit of 4 steps that leaves a format."""
+    """A fit of 4 steps that leaves a checkpoint."""
     run(PlainClassifier(), data, None, [ModelCheckpoint(dirpath=folder)], max_steps=4, **how)
     return folder / "last"
 

@@ -167,7 +167,7 @@ def test_after_a_second_ctrl_c_a_process_ends_at_once_and_the_last_checkpoint_is
     assert said == "reached 1"
     assert secs < WAIT_SECS / 2
     ledgers = [path.read_text().count("\n") for path in tmp_path.rglob("heads.csv")]
-    # Where it was cut off before the first step there is none, and no format.
+    # Where it was cut off before the first step there is none, and no checkpoint.
     assert ledgers == [HEADS + 1] * (phase != "compiling")
     assert differing(at_the_end(fit(tmp_path, ckpt_path="auto")), whole) == []
 
