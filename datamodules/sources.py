@@ -142,7 +142,7 @@ def _open(where: str, files: list[Path]) -> Any:
         from grain.sources import ArrayRecordDataSource
     except ImportError as error:
         raise DataError(
-            f"A package is missing: {where}. Got no package array_record, expected it for ArrayRecord files. Fix: pip "
+            f"Missing package: {where}. Got no package array_record, expected it for ArrayRecord files. Fix: pip "
             "install array_record."
         ) from error
     try:

@@ -322,7 +322,7 @@ def _read_parquet(path: Path, words: Collection[str]) -> _Table:
         from pyarrow import parquet, types
     except ImportError as error:
         fix = "pip install pyarrow, or save the table as CSV"
-        raise _error("A package is missing", path, "no package pyarrow", "pyarrow for a Parquet file", fix) from error
+        raise _error("Missing package", path, "no package pyarrow", "pyarrow for a Parquet file", fix) from error
     what, columns = "A Parquet file is damaged", {}
     try:
         table = parquet.ParquetFile(path).read()

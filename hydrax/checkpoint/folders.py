@@ -162,7 +162,7 @@ def _others(root: Path, run: str) -> list[str]:
     foreign = [step.name for step, label in labels.items() if not (label or (mark and _is_ours(step)))]
     if foreign:
         raise CheckpointError(
-            f"Checkpoints cannot be written into a folder of others: {root}. Got folders that Hydrax did not write "
+            f"The checkpoint folder holds other data: {root}. Got folders that Hydrax did not write "
             f"({', '.join(foreign[:5])}), expected an empty folder, a new one, or one of this run's checkpoints. Fix: "
             "choose another folder."
         )

@@ -127,11 +127,11 @@ class Heads:
         """
         if reduce not in (None, "mean"):
             raise ArgumentError(
-                f"No such reduction: Heads.predict(reduce=). Got {reduce!r}, expected None or 'mean'. Fix: drop it."
+                f"Unknown reduction: Heads.predict(reduce=). Got {reduce!r}, expected None or 'mean'. Fix: drop it."
             )
         if not is_int(batch_size, least=1):
             raise ArgumentError(
-                f"A batch has no such size: Heads.predict(batch_size=). Got {batch_size!r}, expected an int of 1 or "
+                f"Invalid batch size: Heads.predict(batch_size=). Got {batch_size!r}, expected an int of 1 or "
                 "more. Fix: leave it out."
             )
         x = check_dataset(x, "predict", wide=self._is_wide)

@@ -413,7 +413,7 @@ def test_a_last_that_cannot_be_set_aside_is_reported_and_tried_again_before_anyt
 def test_a_last_that_holds_folders_of_others_is_refused_before_training(trainer, tmp_path):
     (tmp_path / "last" / "2024").mkdir(parents=True)
     with pytest.raises(
-        CheckpointError, match=r"folder of others: .*last\. Got folders that Hydrax did not write \(2024\)"
+        CheckpointError, match=r"holds other data: .*last\. Got folders that Hydrax did not write \(2024\)"
     ):
         ModelCheckpoint(dirpath=tmp_path).setup(at(0, trainer))
     assert steps_below(tmp_path) == {"last": ["2024"]}

@@ -114,7 +114,7 @@ def fitted():
 @pytest.mark.parametrize("how", ["heads.save", "save_checkpoint", "ModelCheckpoint"])
 def test_a_folder_with_folders_of_others_is_refused_and_nothing_in_it_changes(how, images, fitted):
     before = snapshot(images)
-    match = r"Checkpoints cannot be written into a folder of others: .*Got folders that Hydrax did not write \("
+    match = r"The checkpoint folder holds other data: .*Got folders that Hydrax did not write \("
     with pytest.raises(CheckpointError, match=match):
         if how == "heads.save":
             fitted.result.heads.save(images)
@@ -129,7 +129,7 @@ def test_a_folder_with_folders_of_others_is_refused_and_nothing_in_it_changes(ho
 
 def test_an_empty_folder_of_others_is_enough_to_refuse(tmp_path, fitted):
     (tmp_path / "2024").mkdir()
-    with pytest.raises(CheckpointError, match=r"folder of others: .*\(2024\)"):
+    with pytest.raises(CheckpointError, match=r"holds other data: .*\(2024\)"):
         fitted.result.heads.save(tmp_path)
 
 
@@ -267,7 +267,7 @@ def test_making_way_renames_another_runs_folder_alone(tmp_path):
     assert make_way(root, "two") == tmp_path / "last-1"
     assert newest(tmp_path / "last-1") == 1
     (root / "2024").mkdir(parents=True)
-    with pytest.raises(CheckpointError, match="folder of others"):
+    with pytest.raises(CheckpointError, match="holds other data"):
         make_way(root, "two")
 
 
