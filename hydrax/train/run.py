@@ -116,7 +116,7 @@ class Run:
 
     @property
     def head_shapes(self) -> Any:
-        """As `TrainerView.head_shapes`."""
+        """What `TrainerView.head_shapes` describes."""
         shapes = self.planned.engine.state_shapes()
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), shapes)
 
@@ -130,11 +130,11 @@ class Run:
 
     @property
     def quarantined(self) -> dict[int, Fault]:
-        """As `TrainerView.quarantined`."""
+        """What `TrainerView.quarantined` describes."""
         return {self.planned.ids[place]: fault for place, fault in self.state.faults.items()}
 
     def ledger(self, scores: np.ndarray | None, more: Mapping[str, np.ndarray] | None) -> list[dict[str, Any]]:
-        """Returns the table of heads with their scores, float[H]; as `TrainerView.ledger`."""
+        """Returns what `TrainerView.ledger` describes, with these scores, float[H]."""
         state, spec = self.state, self.planned.spec
         lost = {place: f"{fault.leaf} at step {fault.step}" for place, fault in state.faults.items()}
         return ledger(

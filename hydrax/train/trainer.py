@@ -556,7 +556,7 @@ class Trainer(TrainerView):
         # Whatever the old engine and feed hold on the devices must be gone before the smaller plan is sized.
         self._planned = self._run = None
         del run
-        gc.collect()  # the loop and its callbacks form cycles
+        gc.collect()  # reference cycles, as a traceback may form, would keep the old arrays
         self._planned = planned = tune.replan(spec, plan).ready()  # so that it is closed if it cannot start
         if last is None:
             return self._start(planned, None, emit, timed)
