@@ -1,7 +1,7 @@
 """Promise 7, layering: packages import in one order, through their faces and without a cycle, and stay readable.
 
-The rules read the source and run none of it. Each is a function from a file's name and syntax tree to complaints, so
-the last tests can show that each rule does complain.
+The rules read the source and run none of it. Each is a function that takes a file or a folder and returns complaints,
+so the last tests can show that each rule does complain.
 """
 
 import ast
@@ -109,18 +109,43 @@ def face_complaints(file: str, tree: ast.Module) -> list[str]:
     return complaints
 
 
-def edges(folder: str) -> dict[str, set[str]]:
-    """Which files and sub-folders of a package import which others of it; type-only and late imports count."""
+def circle(folder: str) -> list[str]:
+    """Files and sub-folders of a package that import each other in a circle; type-only and late imports count.
+
+    A name that no file of the package has is taken from its face, and the face imports the files.
+    """
     dotted = folder.replace("/", ".") + "."
+    parts = {path.stem for path in (ROOT / folder).iterdir()}
     graph: dict[str, set[str]] = {}
     for file in files(folder):
         here = file.removeprefix(f"{folder}/").split("/")[0].removesuffix(".py")
-        if here == "__init__":
-            continue
-        targets = [target for found in imports(parse(file)) for target in found.targets]
-        there = {target.removeprefix(dotted).split(".")[0] for target in targets if target.startswith(dotted)}
+        targets = [f"{target}." for found in imports(parse(file)) for target in found.targets]
+        names = {target.removeprefix(dotted).split(".")[0] for target in targets if target.startswith(dotted)}
+        there = {name if name in parts else "__init__" for name in names}
         graph.setdefault(here, set()).update(there - {here})
-    return graph
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def listing_complaints(folder: str) -> list[str]:
+    """The docstring of a face lists each file and sub-folder of its package once, and nothing else."""
+    face = ast.get_docstring(parse(f"{folder}/__init__.py"), clean=False) or ""
+    listed = re.findall(r"^  (\w+)(?:\.py|/)  ", face, re.MULTILINE)
+    paths = [path for path in (ROOT / folder).iterdir() if path.is_dir() or path.suffix == ".py"]
+    there = [path.stem for path in paths if path.stem not in ("__init__", "__pycache__")]
+    return [
+        f"{folder} lists {name} {listed.count(name)} times and has {there.count(name)} of that name"
+        for name in sorted({*listed, *there})
+        if listed.count(name) != there.count(name)
+    ]
+
+
+def crowd_complaints(folder: str, pattern: str, most: int) -> list[str]:
+    found = [path.name for path in (ROOT / folder).glob(pattern) if path.name != "__pycache__"]
+    return [f"{folder} holds {len(found)} of {pattern}, expected at most {most}"] if len(found) > most else []
 
 
 def plug_in_imports(file: str, tree: ast.Module) -> list[tuple[str, bool]]:
@@ -222,26 +247,22 @@ def test_every_file_and_package_of_the_core_has_its_place_in_the_order():
 
 
 def test_the_top_of_the_core_holds_few_entries():
-    assert len([path for path in (ROOT / "hydrax").iterdir() if path.name != "__pycache__"]) <= MAX_ENTRIES
+    assert crowd_complaints("hydrax", "*", MAX_ENTRIES) == []
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_a_folder_holds_few_files(folder):
-    assert len(list((ROOT / folder).glob("*.py"))) <= MAX_FILES
+    assert crowd_complaints(folder, "*.py", MAX_FILES) == []
 
 
 @pytest.mark.parametrize("folder", PACKAGES)
 def test_a_face_lists_the_files_of_its_folder(folder):
-    listed = re.findall(
-        r"^  (\w+)(?:\.py|/)  ", ast.get_docstring(parse(f"{folder}/__init__.py"), clean=False) or "", re.M
-    )
-    here = [path for path in (ROOT / folder).iterdir() if path.is_dir() or path.suffix == ".py"]
-    assert sorted(listed) == sorted(path.stem for path in here if path.stem not in ("__init__", "__pycache__"))
+    assert listing_complaints(folder) == []
 
 
 @pytest.mark.parametrize("folder", PACKAGES)
 def test_no_files_of_a_package_import_each_other_in_a_circle(folder):
-    graphlib.TopologicalSorter(edges(folder)).prepare()  # raises CycleError
+    assert circle(folder) == []
 
 
 @pytest.mark.parametrize("file", INNER)
@@ -370,3 +391,58 @@ def test_a_plug_in_that_reaches_into_hydrax_or_another_plug_in_is_complained_of(
 def test_a_long_file_and_a_long_function_are_complained_of():
     tree = ast.parse("def f():\n" + "    pass\n" * 69)
     assert len(length_complaints("hydrax/step/model.py", tree, 701)) == 2
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Makes the package hydrax/parts in a root of its own, from the source of each file."""
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+
+    def make(sources: dict[str, str]) -> str:
+        for name, source in sources.items():
+            file = tmp_path / "hydrax" / "parts" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(source)
+        return "hydrax/parts"
+
+    return make
+
+
+FACE = "from hydrax.parts.wheel import Wheel"
+
+
+@pytest.mark.parametrize(
+    ("sources", "members"),
+    [
+        ({"wheel.py": "from hydrax.parts import axle", "axle.py": ""}, set()),
+        ({"wheel.py": "from hydrax.parts.axle import Axle", "axle.py": "import hydrax.parts.wheel"}, {"wheel", "axle"}),
+        ({"wheel.py": "def f():\n    from hydrax.parts import tyre", "tyre.py": FACE}, {"wheel", "tyre"}),
+        ({"wheel.py": "if TYPE_CHECKING:\n    from hydrax.parts.tyre import Tyre", "tyre.py": FACE}, {"wheel", "tyre"}),
+        ({"wheel.py": "import hydrax.parts.tyre.rim", "tyre/rim.py": FACE}, {"wheel", "tyre"}),
+        ({"__init__.py": FACE, "wheel.py": "from hydrax.parts import Wheel"}, {"__init__", "wheel"}),
+    ],
+)
+def test_a_circle_in_a_package_is_complained_of(package, sources, members):
+    assert set(circle(package(sources))) == members
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaints"),
+    [
+        (["wheel.py  round", "tyre/  soft"], 0),
+        (["wheel.py  round"], 1),
+        (["wheel.py  round", "tyre/  soft", "axle.py  straight"], 1),
+        (["wheel.py  round", "tyre/  soft", "wheel.py  round"], 1),
+    ],
+)
+def test_a_face_that_lists_other_files_than_its_folder_holds_is_complained_of(package, lines, complaints):
+    face = "\n".join(['"""Parts.', "", *(f"  {line}" for line in lines), '"""'])
+    folder = package({"__init__.py": face, "wheel.py": "", "tyre/__init__.py": ""})
+    assert len(listing_complaints(folder)) == complaints
+
+
+@pytest.mark.parametrize(("most", "complaints"), [(2, 0), (1, 1)])
+def test_a_folder_of_more_files_than_allowed_is_complained_of(package, most, complaints):
+    folder = package({"wheel.py": "", "axle.py": "", "__pycache__/wheel.pyc": "", "drawing.svg": ""})
+    assert len(crowd_complaints(folder, "*.py", most)) == complaints
+    assert len(crowd_complaints(folder, "*", most + 1)) == complaints
