@@ -16,8 +16,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONSTRAINTS = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
-# The packages of the core; INSTALLED maps each folder of the repository to its place in the wheel.
-PACKAGES = "slices step step/lowering checkpoint engine data results loop train loggers cli nn".split()
+# The packages of the core; hydrax/callbacks and hydrax/datamodules are symlinks to the plug-ins.
+FOLDERS = [path.parent.relative_to(ROOT / "hydrax") for path in sorted((ROOT / "hydrax").glob("*/**/__init__.py"))]
+PACKAGES = [folder.as_posix() for folder in FOLDERS if folder.parts[0] not in ("callbacks", "datamodules")]
+# The place of each folder of the repository in the wheel.
 INSTALLED = {
     "hydrax": "hydrax",
     **{f"hydrax/{package}": f"hydrax/{package}" for package in PACKAGES},

@@ -1,4 +1,4 @@
-"""README.md and docs/: their Python runs as printed, and every file, link and name in them exists."""
+"""README.md, CONTRIBUTING.md and docs/: their Python runs as printed, and the files, links and names in them exist."""
 
 import ast
 import contextlib
@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 import hydrax as hx
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
+PAGES = ["CONTRIBUTING.md", "README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 README_LINES, EXAMPLE_LINES = 150, 17
 
 
@@ -129,8 +129,9 @@ def test_at_least_twenty_questions_are_answered():
 def test_the_file_that_answers_a_question_defines_the_name_that_it_is_said_to(file, name):
     body = ast.parse(text(file)).body
     for part in name.split("."):
-        *_, found = (node for node in body if getattr(node, "name", None) == part)  # the last of overloads
-        body = found.body
+        found = [node for node in body if getattr(node, "name", None) == part]
+        assert found != []
+        body = found[-1].body  # the last of overloads
 
 
 @pytest.mark.parametrize("folder", ["hydrax", "callbacks", "datamodules", "examples", "benchmarks", "tests", "docs"])
