@@ -322,8 +322,8 @@ def _reporting(path: Path) -> Iterator[None]:
         yield
     except (OSError, CheckpointError) as error:
         logging.getLogger("hydrax").warning(
-            "A save has failed: ModelCheckpoint, %s. Got %r, expected a writable folder with enough space. "
-            "Fix: free some space, or pass another dirpath; the next save tries again.",
+            "A save has failed: ModelCheckpoint, %s. Got %r, expected a folder that can take it. Fix: mend what "
+            "this error names, or pass another dirpath; the next save tries again.",
             path,
             error,
         )

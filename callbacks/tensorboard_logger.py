@@ -147,18 +147,15 @@ class TensorBoardLogger(Callback):
         self._close()
 
     def state_dict(self) -> dict[str, Any]:
-        # Numbered, because names of metrics may hold characters that names of arrays in a checkpoint must not.
         arrays = {
-            f"{part}_{number}": array
-            for number, known in enumerate(self._history.values())
-            for part, array in known.state().items()
+            f"{part}/{name}": array for name, known in self._history.items() for part, array in known.state().items()
         }
         return {"metrics": list(self._history), **arrays}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._history = {
-            name: HeadsOverTime.of_state({part: state[f"{part}_{number}"] for part in HeadsOverTime.PARTS})
-            for number, name in enumerate(state["metrics"])
+            name: HeadsOverTime.of_state({part: state[f"{part}/{name}"] for part in HeadsOverTime.PARTS})
+            for name in state["metrics"]
         }
 
     def _head_steps_per_sec(self, event: Event) -> float | None:

@@ -75,6 +75,11 @@ def is_key(array: Any) -> bool:
     return bool(jnp.issubdtype(array.dtype, jax.dtypes.prng_key))
 
 
+def to_numpy(array: Any) -> np.ndarray:
+    """Copies an array to the host; PRNG keys become their words, since only JAX knows keys."""
+    return np.asarray(jax.random.key_data(array) if is_key(array) else array)
+
+
 def tree_bytes(tree: Any) -> int:
     """Counts the bytes of the arrays of a tree, which may also be shapes."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -16,20 +16,20 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from hydrax.checkpoint import schema
+from hydrax.checkpoint.lock import one_at_a_time
 from hydrax.errors import CheckpointError, DamagedCheckpointError
 from hydrax.files import write_bytes
 
 MARK = ".hydrax"
 
-# Without leading zeros, so that each step has one name only.
-_STEP = re.compile(r"0|[1-9][0-9]{0,17}")
-# Temporary folders: being written, replaced by a newer one of the same step, or deleted.
-_PASSING = re.compile(r"\.hydrax-([0-9]{1,18})\.(draft|old|deleted)")
+# The name of a step, without leading zeros so that it has only one name, or of a temporary folder: a step that is being
+# written, that another of the same number replaces, or that is being deleted.
+_NAME = re.compile(r"(\.hydrax-)?(?P<step>0|[1-9][0-9]{0,17})(?(1)\.(?P<kind>draft|old|deleted))")
 # What a killed process may leave behind: files of tensorstore and of Hydrax that have not got their final names yet.
 _HALF_WRITTEN = re.compile(r"(arrays/(d/)?)?([0-9a-z.]+\.__lock|\.hydrax-[0-9a-f]{16}\.part)")
 _log = logging.getLogger("hydrax")
@@ -37,10 +37,18 @@ _T = TypeVar("_T")
 
 
 class _Label(NamedTuple):
-    """Whose step a folder holds."""
+    """Whose step a folder holds, by its metadata."""
 
     run: str
     step: int
+
+
+class _Step(NamedTuple):
+    """A folder that is named like a step; its label is None if its metadata cannot be read."""
+
+    path: Path
+    number: int
+    label: _Label | None
 
 
 def write(root: Path, step: int, run: str, fill: Callable[[Path], None], keep: int | None) -> Path:
@@ -56,16 +64,31 @@ def write(root: Path, step: int, run: str, fill: Callable[[Path], None], keep: i
     Raises:
       CheckpointError: the root holds folders that Hydrax did not write, or steps of another run.
     """
-    # The mark comes before any step, so a root is known as Hydrax's even if its first save is cut off.
     root.mkdir(parents=True, exist_ok=True)
-    _claim(root, run)
-    _tidy(root)
+    with one_at_a_time(root):
+        # The mark comes before any step, so a root is known as Hydrax's even if its first save is cut off.
+        _claim(root, run)
+        _tidy(root)
+        folder = _write(root, step, run, fill)
+        _sync(root)  # before anything older is deleted: the new name must survive a power failure
+        _tidy(root)
+        if keep is not None:
+            own = [found for found in _steps_in(root) if found.label == (run, found.number)]
+            for old in own[keep:]:
+                if old.path != folder and _is_ours(old.path):
+                    # Renamed first, so that a half-deleted step is never mistaken for a checkpoint.
+                    shutil.rmtree(old.path.rename(root / f".hydrax-{old.number}.deleted"))
+    return folder
+
+
+def _write(root: Path, step: int, run: str, fill: Callable[[Path], None]) -> Path:
     draft, folder = root / f".hydrax-{step}.draft", root / str(step)
-    _check_free(folder, run)
+    label = _label(folder)
+    _check_free(folder, label, run, step)
     try:
         draft.mkdir()
         fill(draft)
-        if _label(folder) is not None:
+        if label is not None:
             folder.rename(root / f".hydrax-{step}.old")  # a reader that comes now uses it
         elif folder.exists():
             set_aside(folder)
@@ -74,14 +97,6 @@ def write(root: Path, step: int, run: str, fill: Callable[[Path], None], keep: i
         with contextlib.suppress(OSError):
             _tidy(root)
         raise
-    _sync(root)  # before anything older is deleted: the new name must survive a power failure
-    _tidy(root)
-    if keep is not None:
-        own = (path for path in _steps_in(root) if _label(path) == _Label(run, int(path.name)))
-        for old in list(own)[keep:]:
-            if old != folder and _is_ours(old):
-                # Renamed first, so that a half-deleted step is never mistaken for a checkpoint.
-                shutil.rmtree(old.rename(root / f".hydrax-{old.name}.deleted"))
     return folder
 
 
@@ -158,25 +173,21 @@ def _others(root: Path, run: str) -> list[str]:
     mark = _mark(root)
     if mark == run:
         return []
-    labels = {step: _label(step) for step in _steps_in(root)}
-    foreign = [step.name for step, label in labels.items() if not (label or (mark and _is_ours(step)))]
+    steps = _steps_in(root)
+    foreign = [step.path.name for step in steps if not (step.label or (mark and _is_ours(step.path)))]
     if foreign:
         raise CheckpointError(
             f"The checkpoint folder holds other data: {root}. Got folders that Hydrax did not write "
             f"({', '.join(foreign[:5])}), expected an empty folder, a new one, or one of this run's checkpoints. Fix: "
             "choose another folder."
         )
-    return [step.name for step, label in labels.items() if label is None or label.run != run]
+    return [step.path.name for step in steps if step.label is None or step.label.run != run]
 
 
-def _check_free(folder: Path, run: str) -> None:
+def _check_free(folder: Path, label: _Label | None, run: str, step: int) -> None:
     """Raises CheckpointError if something that must not be replaced has the name of a step."""
-    if not os.path.lexists(folder):
-        return
-    label = _label(folder)
-    if folder.is_dir() and not any(folder.iterdir()):
-        return
-    if not _is_ours(folder) or (label is not None and label != _Label(run, int(folder.name))):
+    is_free = not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir()))
+    if not is_free and not (_is_ours(folder) and label in (None, (run, step))):
         raise CheckpointError(
             f"The name of a checkpoint is taken: {folder}. Got "
             f"{'something that Hydrax did not write' if label is None else f'step {label.step} of another run'}, "
@@ -187,51 +198,57 @@ def _check_free(folder: Path, run: str) -> None:
 def _mark(root: Path) -> str | None:
     """Returns the id of the run that a root belongs to; None if it has no mark, or a damaged one."""
     with contextlib.suppress(Exception):
-        run = schema.read_sealed(root / MARK)["run"]
-        return run if isinstance(run, str) else None
+        run: str = schema.read_sealed(root / MARK)["run"]
+        return run
     return None
 
 
 def _label(step: Path) -> _Label | None:
-    """Whose step a folder holds, by its metadata alone; None if the metadata cannot be read."""
+    """Returns whose step a folder holds, by its metadata alone; None if the metadata cannot be read."""
     with contextlib.suppress(Exception):
         meta = schema.read_sealed(step / schema.META)
-        label = _Label(meta["run"], meta["step"])
-        return label if isinstance(label.run, str) and type(label.step) is int else None
+        return _Label(meta["run"], meta["step"])
     return None
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a folder holds files with the names of a checkpoint's, and nothing else."""
+    """Tells whether a folder holds files with the names of a checkpoint's, and nothing else."""
     try:
         names = schema.files_in(folder)
     except (OSError, ValueError):
         return False
     known = (name == schema.META or schema.ARRAYS.fullmatch(name) or _HALF_WRITTEN.fullmatch(name) for name in names)
-    return not folder.is_symlink() and all(known) and (bool(names) or bool(_PASSING.fullmatch(folder.name)))
+    # Only a temporary folder may be empty: no save leaves a step without files.
+    return not folder.is_symlink() and all(known) and (bool(names) or folder.name.startswith(".hydrax-"))
 
 
-def _steps_in(root: Path) -> Iterator[Path]:
-    """Folders with the names of steps, the newest first."""
+def _steps_in(root: Path) -> list[_Step]:
+    """Lists the folders with names of steps, the newest first.
+
+    A process that died between two renames leaves only the replaced step, under its temporary name. So that name counts
+    too, but comes after the step's own.
+    """
+    steps = []
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        steps = [path for path in root.iterdir() if _STEP.fullmatch(path.name) and path.is_dir()]
-        yield from sorted(steps, key=lambda path: int(path.name), reverse=True)
+        for path in root.iterdir():
+            name = _NAME.fullmatch(path.name)
+            if name and name["kind"] in (None, "old") and path.is_dir():
+                steps.append(_Step(path, int(name["step"]), _label(path)))
+    return sorted(steps, key=lambda step: (-step.number, step.path.name.startswith(".")))
 
 
-def _find(path: Path) -> Iterator[Path]:
-    """Yields the steps to read below a path, the newest first; the path itself if it is one."""
+def _find(path: Path) -> list[Path]:
+    """Lists the steps to read below a path, the newest first; the path itself if it is one."""
     if os.path.lexists(path / schema.META):
-        yield path
-        return
+        return [path]
     passed_over: list[str] = []
     for root in (path, path / "last", path / "checkpoints" / "last"):
-        own = next(steps := _own_steps(root, passed_over), None)
-        if own is not None:
-            yield from (own, *steps)
-            return
+        own, others = _sort_out(root)
+        if own:
+            return own
+        passed_over += others
     if path.is_dir() and _is_ours(path):
-        yield path  # without its metadata: the reader says what is wrong with it
-        return
+        return [path]  # without its metadata: the reader says what is wrong with it
     raise CheckpointError(
         f"There is no checkpoint: {path}. Got {'; '.join(passed_over) or 'no step folder'}, expected one written by "
         'ModelCheckpoint, save_checkpoint or Heads.save. Fix: check the path; ckpt_path="auto" starts afresh where '
@@ -239,51 +256,32 @@ def _find(path: Path) -> Iterator[Path]:
     )
 
 
-def _own_steps(root: Path, passed_over: list[str]) -> Iterator[Path]:
-    """Yields the steps of the run that a root belongs to, the newest first.
-
-    Args:
-      passed_over: takes a description of each step that another run, or a copy under another number, left there.
-    """
-    run = _mark(root)
-    # A process that died between two renames leaves only the replaced step, which is intact.
-    old = {path for path in _passing(root, "old") if not (root / _number(path)).exists()}
-    steps = {path: int(_number(path)) for path in (*_steps_in(root), *old)}
-    for step, number in sorted(steps.items(), key=lambda item: item[1], reverse=True):
-        label = _label(step)
-        if label is None and not _is_ours(step):
+def _sort_out(root: Path) -> tuple[list[Path], list[str]]:
+    """Returns the steps of the run that a root belongs to, the newest first, and descriptions of all other steps."""
+    # A step whose metadata cannot be read is offered too: the reader reports the damage and tries the next one.
+    steps = [step for step in _steps_in(root) if step.label or _is_ours(step.path)]
+    # Without a mark the root belongs to the run of its newest step.
+    run = _mark(root) or next((step.label.run for step in steps if step.label), None)
+    own, others = [], []
+    for path, number, label in steps:
+        if label in (None, (run, number)):
+            own.append(path)
             continue
-        # A step whose label cannot be read is offered too: the reader reports the damage and tries the next one.
-        run = run or (label and label.run)  # without a mark the root belongs to the run of its newest step
-        if label not in (None, (run, number)):
-            reason = f"step {label.step} under another name" if label.step != number else "a step of another run"
-            passed_over.append(f"{reason}, {step.name}")
-            _log.warning("A checkpoint is passed over: %s is %s.", step, reason)
-            continue
-        yield step
-
-
-def _number(path: Path) -> str:
-    passing = _PASSING.fullmatch(path.name)
-    return passing[1] if passing else path.name
-
-
-def _passing(root: Path, *kinds: str) -> Iterator[Path]:
-    """Yields the temporary folders of these kinds."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        for path in root.iterdir():
-            passing = _PASSING.fullmatch(path.name)
-            if passing and passing[2] in kinds and _is_ours(path):
-                yield path
+        what = f"step {label.step} under another name" if label.step != number else "a step of another run"
+        others.append(f"{what}, {path.name}")
+        _log.warning("A checkpoint is passed over: %s is %s.", path, what)
+    return own, others
 
 
 def _tidy(root: Path) -> None:
     """Removes the temporary folders of this save, or of one that was killed; the root has no other writer."""
-    for path in list(_passing(root, "old")):
-        if not (root / _number(path)).exists():
-            path.rename(root / _number(path))
-    for path in list(_passing(root, "draft", "old", "deleted")):
-        shutil.rmtree(path)
+    for path in list(root.iterdir()):
+        name = _NAME.fullmatch(path.name)
+        if name and name["kind"] and _is_ours(path):
+            if name["kind"] == "old" and not (root / name["step"]).exists():
+                path.rename(root / name["step"])
+            else:
+                shutil.rmtree(path)
 
 
 def _sync(folder: Path) -> None:

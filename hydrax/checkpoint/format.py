@@ -6,7 +6,7 @@ list `leaves` is the number of its array.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from hydrax.checkpoint import folders, schema
 from hydrax.checkpoint.schema import read_meta
 from hydrax.errors import CheckpointError, DamagedCheckpointError
 from hydrax.files import write_bytes
-from hydrax.trees import dotted, is_key, leaves_by_path
+from hydrax.trees import dotted, is_key, leaves_by_path, to_numpy
 
 _ARRAYS = "arrays"
 _Path = tuple[str, ...]
@@ -44,9 +44,15 @@ def save(root: Path, step: int, tree: Any, meta: Mapping[str, Any], *, run: str,
     """
     root = root.absolute()
     given = leaves_by_path(tree)
-    # PRNG keys are stored as their words, since only JAX knows them.
-    words = [_to_numpy(leaf) for leaf in given.values()]
+    words = [to_numpy(leaf) for leaf in given.values()]
     leaves = [_describe(path, leaf, array) for (path, leaf), array in zip(given.items(), words, strict=True)]
+    for leaf in leaves:
+        if leaf["dtype"] not in schema.DTYPES:
+            raise CheckpointError(
+                f"A checkpoint cannot be written: {root / str(step)}, leaf {_name(leaf['path'])}. Got dtype "
+                f"{leaf['dtype']}, expected one of {', '.join(sorted(schema.DTYPES))}. Fix: convert this array to one "
+                "of them."
+            )
     # zarr has no chunks without elements; the shape says all there is.
     filled = {number: array for number, array in enumerate(words) if array.size}
 
@@ -65,8 +71,8 @@ def save(root: Path, step: int, tree: Any, meta: Mapping[str, Any], *, run: str,
     try:
         return folders.write(root, step, run, fill, keep)
     except Exception as error:  # tensorstore reports a full disk as ValueError
-        ours = isinstance(error, CheckpointError) and not isinstance(error, DamagedCheckpointError)
-        if ours or isinstance(error, MemoryError):
+        # Damage here is of the draft just written, so the disk is at fault.
+        if isinstance(error, CheckpointError | MemoryError) and not isinstance(error, DamagedCheckpointError):
             raise
         raise CheckpointError(
             f"A checkpoint cannot be written: {root / str(step)}. Got {type(error).__name__}: {str(error)[:200]}, "
@@ -156,27 +162,29 @@ def check_same(path: Path, saved: Mapping[str, Any], present: Mapping[str, Any])
             )
 
 
-_Numbered = Mapping[_Path, tuple[int, Mapping[str, Any]]]
+_Numbered = dict[_Path, tuple[int, Mapping[str, Any]]]
 
 
-def _by_path(meta: Mapping[str, Any]) -> dict[_Path, tuple[int, Mapping[str, Any]]]:
+def _by_path(meta: Mapping[str, Any]) -> _Numbered:
     """Number and description of each leaf."""
     return {tuple(leaf["path"]): (number, leaf) for number, leaf in enumerate(meta["leaves"])}
 
 
-def _below(meta: Mapping[str, Any], keys: _Path) -> dict[_Path, tuple[int, Mapping[str, Any]]]:
+def _below(meta: Mapping[str, Any], keys: _Path) -> _Numbered:
     return {path: known for path, known in _by_path(meta).items() if path[: len(keys)] == keys}
 
 
-def _read(step: Path, wanted: _Numbered, head: int | None = None) -> Any:
+def _read(step: Path, wanted: _Numbered, head: int | None = None) -> Iterator[tuple[_Path, np.ndarray]]:
     """Yields path and array of each leaf, one by one; PRNG keys as raw words."""
     at = "" if head is None else f", head {head}"
     forms = {number: (leaf["shape"], leaf["dtype"]) for number, leaf in wanted.values() if schema.num_bytes(leaf)}
     arrays = array_files.read(step / _ARRAYS, forms, head)
     for path, (number, leaf) in wanted.items():
         try:
-            empty = np.zeros(leaf["shape"][head is not None :], jnp.dtype(leaf["dtype"]))
-            array = next(arrays) if number in forms else empty
+            if number in forms:
+                array = next(arrays)
+            else:
+                array = np.zeros(leaf["shape"][head is not None :], jnp.dtype(leaf["dtype"]))
         except MemoryError:
             raise  # says nothing about the checkpoint, which must not be renamed for it
         except Exception as error:
@@ -189,16 +197,12 @@ def _describe(path: _Path, leaf: Any, array: np.ndarray) -> dict[str, Any]:
     return {"path": list(path), "shape": list(array.shape), "dtype": str(array.dtype), "key": key}
 
 
-def _to_numpy(leaf: Any) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
-
-
 def _to_jax(array: np.ndarray, saved: Mapping[str, Any]) -> jax.Array:
     # A copy, since the heads are donated later and this buffer belongs to tensorstore.
     return jax.random.wrap_key_data(jnp.asarray(array), impl=saved["key"]) if saved["key"] else jnp.array(array)
 
 
-def _name(path: _Path) -> str:
+def _name(path: Sequence[str]) -> str:
     return ".".join(path)
 
 

@@ -1,10 +1,11 @@
-"""A lock that gives a folder one writer and names its holder."""
+"""Locks that give a folder one writer: for the time of a fit, and for the time of a save."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -40,3 +41,23 @@ def locked(folder: Path) -> TextIO | None:
         lock.truncate(0)
         os.write(lock.fileno(), f"process {os.getpid()} on {platform.node()}".encode())  # no buffer to fail at its end
     return lock
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Waits until no other thread or process runs such a block for the same folder.
+
+    It does not wait on Windows, nor on a file system that cannot lock folders.
+    """
+    handle = None
+    # The folder itself is locked, which leaves no file in it.
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)

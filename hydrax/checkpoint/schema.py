@@ -6,15 +6,14 @@ step with their sizes. Their names are random, so arrays of another save cannot 
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import hashlib
-import itertools
 import json
 import math
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +30,13 @@ ARRAYS = re.compile(r"arrays/(manifest\.ocdbt|d/[0-9a-f]{32})")
 """The files that tensorstore writes."""
 
 _MAX_BYTES = 2**28  # enough for more than a million heads
-_DTYPES = {
+DTYPES = {
     "bool",
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
     *("int2", "int4", "bfloat16", "float16", "float32", "float64", "complex64", "complex128", "float4_e2m1fn"),
     *(f"float8_{kind}" for kind in ("e3m4", "e4m3b11fnuz", "e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0fnu")),
 }
-
-
-@dataclasses.dataclass(frozen=True)  # no tuple, which would match the pattern of a list in `_check`
-class _Each:
-    """An object with any keys, whose values all have one form."""
-
-    form: Any
-
-
-@dataclasses.dataclass(frozen=True)
-class _OneOf:
-    """An object whose field `kind` says which form it has."""
-
-    forms: Mapping[str, Any]
+"""Names of the dtypes that tensorstore can write."""
 
 
 def _is_any(value: Any) -> bool:
@@ -74,46 +60,40 @@ def _is_hparam(value: Any) -> bool:
     return True
 
 
-_SAVED = {
+# What each field must be: `[form]` is a list of such values, `{str: form}` an object of such values with any keys, and
+# any other dict an object with just these keys.
+_HEADS = {
     "format": FORMAT.__eq__,
     "kind": _is_text,
     "run": _is_text,
     "step": _is_count,
     "ids": _are_ids,
-    "hparams": _Each(_is_hparam),
+    "hparams": {str: _is_hparam},
     "leaves": [
         {
             "path": [_is_text],
             "shape": [_is_count],
-            "dtype": _DTYPES.__contains__,
+            "dtype": DTYPES.__contains__,
             "key": lambda value: value is None or _is_text(value),
         }
     ],
-    "files": _Each(_is_count),
+    "files": {str: _is_count},
 }
-_META = _OneOf(
-    {
-        "heads": _SAVED,
-        "run": {
-            **_SAVED,
-            "plan": {
-                "chunk": lambda value: _is_count(value) and value > 0,
-                "lowering": _Each(_is_any),
-                "line": _is_text,
-            },
-            "fingerprint": _Each(_is_any),
-            "exactness": _Each(_is_any),
-            "callbacks": _Each(_Each(_is_any)),
-            "datamodule": _Each(_is_any),
-            "metrics": [_is_text],
-            "snapshots": [_is_text],
-            "heard": [_is_text],
-            "missed": _Each({"callbacks": [_is_text], "metrics": [_is_text]}),
-            "faults": [{"head": _is_count, "step": _is_count, "leaf": _is_text}],
-            "reasons": [{"head": _is_count, "reason": _is_text}],
-        },
-    }
-)
+_RUN = {
+    **_HEADS,
+    "plan": {"chunk": lambda value: _is_count(value) and value > 0, "lowering": {str: _is_any}, "line": _is_text},
+    "fingerprint": {str: _is_any},
+    "exactness": {str: _is_any},
+    "callbacks": {str: {str: _is_any}},
+    "datamodule": {str: _is_any},
+    "metrics": [_is_text],
+    "snapshots": [_is_text],
+    "heard": [_is_text],
+    "missed": {str: {"callbacks": [_is_text], "metrics": [_is_text]}},
+    "faults": [{"head": _is_count, "step": _is_count, "leaf": _is_text}],
+    "reasons": [{"head": _is_count, "reason": _is_text}],
+}
+_KINDS = {"heads": _HEADS, "run": _RUN}
 
 
 def read_meta(step: Path) -> dict[str, Any]:
@@ -135,7 +115,7 @@ def read_meta(step: Path) -> dict[str, Any]:
         raise damaged(step / META, error) from error
     try:
         # In this order, since each check relies on the forms that the previous one found.
-        _check(meta, _META, "meta")
+        _check(meta, _KINDS[meta["kind"]], "meta")
         _check_agreement(meta)
         _check_files(step, meta["files"])
     except Exception as error:
@@ -178,11 +158,8 @@ def read_sealed(file: Path) -> dict[str, Any]:
 def form(leaf: Mapping[str, Any]) -> jax.ShapeDtypeStruct:
     """Returns the shape and dtype of a leaf as JAX sees it: PRNG keys are stored as their words."""
     stored = jax.ShapeDtypeStruct(tuple(leaf["shape"]), jnp.dtype(leaf["dtype"]))
-    if leaf["key"] is None:
-        return stored
-    found: jax.ShapeDtypeStruct = jax.eval_shape(
-        lambda words: jax.random.wrap_key_data(words, impl=leaf["key"]), stored
-    )
+    to_key = functools.partial(jax.random.wrap_key_data, impl=leaf["key"])
+    found: jax.ShapeDtypeStruct = stored if leaf["key"] is None else jax.eval_shape(to_key, stored)
     return found
 
 
@@ -241,29 +218,22 @@ def _raise(error: OSError) -> None:
 
 def _check(value: Any, wanted: Any, where: str) -> None:
     """Raises ValueError, naming the place, if a value has another form than `wanted`."""
-    match wanted:
-        case _Each(each) if type(value) is dict:
-            for name, part in value.items():
-                _check(part, each, f"{where}.{name}")
-        case _OneOf(forms) if type(value) is dict and value.get("kind") in forms:
-            _check(value, forms[value["kind"]], where)
-        case dict() if type(value) is dict and value.keys() == wanted.keys():
-            for name, part in value.items():
-                _check(part, wanted[name], f"{where}.{name}")
-        case [each] if type(value) is list:
-            for number, part in enumerate(value):
-                _check(part, each, f"{where}[{number}]")
-        case Callable() if wanted(value) is True:  # `__eq__` may return NotImplemented, which counts as true
-            pass
-        case _:
-            raise ValueError(f"{where} is {value!r:.60}")
+    if isinstance(wanted, dict) and type(value) is dict and (str in wanted or value.keys() == wanted.keys()):
+        for name, part in value.items():
+            _check(part, wanted[str if str in wanted else name], f"{where}.{name}")
+    elif isinstance(wanted, list) and type(value) is list:
+        for number, part in enumerate(value):
+            _check(part, wanted[0], f"{where}[{number}]")
+    # `__eq__` may return NotImplemented, which counts as true.
+    elif isinstance(wanted, dict | list) or wanted(value) is not True:
+        raise ValueError(f"{where} is {value!r:.60}")
 
 
 def _check_agreement(meta: Mapping[str, Any]) -> None:
     """Raises ValueError if fields of the right form contradict one another."""
     count, leaves = len(meta["ids"]), meta["leaves"]
-    paths = sorted(leaf["path"] for leaf in leaves)
-    if any(one == other for one, other in itertools.pairwise(paths)):
+    paths = {tuple(leaf["path"]) for leaf in leaves}
+    if len(paths) < len(leaves):
         raise ValueError("two leaves have one path")
     for leaf in leaves:
         if not leaf["path"] or (leaf["path"][0] == "heads" and leaf["shape"][:1] != [count]):
@@ -271,10 +241,11 @@ def _check_agreement(meta: Mapping[str, Any]) -> None:
         form(leaf)  # raises where a key's implementation is unknown, or its words do not fit
     # Nothing is compressed, so the files must hold at least the bytes of the arrays. A shape with a flipped bit is
     # noticed here, before memory is taken for it.
-    if sum(map(num_bytes, leaves)) > sum(meta["files"].values()):
-        raise ValueError(f"arrays of {sum(map(num_bytes, leaves)):,} bytes in files of {sum(meta['files'].values()):,}")
+    needed, there = sum(map(num_bytes, leaves)), sum(meta["files"].values())
+    if needed > there:
+        raise ValueError(f"arrays of {needed:,} bytes in files of {there:,}")
     if meta["kind"] == "run":
-        if sorted(["metrics", name] for name in meta["metrics"]) != [p for p in paths if p[0] == "metrics"]:
+        if {("metrics", name) for name in meta["metrics"]} != {path for path in paths if path[0] == "metrics"}:
             raise ValueError("the metrics and their arrays differ")
         if any(entry["head"] >= count for entry in (*meta["faults"], *meta["reasons"])):
             raise ValueError(f"a head beyond {count}")

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import jax
-
 from hydrax.cli.config_errors import in_one_line
 from hydrax.data import DataModule
 from hydrax.errors import ArgumentError, HydraxError
@@ -21,6 +19,7 @@ from hydrax.results import SUFFIXES, check_suffix, export
 from hydrax.slices import Slices
 from hydrax.step import PerHead
 from hydrax.train import HydraModule, Trainer
+from hydrax.trees import named_leaves
 
 COMMANDS = {
     "fit": "train all heads",
@@ -88,9 +87,7 @@ def _test(made: Any) -> int:
 def _predict(made: Any) -> int:
     file = check_suffix(Path(made.to))
     found = made.trainer.predict(made.model, made.data, ckpt_path=made.ckpt_path or "last", reduce=made.reduce)
-    leaves = jax.tree_util.tree_leaves_with_path(found)
-    names = {jax.tree_util.keystr(path, simple=True, separator=".") or "predictions": leaf for path, leaf in leaves}
-    print(export(names, file))
+    print(export({name or "predictions": leaf for name, leaf in named_leaves(found).items()}, file))
     return 0
 
 

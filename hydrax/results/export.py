@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hydrax.errors import ArgumentError
 from hydrax.files import draft
+from hydrax.trees import to_numpy
 
 SUFFIXES = (".npz", ".safetensors")
 
@@ -32,7 +32,7 @@ def export(arrays: Mapping[str, Any], path: Path) -> Path:
       ArgumentError: the path ends in something else, or safetensors is not installed.
     """
     check_suffix(path)
-    whole = {name or "array": np.asarray(_to_numpy(array), order="C") for name, array in arrays.items()}
+    whole = {name or "array": np.asarray(to_numpy(array), order="C") for name, array in arrays.items()}
     with draft(path, sync=True) as beside:
         if path.suffix == ".npz":
             # Not np.savez, which takes names as keyword arguments: an array could not be called "file".
@@ -53,11 +53,6 @@ def check_suffix(path: Path) -> Path:
             "name in one of these."
         )
     return path
-
-
-def _to_numpy(array: Any) -> np.ndarray:
-    is_key = isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(array) if is_key else array)
 
 
 def _known_to_numpy(array: np.ndarray) -> np.ndarray:

@@ -1,5 +1,9 @@
 """The format on disk: every kind of leaf comes back bit for bit, and what is missing, other or damaged is refused."""
 
+import concurrent.futures
+import re
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,7 +61,7 @@ def test_every_leaf_comes_back_bit_for_bit(root):
         assert words(leaf).tobytes() == words(saved).tobytes()
 
 
-@pytest.mark.parametrize("dtype", sorted(schema._DTYPES))
+@pytest.mark.parametrize("dtype", sorted(schema.DTYPES))
 def test_every_dtype_of_the_schema_comes_back(dtype, tmp_path):
     array = np.arange(15).reshape(3, 5).astype(jnp.dtype(dtype))
     step = save(tmp_path, 0, {"a": array})
@@ -134,6 +138,28 @@ def test_a_step_that_is_saved_again_holds_what_was_saved_last(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".hydrax", "3"]
 
 
+def test_two_saves_to_one_folder_take_turns(tmp_path, monkeypatch):
+    known = format.array_files.write
+    begun, go_on = threading.Event(), threading.Event()
+
+    def write(folder, arrays):
+        begun.set()
+        assert go_on.wait(60)
+        known(folder, arrays)
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        monkeypatch.setattr(format.array_files, "write", write)
+        first = pool.submit(save, tmp_path, 3, small(1))
+        assert begun.wait(60)
+        monkeypatch.setattr(format.array_files, "write", known)
+        second = pool.submit(save, tmp_path, 3, small(2))
+        assert concurrent.futures.wait([second], timeout=0.5).done == set()
+        go_on.set()
+        assert first.result() == second.result() == tmp_path / "3"
+    assert value_of(tmp_path / "3") == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".hydrax", "3"]
+
+
 def test_the_newest_step_goes_by_number_and_a_step_may_be_named(tmp_path):
     for step in (9, 10):
         save(tmp_path, step, small(step))
@@ -176,10 +202,12 @@ def test_a_key_of_another_kind_does_not_fit(root):
         format.load(root / "7", {"other_keys": jax.random.key(0)})
 
 
-def test_a_dtype_that_the_format_cannot_hold_is_refused_and_nothing_is_left(tmp_path):
-    with pytest.raises(CheckpointError, match=r"cannot be written: .*datetime64"):
-        save(tmp_path, 1, {"a": np.zeros(3, "datetime64[s]")})
-    assert [path.name for path in tmp_path.iterdir()] == [".hydrax"]
+@pytest.mark.parametrize("dtype", ["datetime64[s]", "uint4", "object"])
+def test_a_dtype_that_the_format_cannot_hold_is_refused_and_nothing_is_left(dtype, tmp_path):
+    expected = rf"cannot be written: .*, leaf a\. Got dtype {re.escape(dtype)}, expected .*Fix: convert this array"
+    with pytest.raises(CheckpointError, match=expected):
+        save(tmp_path, 1, {"a": np.zeros(3, jnp.dtype(dtype))})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_flipped_bit_is_refused_and_the_leaf_is_named(folder):
