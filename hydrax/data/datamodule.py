@@ -209,9 +209,16 @@ class DataModule:
         """
         where = f"{type(self).__name__}.index_dataset(sampling=)"
         require(sampling in ("own", "shared"), where, sampling, "'own' or 'shared'", "omit it for 'own'")
-        draw: Callable[..., Any] = rotation.shared_index_batch if sampling == "shared" else rotation.index_batch
-        how = {"batch_size": self.batch_size, "seed": seed, "small_slices": self.small_slices, "passes": passes}
-        return _map_dataset(_Rotation(functools.partial(draw, self.slices(), **how)))
+        draw = functools.partial(
+            rotation.index_batch,
+            self.slices(),
+            batch_size=self.batch_size,
+            seed=seed,
+            small_slices=self.small_slices,
+            passes=passes,
+            shared=sampling == "shared",
+        )
+        return _map_dataset(_Rotation(draw))
 
     def eval_index_dataset(self, stage: str, num_rows: int, *, heads: np.ndarray | None = None) -> grain.MapDataset:
         """Returns the batches of an evaluation as row numbers: every row once, in order.

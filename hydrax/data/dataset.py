@@ -52,7 +52,7 @@ class Dataset:
         return None if self.reader is None else self.reader.row_bytes
 
     def close(self) -> None:
-        """Ends the threads and processes that read rows; closing a feed does so too."""
+        """Ends the threads and processes that read rows; a feed that waits for rows gets an error."""
         if self.reader is not None:
             self.reader.close()
 

@@ -40,7 +40,7 @@ class Feed(Protocol):
         """Returns a digest of the dataset; a resumed run must find the same."""
 
     def close(self) -> None:
-        """Ends iterators, threads and processes."""
+        """Ends iterators and threads. What reads the rows belongs to the dataset, and stays open."""
 
 
 def open_feed(data: Dataset, make: MakeBatches, layout: Layout, max_rows: int, ids: np.ndarray) -> Feed:
@@ -165,9 +165,8 @@ class HostFeed:
         return self._reader.digest()
 
     def close(self) -> None:
-        """Closes the reader first, since the thread may be waiting for it."""
+        """Waits for the rows that are being read, and ends the thread."""
         self._ahead = None
-        self._reader.close()
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._batches.close()
 

@@ -31,6 +31,8 @@ from typing import Any
 
 import jax
 
+from hydrax.engine.devices import num_cores
+
 _config: Any = jax.config  # Type checkers do not know its options.
 
 MAX_BYTES = 2**30
@@ -142,8 +144,7 @@ def _user_cache() -> Path:
 
 def _machine() -> str:
     """Returns a digest of what XLA's code for a CPU depends on besides the program and XLA's flags."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    known = [platform.machine(), *_cpu(), str(cores), *(os.environ.get(name, "") for name in _THREAD_VARIABLES)]
+    known = [platform.machine(), *_cpu(), str(num_cores()), *(os.environ.get(name, "") for name in _THREAD_VARIABLES)]
     return hashlib.sha256("\n".join(known).encode()).hexdigest()[:16]
 
 

@@ -67,7 +67,7 @@ class OwnRotation:
 
 @dataclasses.dataclass(frozen=True)
 class SharedRotation:
-    """Index batches of shared sampling, as `rotation.shared_index_batch` gives them: all heads see the same rows.
+    """Index batches of shared sampling, as `rotation.index_batch(shared=True)` gives them: all heads see the same rows.
 
     The parts are those of `OwnRotation`, but "cursor", "lengths" and "left" describe the one rotation of all heads; and
     instead of "columns" and "tables" there is "members", uint8[H, N / 8], the rows of each head as bits, lowest bit

@@ -93,15 +93,14 @@ class Layout:
         """
         size = len(self.blocks[0].heads)
 
-        def part(array: Any, axis: int, number: int) -> Any:
-            return array[(slice(None),) * axis + (slice(number * size, (number + 1) * size),)]
-
-        def parts(name: str, value: Any, number: int) -> Any:
-            axis = axes[name]
-            return value if axis is None else jax.tree.map(lambda a: part(a, axis, number), value)
+        def part(value: Any, axis: int | None, number: int) -> Any:
+            if axis is None:
+                return value
+            here = (slice(None),) * axis + (slice(number * size, (number + 1) * size),)
+            return jax.tree.map(lambda array: array[here], value)
 
         return [
-            jax.device_put({name: parts(name, value, number) for name, value in tree.items()}, block.device)
+            jax.device_put({name: part(value, axes[name], number) for name, value in tree.items()}, block.device)
             for number, block in enumerate(self.blocks)
         ]
 

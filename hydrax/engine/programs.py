@@ -217,9 +217,7 @@ class Programs:
 
     def finite(self, trainable: Any) -> jax.Array:
         """Tells for which heads all parameters are finite, bool[H]."""
-        return jax.vmap(lambda one: jnp.all(jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves(one)])))(
-            trainable
-        )
+        return jax.vmap(all_finite)(trainable)
 
     def freeze(self, live: jax.Array, stop: jax.Array) -> jax.Array:
         """Returns the new `HeadsState.live` when the heads of `stop`, bool[H], are frozen."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -75,7 +75,7 @@ def roll_back(
         # Only the bounds of the loop differ, so this is the same compiled program and, on a CPU, gives the same bits.
         state, values = engine.superstep(state, steps.rows, steps.first, number + 1, new_epoch, begin=number)
         # The program has undone the step for heads that it lost, so `find_fault` starts from the state before it.
-        gone = left & _read(engine, values, "lost", number)
+        gone = left & read_steps(tuple(block["lost"] for block in values), number + 1, engine.layout.places)[number]
         if gone.any():
             codes = engine.find_fault(state, steps.rows, steps.first, number)
             for head in np.flatnonzero(gone):
@@ -119,9 +119,3 @@ def report_faults(new: Mapping[int, Fault], num_left: int, ids: Sequence[int], *
             "clip gradients (gradient_clip_val), or look for NaN in the rows of these heads."
         )
     _log.warning("Quarantined, as NaN or infinite: %s. They stay as they were before that step.", found)
-
-
-def _read(engine: Engine, values: Blocks, name: str, number: int) -> Any:
-    """Reads one value of one step for all heads, [H]."""
-    rows = tuple(block[name] for block in values)
-    return read_steps(rows, number + 1, engine.layout.places)[number]

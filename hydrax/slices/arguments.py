@@ -85,7 +85,7 @@ def in_range(name: str, values: NDArray[np.int64], low: int, high: int, hint: st
 
 
 def seed_per_head(seed: Any, num_heads: int) -> NDArray[np.int64]:
-    """Return the seeds as given; from a single seed it makes `seed + h`, so that every head has its own."""
+    """Return the seeds as given; a single seed becomes `seed + h`, so that every head has its own."""
     seeds = column("seed", seed)
     return seeds + np.arange(num_heads) if seeds.ndim == 0 else seeds
 
@@ -224,7 +224,7 @@ def rows_of_head(head: int, rows: Any, num_rows: int) -> NDArray[np.int32]:
 
 
 def set_of_head(head: int, rows: Any, num_rows: int) -> NDArray[np.int32]:
-    """Check and sorts the rows listed for one head; none may be listed twice."""
+    """Check and sort the rows listed for one head; none may be listed twice."""
     listed = rows_of_head(head, rows, num_rows)
     if (np.diff(listed) > 0).all():
         return listed

@@ -35,10 +35,12 @@ def index_batch(
     seed: int,
     small_slices: SmallSlices = "mask",
     passes: int | None = None,
+    shared: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute the rows that every head meets in one batch, and the mask of its live slots.
 
-    A head's rows depend on the seed, its id, its own slice and the batch number, never on the heads beside it.
+    A head's rows depend on the seed, its id, its own slice and the batch number, never on the heads beside it. Shared
+    rows depend on the seed, the length of the dataset and the batch number, and on no slice and no head.
 
     Args:
       slices: the slices of the heads.
@@ -48,58 +50,24 @@ def index_batch(
       small_slices: what a slice of n < B rows does. With "mask" it has n live slots and padding; with "wrap" its next
         passes fill the batch.
       passes: number of passes after which a head has padding only. If None, the walk never ends.
+      shared: whether all heads walk the whole dataset together; a pass is then one over the dataset.
 
     Returns:
-      `(rows int32[H, B], mask bool[H, B])`. Padding slots, too, hold rows of the head's own slice.
+      `(rows int32[H, B], mask bool[H, B])`. Padding slots, too, hold rows of the head's own slice. Shared rows are
+      int32[B], and a slot is live for the heads whose slice holds its row.
 
     Raises:
       ArgumentError: an argument is out of range.
     """
-    offsets, mask = _walk(slices.lengths, slices.ids, batch, batch_size, seed, small_slices, passes)
-    return slices.lookup(offsets), mask
-
-
-def shared_index_batch(
-    slices: Slices,
-    batch: int,
-    *,
-    batch_size: int,
-    seed: int,
-    small_slices: SmallSlices = "mask",
-    passes: int | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the rows that all heads meet together in one batch, and which head may learn from which of them.
-
-    The heads walk the whole dataset together. So the rows depend on the seed, the length of the dataset and the batch
-    number, and on no slice and no head.
-
-    Args:
-      As `index_batch`; a pass is one over the whole dataset.
-
-    Returns:
-      `(rows int32[B], mask bool[H, B])`. A slot is live for the heads whose slice holds its row.
-
-    Raises:
-      ArgumentError: an argument is out of range.
-    """
-    length = np.array([slices.num_rows], np.int32)
-    rows, live = _walk(length, EVERYBODY, batch, batch_size, seed, small_slices, passes)
-    return rows[0].astype(np.int32), slices.contains(slice(None), rows[0]) & live
-
-
-def _walk(
-    lengths: np.ndarray,
-    ids: np.ndarray,
-    batch: int,
-    batch_size: int,
-    seed: int,
-    small_slices: SmallSlices,
-    passes: int | None,
-) -> tuple[np.ndarray, np.ndarray]:
+    lengths, ids = (np.array([slices.num_rows], np.int32), EVERYBODY) if shared else (slices.lengths, slices.ids)
     seed = whole_number("seed", seed, 0, 2**32 - 1)
     here = cursor(batch, lengths, batch_size, small_slices)
     left = slots_left(batch, lengths, here.width, passes)
-    return slots(here, lengths, ids, seed, batch_size, np, left=left)
+    offsets, live = slots(here, lengths, ids, seed, batch_size, np, left=left)
+    if not shared:
+        return slices.lookup(offsets), live
+    rows = offsets[0].astype(np.int32)  # An offset inside the whole dataset is a row.
+    return rows, slices.contains(slice(None), rows) & live
 
 
 class Cursor(NamedTuple):

@@ -135,10 +135,10 @@ class Evaluation:
             yield found, np.asarray(element["rows"]), np.asarray(element["mask"])
 
     def close(self) -> None:
-        """Ends the pipeline of index batches and the threads that read rows."""
+        """Ends the threads that read rows and the pipeline of index batches."""
+        self.data.close()  # first: the feed would wait for rows that are being read
         if self.feed is not None:
             self.feed.close()
-        self.data.close()
 
     def _walk(self, num_heads: int, limit: int | None = None) -> Iterator[tuple[int, int, SuperstepRows]]:
         """Yields, for each dispatch, its first batch, its number of batches, and its rows."""

@@ -284,11 +284,11 @@ class PlannedFit:
         )
 
     def close(self) -> None:
-        """Ends the engine's threads, the pipelines of index batches, and what reads rows."""
+        """Ends the engine's threads and the feeds; what reads rows belongs to the spec, for another plan to use."""
         self.engine.close()  # first: its lanes may still dispatch with rows of the feed
         self.feed.close()
-        if self.validation is not None:
-            self.validation.close()
+        if self.validation is not None and self.validation.feed is not None:
+            self.validation.feed.close()
 
 
 def check_fit(

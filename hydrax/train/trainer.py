@@ -210,9 +210,9 @@ class Trainer(TrainerView):
             self._is_fitting = True
             opened.callback(setattr, self, "_is_fitting", False)
             self._add_defaults()
-            spec = self._check(module, datamodule, checkpoint_path)
-            opened.callback(spec.close)
             opened.callback(self._close)
+            spec = self._check(module, datamodule, checkpoint_path)
+            opened.callback(spec.close)  # runs first, so that no feed waits for rows that are being read
             self._planned = _first_plan(spec, checkpoint_path)
             self.log_every_n_steps = spec.schedule.log_every
             with self._hooks("fit") as emit, profiled(self._settings.profiler, self, self._say) as timed:
@@ -552,8 +552,9 @@ class Trainer(TrainerView):
         run, last = self._running(), getattr(self.checkpoint_callback, "last_model_path", None) or checkpoint_path
         _log.warning("Out of memory after step %d; the fit restarts from %s.", run.state.step, last or "the start")
         plan = run.planned.plan
-        run.planned.engine.close()
-        # Whatever the old engine and feed hold on the devices must be gone before the smaller plan is sized.
+        # Whatever the old engine and feeds hold on the devices, or are about to send there, must be gone before the
+        # smaller plan is sized.
+        run.planned.close()
         self._planned = self._run = None
         del run
         gc.collect()  # reference cycles, as a traceback may form, would keep the old arrays

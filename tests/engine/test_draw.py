@@ -15,7 +15,7 @@ from hydrax.datamodules import ArrayDataModule
 from hydrax.engine.draw import HostBatches, OwnRotation, SharedRotation
 from hydrax.engine.layout import lay_out
 from hydrax.slices.bits import Bits, packed
-from hydrax.slices.rotation import index_batch, shared_index_batch
+from hydrax.slices.rotation import index_batch
 from hydrax.slices.store import RowStore
 
 MOST = 2**31 - 1
@@ -194,7 +194,7 @@ TOGETHER = [hx.Slices.from_mask(np.random.default_rng(n).random((5, n)) < 0.7) f
 def test_the_program_draws_the_shared_rows_of_the_host(slices, first, how):
     counts = [3, 2, 3]
     rows, mask = drawn_together(slices, first, counts, **how)
-    expected_rows, expected_mask = expected(shared_index_batch, slices, first, counts, **how)
+    expected_rows, expected_mask = expected(index_batch, slices, first, counts, shared=True, **how)
     places = places_of(len(slices), 2)
     assert (rows.dtype, mask.dtype) == (np.int32, np.bool_)
     np.testing.assert_array_equal(rows[:3], expected_rows)

@@ -1,6 +1,8 @@
 """Memory: known before a run, chunks that shrink, heads that take turns, and runs that go on after memory ended."""
 
 import logging
+import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -10,10 +12,12 @@ import pytest
 from heads_under_test import NUM_ROWS, PlainClassifier, data_of, differing, run
 
 import hydrax as hx
+from hydrax.data.reader import RowReader
 from hydrax.engine import memory
 from hydrax.engine.engine import Engine
 from hydrax.engine.spill import Spill
 from hydrax.errors import CallbackError, MemoryLimitError
+from hydrax.loop import loop
 from hydrax.train.fit import FitSpec
 
 HEADS, BALLAST = 6, 5_000
@@ -212,6 +216,31 @@ def test_after_memory_ends_the_old_engine_and_feed_are_gone_before_the_smaller_p
     monkeypatch.setattr(FitSpec, "place", watched)
     fit(chunk="auto", sampling="shared", devices=1)
     assert left == [[], []]
+
+
+def test_rows_on_their_way_when_memory_ends_have_arrived_before_the_smaller_plan_is_sized(monkeypatch):
+    reading, seen, read, place, read_steps = threading.Event(), [], RowReader.read, FitSpec.place, loop.read_steps
+
+    def slow_read(*args, **how):
+        reading.set()
+        time.sleep(0.2)
+        found = read(*args, **how)
+        reading.clear()
+        return found
+
+    def end_memory(*args):
+        # On a GPU the error comes with the values of a superstep, while the rows of a later one are being fetched.
+        monkeypatch.setattr(loop, "read_steps", read_steps)
+        assert reading.wait(30)
+        out_of_memory()
+
+    monkeypatch.setattr(RowReader, "read", slow_read)
+    monkeypatch.setattr(loop, "read_steps", end_memory)
+    monkeypatch.setattr(FitSpec, "place", lambda *args: seen.append(reading.is_set()) or place(*args))
+    how = {"max_steps": 6, "steps_per_call": 2, "chunk": "auto", "sampling": "shared", "devices": 1}
+    found = run(Heavy("mlp", 1e-2), data_of(SLICES, residence="host"), **how)
+    assert seen == [False, False]
+    assert (found.result.step, found.result.plan.chunk) == (6, HEADS // 2)
 
 
 def test_a_chunk_of_the_users_own_is_kept_and_the_heads_take_turns_instead(monkeypatch):

@@ -17,7 +17,6 @@ from hydrax.slices.rotation import (
     cursor,
     index_batch,
     pass_key,
-    shared_index_batch,
     slots,
     slots_left,
 )
@@ -519,7 +518,9 @@ def test_the_slots_left_are_counted_without_overflow(batch, length, width, passe
 
 def test_heads_that_share_their_rows_meet_each_row_of_the_dataset_once_in_a_pass():
     slices = Slices.prefix([2, 9], 10)
-    rows = np.concatenate([shared_index_batch(slices, t, batch_size=5, seed=3)[0] for t in range(6)]).reshape(3, 10)
+    rows = np.concatenate([index_batch(slices, t, batch_size=5, seed=3, shared=True)[0] for t in range(6)]).reshape(
+        3, 10
+    )
     np.testing.assert_array_equal(np.sort(rows, axis=1), np.tile(np.arange(10), (3, 1)))
     assert len({tuple(turn) for turn in rows.tolist()}) == 3
 
@@ -527,19 +528,19 @@ def test_heads_that_share_their_rows_meet_each_row_of_the_dataset_once_in_a_pass
 @pytest.mark.parametrize("batch", [0, 3, 2**40])
 def test_a_shared_slot_is_live_for_the_heads_that_hold_its_row(batch):
     mask = np.random.default_rng(0).random((6, 30)) < 0.5
-    rows, live = shared_index_batch(Slices.from_mask(mask), batch, batch_size=8, seed=3)
+    rows, live = index_batch(Slices.from_mask(mask), batch, batch_size=8, seed=3, shared=True)
     assert (rows.shape, rows.dtype, live.dtype) == ((8,), np.int32, np.bool_)
     np.testing.assert_array_equal(live, mask[:, rows])
 
 
 def test_shared_rows_depend_on_no_head():
-    few = shared_index_batch(Slices.window([3], [4], 30), 7, batch_size=8, seed=3)[0]
-    many = shared_index_batch(Slices.full(5, 30).with_ids([9, 8, 7, 6, 5]), 7, batch_size=8, seed=3)[0]
+    few = index_batch(Slices.window([3], [4], 30), 7, batch_size=8, seed=3, shared=True)[0]
+    many = index_batch(Slices.full(5, 30).with_ids([9, 8, 7, 6, 5]), 7, batch_size=8, seed=3, shared=True)[0]
     np.testing.assert_array_equal(few, many)
 
 
 def test_shared_rows_are_no_heads_own():
-    together = shared_index_batch(Slices.full(1, 1000), 0, batch_size=50, seed=3)[0]
+    together = index_batch(Slices.full(1, 1000), 0, batch_size=50, seed=3, shared=True)[0]
     alone = index_batch(Slices.full(100, 1000), 0, batch_size=50, seed=3)[0]
     assert (together == alone).mean(axis=1).max() < 0.2
 
@@ -549,7 +550,7 @@ def test_a_dataset_shorter_than_the_batch_is_masked_or_wrapped_for_all(small_sli
     # Two passes over three rows in batches of five, of which head 1 holds two.
     slices = Slices.from_indices([[0, 1, 2], [0, 2]], 3)
     how = {"batch_size": 5, "seed": 6, "small_slices": small_slices, "passes": 2}
-    found = [shared_index_batch(slices, t, **how) for t in range(3)]
+    found = [index_batch(slices, t, **how, shared=True) for t in range(3)]
     met = np.stack([mask.sum(axis=1) for _, mask in found], axis=1)
     assert met[0].tolist() == live
     for_one = [(mask[1] == (mask[0] & np.isin(rows, [0, 2]))).all() for rows, mask in found]

@@ -13,7 +13,7 @@ from heads_under_test import NUM_ROWS, Classifier, PlainClassifier, data_of, dif
 import hydrax as hx
 from hydrax.datamodules import ArrayDataModule
 from hydrax.engine.engine import Engine
-from hydrax.slices.rotation import shared_index_batch
+from hydrax.slices.rotation import index_batch
 
 STEPS, BATCH, SEED, MOMENTUM = 50, 8, 5, 0.9
 LENGTHS, IDS, RATES = np.array([2, 40, 23, 5, 33, 11]), np.array([7, 0, 3, 11, 2, 5]), np.geomspace(0.03, 0.3, 6)
@@ -23,7 +23,7 @@ SLICES = hx.Slices.random_subset(LENGTHS, NUM_ROWS, seed=3).with_ids(IDS)
 MEMBERS = np.stack([np.isin(np.arange(NUM_ROWS), SLICES.rows(head)) for head in range(HEADS)])
 ROWS = rows_of()
 # What each batch meets, [batches, B], and whose it is, [batches, H, B].
-MET = np.stack([shared_index_batch(SLICES, t, batch_size=BATCH, seed=SEED)[0] for t in range(3 * STEPS)])
+MET = np.stack([index_batch(SLICES, t, batch_size=BATCH, seed=SEED, shared=True)[0] for t in range(3 * STEPS)])
 LIVE = MEMBERS[:, MET].swapaxes(0, 1)
 
 
