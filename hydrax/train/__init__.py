@@ -6,6 +6,7 @@ Files, in reading order:
   fit.py         a fit before its first step: `FitSpec`, checked, and `PlannedFit`, placed on the devices
   tune.py        chooses the plan of a fit
   run.py         `Run`: a fit that runs or has run
+  run_view.py    `RunView`: what callbacks and users read of a run
   lifecycle.py   setup and teardown around a stage
   evaluation.py  runs a validation, test or predict set
   sampling.py    how the heads walk their slices

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
 from hydrax.data import DataModule
 from hydrax.engine import compile_cache
+from hydrax.errors import ArgumentError
 from hydrax.loop import Dispatcher
 from hydrax.step import set_frozen
 from hydrax.train.module import HydraModule
@@ -59,3 +61,15 @@ def open_hooks(emit: Dispatcher) -> Iterator[None]:
     failure = emit.to_all("teardown")
     if failure is not None:
         raise failure
+
+
+def check_types(module: Any, datamodule: Any) -> tuple[HydraModule, DataModule]:
+    """Returns both, if they are what their names say."""
+    for name, value, kind in (("module", module, HydraModule), ("datamodule", datamodule, DataModule)):
+        if not isinstance(value, kind):
+            got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+            raise ArgumentError(
+                f"An argument has the wrong type: {name}. Got {got}, expected an instance of hydrax.{kind.__name__}. "
+                f"Fix: pass an object whose class derives from hydrax.{kind.__name__}."
+            )
+    return module, datamodule

@@ -10,16 +10,14 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Never
 
 import numpy as np
 
 from hydrax import checkpoint
 from hydrax.data import DataModule
-from hydrax.engine import NO_CHOICE, Blocks, Engine, Fault, PlanReport
+from hydrax.engine import NO_CHOICE, Blocks, Engine, PlanReport
 from hydrax.errors import ArgumentError
-from hydrax.files import warn_if_unwritable, write_text
 from hydrax.loop import (
     Callback,
     Dispatcher,
@@ -27,27 +25,27 @@ from hydrax.loop import (
     Interrupts,
     RunState,
     Timed,
-    TrainerView,
     check_callbacks,
     keys,
     profiled,
     raise_first,
 )
-from hydrax.results import FitResult, Heads, HeldOut, head_settings, held_out, stacked, write_csv
+from hydrax.results import FitResult, Heads, HeldOut, held_out, stacked
 from hydrax.train import resume, tune
 from hydrax.train.console import opening_line, say
 from hydrax.train.evaluation import Evaluation, assemble_evaluation, table
 from hydrax.train.fit import FitSpec, PlannedFit, check_fit
-from hydrax.train.lifecycle import open_hooks, open_stage
+from hydrax.train.lifecycle import check_types, open_hooks, open_stage
 from hydrax.train.module import HydraModule
 from hydrax.train.run import Run
-from hydrax.train.run_folder import check_root, find_checkpoint, make_run_folder
+from hydrax.train.run_folder import check_root, find_checkpoint
+from hydrax.train.run_view import RunView, no_run
 from hydrax.train.settings import Settings, check_switches, refuse_unknown
 
 _log = logging.getLogger("hydrax")
 
 
-class Trainer(TrainerView):
+class Trainer(RunView):
     """Trains, validates, tests and predicts with all heads of a module at once. All arguments are keywords.
 
     Args:
@@ -160,6 +158,8 @@ class Trainer(TrainerView):
         settings = Settings(**{name: value for name, value in given.items() if name not in own})
         check_switches(**{name: given[name] for name in switches})
         quiet = barebones or bool(fast_dev_run)
+        self._root = check_root(default_root_dir)
+        super().__init__(log_root=None if quiet else self._root)
         self._wants = {
             "ProgressBar": enable_progress_bar and not barebones,
             "TensorBoardLogger": logger and not quiet,
@@ -169,16 +169,7 @@ class Trainer(TrainerView):
         self.callbacks = check_callbacks(callbacks) + ([] if max_time is None else [_plug_ins().Timer(max_time)])
         self.log_every_n_steps = log_every_n_steps
         self.datamodule: DataModule | None = None
-        self._module: HydraModule | None = None
-        self._settings, self._root = settings, check_root(default_root_dir)
-        self._log_root: Path | None = None if quiet else self._root
-        self._log_dir: Path | None = None
-        self._is_fitting = False
-        self._interrupts = Interrupts()
-        self._planned: PlannedFit | None = None  # the present or last fit, from its checks on
-        self._run: Run | None = None  # the same fit, from its first step on
-        self._evaluated: dict[str, np.ndarray] = {}  # what validate and test found after the fit
-        self._scalars: dict[str, float] = {}
+        self._settings = settings
 
     # Fit.
 
@@ -266,7 +257,7 @@ class Trainer(TrainerView):
         """
         if module is None and datamodule is None:
             if self._planned is None:
-                raise _no_run()
+                raise no_run()
             return self._planned.report(None if self._run is None else self._run.loop.step_secs)
         module, datamodule = check_types(module, datamodule)
         checkpoint_path = self._find_sound_checkpoint(ckpt_path)
@@ -370,141 +361,6 @@ class Trainer(TrainerView):
                 found = held_out(batches, len(heads), evaluation.data.num_rows)
                 emit("on_predict_end")
         return found
-
-    # What callbacks and users read; `TrainerView` says what each is.
-
-    @property
-    def module(self) -> HydraModule | None:
-        return self._module
-
-    @property
-    def log_dir(self) -> Path | None:
-        if self._log_dir is None and self._log_root is not None and self._is_fitting:
-            try:
-                self._log_dir = make_run_folder(self._log_root)
-            except OSError as error:  # training is worth more than its log
-                _log.warning(
-                    "Nothing is written: default_root_dir=%s. Got %r, expected a folder that can be written. Fix: pass "
-                    "another one.",
-                    self._log_root,
-                    error,
-                )
-                self._log_root = None
-        return self._log_dir
-
-    @property
-    def num_heads(self) -> int:
-        return 0 if self._planned is None else len(self._planned.ids)
-
-    @property
-    def global_step(self) -> int:
-        return 0 if self._run is None else self._run.state.step
-
-    @property
-    def current_epoch(self) -> int:
-        return 0 if self._planned is None else self._planned.schedule.epoch(self.global_step)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self._running().planned.schedule.steps_per_epoch
-
-    @property
-    def slots_per_step(self) -> int:
-        if self._planned is None:
-            raise _no_run()
-        return self._planned.slots_per_step  # known before the first step: callbacks ask in `setup`
-
-    @property
-    def estimated_stepping_batches(self) -> int:
-        return self._running().planned.schedule.max_steps
-
-    @property
-    def metrics(self) -> Mapping[str, np.ndarray]:
-        return MappingProxyType({} if self._run is None else {**self._run.state.metrics, **self._evaluated})
-
-    @property
-    def progress_bar_metrics(self) -> Mapping[str, np.ndarray]:
-        names = self._running().progress_bar_names
-        return {name: value for name, value in self.metrics.items() if name in names}
-
-    @property
-    def validation_metrics(self) -> frozenset[str]:
-        planned = self._planned
-        return frozenset(planned.logged["validation"] if planned and planned.spec.validation else ())
-
-    @property
-    def scalars(self) -> Mapping[str, float]:
-        return MappingProxyType(self._scalars)
-
-    def log_scalars(self, values: Mapping[str, float]) -> None:
-        self._scalars |= {name: float(value) for name, value in values.items()}
-
-    @property
-    def heads(self) -> Heads:
-        return self._running().heads
-
-    @property
-    def head_shapes(self) -> Any:
-        return self._running().head_shapes
-
-    def snapshots_of(self, callback: Callback, slot: int = 0) -> Heads | None:
-        return self._running().snapshots_of(callback, slot)
-
-    def callback_state(self, callback: Callback) -> Any:
-        return self._running().callback_state(callback)
-
-    @property
-    def checkpoint_callback(self) -> Any:
-        return next((callback for callback in self.callbacks if callback.is_checkpoint), None)
-
-    @property
-    def run_id(self) -> str:
-        return self._running().state.run_id
-
-    @property
-    def interrupted(self) -> bool:
-        return self._interrupts.signal is not None
-
-    @property
-    def should_stop(self) -> bool:
-        return self._interrupts.came
-
-    @should_stop.setter
-    def should_stop(self, value: bool) -> None:
-        run = self._running()
-        self._interrupts.asked = bool(value) and run.state.step >= run.planned.schedule.min_steps
-
-    @property
-    def quarantined(self) -> Mapping[int, Fault]:
-        return MappingProxyType(self._running().quarantined)
-
-    def head_settings(self) -> list[dict[str, Any]]:
-        spec = self._running().planned.spec
-        return head_settings(spec.slices, spec.module)
-
-    def ledger(
-        self,
-        monitor: str | None = None,
-        scores: np.ndarray | None = None,
-        more: Mapping[str, np.ndarray] | None = None,
-    ) -> list[dict[str, Any]]:
-        return self._running().ledger(self.metrics.get(monitor or "val_loss") if scores is None else scores, more)
-
-    def save_ledger(
-        self,
-        path: str | Path,
-        monitor: str | None = None,
-        scores: np.ndarray | None = None,
-        more: Mapping[str, np.ndarray] | None = None,
-    ) -> None:
-        write_csv(Path(path), self.ledger(monitor, scores, more))
-
-    def save_hparams(self) -> None:
-        if self.log_dir is None or not self.module or not self.module.hparams:
-            return
-        path = self.log_dir / "hparams.yaml"
-        with warn_if_unwritable("The file of hyper-parameters", path, "pass another default_root_dir to Trainer"):
-            write_text(path, self.module.hparams.to_yaml())
 
     def save_checkpoint(self, path: str | Path, keep: int | None = None) -> Path:
         run = self._running()
@@ -641,11 +497,6 @@ class Trainer(TrainerView):
         live = np.ones(self.num_heads, bool) if self._run is None else self._run.loop.training(fields["step"])
         return Event(self, stage, **{"live": live, **fields})
 
-    def _running(self) -> Run:
-        if self._run is None:
-            raise _no_run()
-        return self._run
-
     def _find_sound_checkpoint(self, ckpt_path: str | Path | None) -> Path | None:
         found = self._find_checkpoint(ckpt_path)
         return None if found is None else checkpoint.first_sound(found, checkpoint.check)
@@ -664,18 +515,6 @@ class Trainer(TrainerView):
             say(line)
 
 
-def check_types(module: Any, datamodule: Any) -> tuple[HydraModule, DataModule]:
-    """Returns both, if they are what their names say."""
-    for name, value, kind in (("module", module, HydraModule), ("datamodule", datamodule, DataModule)):
-        if not isinstance(value, kind):
-            got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
-            raise ArgumentError(
-                f"An argument has the wrong type: {name}. Got {got}, expected an instance of hydrax.{kind.__name__}. "
-                f"Fix: pass an object whose class derives from hydrax.{kind.__name__}."
-            )
-    return module, datamodule
-
-
 def _first_plan(spec: FitSpec, checkpoint_path: Path | None) -> PlannedFit:
     """Places a fit, fresh or resumed, by the plan that is known before anything compiles."""
     choice = NO_CHOICE if checkpoint_path is None else resume.read_choice(checkpoint_path)
@@ -687,9 +526,3 @@ def _plug_ins() -> Any:
     from hydrax import callbacks
 
     return callbacks
-
-
-def _no_run() -> ArgumentError:
-    return ArgumentError(
-        "There is no run: Trainer. Got a request for its state before any fit, expected one after. Fix: call fit first."
-    )
