@@ -213,7 +213,7 @@ class Heads:
         parts = jax.tree.map(lambda a: jax.ShapeDtypeStruct((*axes, *a.shape), a.dtype), flight.parts)
         like = {"heads": {"trainable": parts[0], "state": parts[1]}}
         dtypes = {tuple(leaf["path"]): leaf["dtype"] for leaf in meta["leaves"]}
-        with jax.enable_x64("float64" in dtypes.values()):
+        with jax.enable_x64(bool({"float64", "complex128"} & set(dtypes.values()))):
             # The run decides the precision, not the module: floats keep the width that they were trained in.
             own = [_as_saved(leaf, dtypes.get(path)) for path, leaf in leaves_by_path(like).items()]
             like = jax.tree.unflatten(jax.tree.structure(like), own)
@@ -227,7 +227,7 @@ class Heads:
 
     @property
     def _is_wide(self) -> bool:
-        return any(leaf.dtype == jnp.float64 for leaf in jax.tree.leaves(self.trainable))
+        return any(leaf.dtype in (jnp.float64, jnp.complex128) for leaf in jax.tree.leaves(self.trainable))
 
     def _own_width(self) -> contextlib.AbstractContextManager[Any]:
         """Keeps heads of a "64-true" run in 64 bits after it; JAX would narrow them."""
@@ -338,7 +338,7 @@ def _arguments(
 
 def _as_saved(leaf: Any, dtype: str | None) -> Any:
     """Converts a floating-point leaf to the dtype that it was saved in."""
-    if dtype is None or not jnp.issubdtype(leaf.dtype, jnp.floating):
+    if dtype is None or not jnp.issubdtype(leaf.dtype, jnp.inexact):
         return leaf
     return jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype))
 

@@ -39,6 +39,11 @@ def read_loss(
     if not isinstance(loss, jax.Array | np.ndarray | np.generic | float):
         raise ModuleError(f"A step returned no loss: {where}. Got {type(loss).__name__}, expected a float array. {fix}")
     loss = jnp.asarray(loss)
+    if jnp.iscomplexobj(loss):
+        raise ModuleError(
+            f"A loss is complex: {where}. Got dtype {loss.dtype}, expected a float dtype. Fix: return a real number, "
+            "such as the squared absolute value."
+        )
     if not jnp.issubdtype(loss.dtype, jnp.floating):
         raise ModuleError(f"A loss has no gradient: {where}. Got dtype {loss.dtype}, expected a float dtype. {fix}")
     if loss.shape not in ((), mask.shape):
@@ -80,6 +85,11 @@ def read_logged(name: str, value: Any, stage: str, mask: jax.Array) -> Any:
             "values or a clu.metrics.Metric. Fix: convert it to an array."
         )
     value = jnp.asarray(value)
+    if jnp.iscomplexobj(value):
+        raise ModuleError(
+            f"A logged value is complex: {where}. Got {value.dtype}, expected real numbers. Fix: log its absolute "
+            "value, or its real and imaginary part under two names."
+        )
     if value.shape not in ((), mask.shape) or not (jnp.issubdtype(value.dtype, jnp.number) or value.dtype == bool):
         raise ModuleError(
             f"A logged value has the wrong shape: {where}. Got {value.dtype}{list(value.shape)} for one head, expected "
@@ -108,7 +118,7 @@ def read_metrics(where: str, values: Any, taken: Collection[str]) -> dict[str, j
                 f"A name is logged twice in one step: {where}, {name!r}. Got a name that the module or another "
                 "callback logs too, expected one value for each name and step. Fix: rename one of them."
             )
-        is_number = isinstance(value, jax.Array | np.ndarray | np.generic | float | int)
+        is_number = isinstance(value, jax.Array | np.ndarray | np.generic | float | int) and not jnp.iscomplexobj(value)
         if not is_number or jnp.shape(value) != ():
             form = f"{jnp.result_type(value)}{list(jnp.shape(value))}" if is_number else type(value).__name__
             raise CallbackError(
@@ -148,6 +158,7 @@ def check_same_form(new: Any, old: Any, where: str) -> Any:
 
 def _holds(old: Any, new: Any) -> bool:
     """Whether numbers of dtype `new` can be stored as `old`: a float can be rounded, but never becomes an int."""
-    numbers = {jnp.floating: (jnp.floating, jnp.integer), jnp.integer: (jnp.integer,)}
+    real = (jnp.floating, jnp.integer)
+    numbers = {jnp.complexfloating: (jnp.complexfloating, *real), jnp.floating: real, jnp.integer: (jnp.integer,)}
     kinds = next((kinds for kind, kinds in numbers.items() if jnp.issubdtype(old, kind)), ())
     return bool(old == new) or any(jnp.issubdtype(new, kind) for kind in kinds)

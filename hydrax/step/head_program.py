@@ -278,9 +278,17 @@ class HeadProgram:
     def _clip(self, gradients: Any) -> Any:
         if self.clip_val is None:
             return gradients
-        # Inside the head axis, so each head is clipped by its own norm. Both transformations have no state.
-        clip = optax.clip_by_global_norm if self.clip_algorithm == "norm" else optax.clip
-        return clip(self.clip_val).update(gradients, optax.EmptyState())[0]
+        # Inside the head axis, so each head is clipped by its own norm.
+        if self.clip_algorithm == "norm":
+            return optax.clip_by_global_norm(self.clip_val).update(gradients, optax.EmptyState())[0]
+        bound = self.clip_val
+
+        def clip(g: jax.Array) -> jax.Array:
+            if not jnp.iscomplexobj(g):
+                return jnp.clip(g, -bound, bound)
+            return jax.lax.complex(jnp.clip(g.real, -bound, bound), jnp.clip(g.imag, -bound, bound))
+
+        return jax.tree.map(clip, gradients)
 
     def _read_logs(self, recorder: Recorder, mask: jax.Array) -> dict[str, Any]:
         """Reads what a step logged, by name; notes in `logged` how each value is reported."""
@@ -336,10 +344,16 @@ def fault_names(head: HeadsState) -> list[str]:
 
 
 def _cast(tree: Any, dtype: Any) -> Any:
-    """Converts floating-point leaves to `dtype`; None leaves the tree as it is."""
+    """Converts floating-point leaves to `dtype`, and complex ones to complex128 beside float64; None converts none."""
     if dtype is None:
         return tree
-    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+    # There is no complex number of half precision: complex leaves stay as they are beside bfloat16.
+    kinds = {jnp.floating: dtype} | ({jnp.complexfloating: jnp.complex128} if dtype == jnp.float64 else {})
+
+    def cast(leaf: Any) -> Any:
+        return next((leaf.astype(to) for kind, to in kinds.items() if jnp.issubdtype(leaf.dtype, kind)), leaf)
+
+    return jax.tree.map(cast, tree)
 
 
 def _strong(tree: Any) -> Any:

@@ -124,7 +124,8 @@ class TrainingHead:
 
         Returns:
           The loss, a float scalar; the gradient, shaped like `trainable`; and the head with the state of the model
-          after the call and unchanged parameters.
+          after the call and unchanged parameters. The gradient with respect to a complex parameter is the direction of
+          steepest ascent, as in PyTorch: the conjugate of what `jax.grad` returns.
 
         Raises:
           ModuleError: the function returned no loss, or logs a name twice.
@@ -154,6 +155,8 @@ class TrainingHead:
         # Lowered after differentiation: the rules know no derivatives.
         differentiated = lower(jax.value_and_grad(run, has_aux=True), tools.lowering)
         (loss, (logs, state)), gradients = differentiated(self.trainable)
+        # For a complex parameter JAX returns the conjugate of the direction in which the loss grows.
+        gradients = jax.tree.map(lambda g: jnp.conj(g) if jnp.iscomplexobj(g) else g, gradients)
         if not log:
             return loss, gradients, self.replace(state=state)
         for n, value in logs.items():
