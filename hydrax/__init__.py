@@ -82,16 +82,16 @@ __all__ = [
     "unbatch_model",
 ]
 
-# Plug-ins are imported when they are first named: `import hydrax` stays quick.
-_PLUG_INS = ("callbacks", "datamodules")
+# These are imported when they are first named: `import hydrax` stays quick.
+_LATE = ("callbacks", "datamodules", "nn")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PLUG_INS:
+    if name in _LATE:
         return importlib.import_module(f"hydrax.{name}")
     raise AttributeError(f"module 'hydrax' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
     """Lists the public names, for `dir(hydrax)` and editors, without the packages of the library itself."""
-    return sorted([*__all__, *_PLUG_INS, "__version__"])
+    return sorted([*__all__, *_LATE, "__version__"])

@@ -1,4 +1,4 @@
-"""The loss of the one-call form: mean softmax cross-entropy over a batch."""
+"""The loss of the one-call form: softmax cross-entropy, as the mean over a batch and for each row."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import optax
 
 
 def loss(model: Callable[[jax.Array], jax.Array], x: jax.Array, y: jax.Array) -> jax.Array:
-    """Mean softmax cross-entropy of one head over one batch with integer labels.
+    """Computes the mean softmax cross-entropy of one head over one batch with integer labels.
 
     With logits z = model(x[i]):  loss = mean over i of  log(sum_k exp z_k) - z_{y[i]}.
 
@@ -19,5 +19,10 @@ def loss(model: Callable[[jax.Array], jax.Array], x: jax.Array, y: jax.Array) ->
     Returns:
       The loss in nats, float[].
     """
-    losses: jax.Array = optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(x), y)
-    return losses.mean()
+    return losses(model, x, y).mean()
+
+
+def losses(model: Callable[[jax.Array], jax.Array], x: jax.Array, y: jax.Array) -> jax.Array:
+    """Computes the softmax cross-entropy of each row of a batch, float[B]; `loss` is their mean."""
+    each: jax.Array = optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(x), y)
+    return each

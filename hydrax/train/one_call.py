@@ -12,6 +12,7 @@ import optax
 from hydrax.data import DataModule
 from hydrax.errors import ArgumentError, DataError
 from hydrax.loss import loss as cross_entropy
+from hydrax.loss import losses as cross_entropies
 from hydrax.results import Heads
 from hydrax.slices import Slices
 from hydrax.step import Context
@@ -54,13 +55,14 @@ def get_trained_models(
       One batch of models: a pytree with leaves `[H, ...]`; `unbatch_model(models, i)` and `models[i]` return model i.
 
     Raises:
-      ArgumentError: `start_slice` and `num_models` do not fit each other or the data.
+      ArgumentError: `start_slice` and `num_models` do not fit each other or the data, or the loss is no mean over rows.
       DataError: a label is no class of the model.
     """
     x, y = np.asarray(x_train), np.asarray(y_train)
     start, end = (0, len(x)) if start_slice is None and x.ndim else _parse(start_slice)
     _check(x, y, num_models, start, end)
     _check_labels(x, y[start:end], start, model_type, loss)
+    _check_mean(x[start:end], y[start:end], model_type, loss)
     slices = Slices.window(start, np.arange(1, num_models + 1), num_rows=len(x))
     trainer = Trainer(max_steps=steps, seed=seed, logger=False, enable_checkpointing=False, barebones=not verbose)
     return trainer.fit(_OneCall(model_type, loss, learning_rate), _Pairs(x, y, slices, batch_size)).heads
@@ -92,8 +94,10 @@ class _OneCall(HydraModule):
         return optax.adamw(self.learning_rate)
 
     def training_step(self, model: Any, batch: Any, ctx: Context) -> jax.Array:
-        # The user's loss is a mean over a batch. Computed row by row it gives [B], so padding can be left out.
         x, y = batch
+        if self.loss is cross_entropy:
+            return cross_entropies(model, x, y)
+        # The user's loss is a mean over a batch. Computed row by row it gives [B], so padding can be left out.
         return jax.vmap(lambda a, b: self.loss(model, a[None], b[None]))(x, y)
 
 
@@ -153,4 +157,24 @@ def _check_labels(x: np.ndarray, y: np.ndarray, start: int, model_type: Callable
             f"Label outside the model's classes: y_train, row {at}. Got {int(y[at - start])}, expected 0 to "
             f"{classes - 1}, since the model has {classes} logits. Fix: renumber the labels, or use a model with more "
             "outputs."
+        )
+
+
+def _check_mean(x: np.ndarray, y: np.ndarray, model_type: Callable[..., Any], loss: Callable[..., Any]) -> None:
+    """Refuses losses that are sums or that mix rows: taken row by row, as here, they would be other losses."""
+    if loss is cross_entropy or len(x) < 2:
+        return
+    try:
+        model = model_type(jax.random.key(0))
+        if hasattr(model, "eval"):
+            model.eval()  # an nnx model: dropout would differ from call to call
+        both, first, second = (float(loss(model, x[rows], y[rows])) for rows in (slice(2), slice(1), slice(1, 2)))
+    except Exception:  # noqa: BLE001  tracing the step reports what is wrong with the model or the loss, and why
+        return
+    mean = (first + second) / 2
+    if not np.isclose(both, mean, rtol=1e-2, equal_nan=True):
+        raise ArgumentError(
+            f"The loss is not a mean over rows: get_trained_models(loss=). Got {both:.6g} for two rows that have "
+            f"{first:.6g} and {second:.6g} alone, expected {mean:.6g}. Fix: return the mean over the batch, or write a "
+            "HydraModule, whose training_step sees the whole batch."
         )

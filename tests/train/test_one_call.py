@@ -18,6 +18,7 @@ from flax import nnx
 import hydrax as hx
 from hydrax import get_trained_models, unbatch_model
 from hydrax.loss import loss
+from hydrax.nn import MLP
 from hydrax.nn.nonlinear import NonLinearModel
 
 NUM_ROWS, NUM_FEATURES, NUM_CLASSES, LR = 12, 4, 3, 0.01
@@ -221,13 +222,24 @@ def test_unbatch_model_gives_every_array_of_model_i(model_type, i):
         np.testing.assert_array_equal(one, all_of_them[i])
 
 
-def test_an_unbatched_nonlinear_model_computes_with_all_three_of_its_layers(images):
+def test_the_nonlinear_model_is_one_linear_map_without_bias_and_relu(images):
     x_train, y_train = images
     model = unbatch_model(get_trained_models(x_train / 255, y_train, 4, NonLinearModel, start_slice="0_8", steps=3), 2)
+    (kernel,) = arrays(model)
+    assert kernel.shape == (784, 2)
+    expected = np.maximum(x_train[:6].reshape(6, 784) / 255 @ kernel, 0)
+    np.testing.assert_allclose(model(jnp.asarray(x_train[:6] / 255)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_unbatched_mlp_computes_with_all_of_its_layers(images):
+    x_train, y_train = images
+    how = {"model_type": MLP([784, 128, 64, 2]), "start_slice": "0_8", "steps": 3}
+    first, second, last = unbatch_model(get_trained_models(x_train / 255, y_train, 4, **how), 2).layers
     hidden = x_train[:6].reshape(6, 784) / 255
-    for layer in (model.first, model.second):
+    for layer in (first, second):
         hidden = np.maximum(hidden @ np.asarray(layer.kernel[...]) + np.asarray(layer.bias[...]), 0)
-    expected = hidden @ np.asarray(model.last.kernel[...]) + np.asarray(model.last.bias[...])
+    expected = hidden @ np.asarray(last.kernel[...]) + np.asarray(last.bias[...])
+    model = unbatch_model(get_trained_models(x_train / 255, y_train, 4, **how), 2)
     np.testing.assert_allclose(model(jnp.asarray(x_train[:6] / 255)), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -327,6 +339,19 @@ def test_a_count_that_is_none_is_refused(changed):
 def test_rows_that_the_model_does_not_take_are_refused_in_its_own_words():
     with pytest.raises(hx.HydraxError, match=r"float32\[4\]"):
         train(model_type=NonLinearModel)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda model, x, y: loss(model, x, y) * len(y),  # a sum
+        lambda model, x, y: loss(model, x - x.mean(axis=0), y),  # rows that depend on each other
+    ],
+    ids=["sum", "mixes rows"],
+)
+def test_a_loss_that_is_no_mean_over_rows_is_refused(bad):
+    with pytest.raises(hx.ArgumentError, match=r"not a mean over rows: get_trained_models\(loss=\)\. Got .* for two"):
+        train(loss=bad)
 
 
 @pytest.mark.parametrize("i", [5, -6])
