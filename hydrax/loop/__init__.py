@@ -14,6 +14,6 @@ from hydrax.loop.callback import Callback, Control, Event, TrainerView, override
 from hydrax.loop.dispatch import Dispatcher, check_callbacks, keys, naming, owner_of, raise_first, snapshot_name
 from hydrax.loop.interrupts import Interrupted, Interrupts
 from hydrax.loop.loop import FitLoop
-from hydrax.loop.run_state import RunState, read_live
+from hydrax.loop.run_state import Kept, RunState, read_live
 from hydrax.loop.schedule import Schedule
 from hydrax.loop.timing import Timed, not_timed, profiled

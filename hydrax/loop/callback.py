@@ -228,13 +228,14 @@ class Event:
 class Control:
     """What a hook of training or validation may return; the other hooks' return values are ignored.
 
-    A `Control` is carried out in this order: `snapshot`, `restore`, `stop`.
+    A `Control` is carried out in this order: `snapshot`, `stop`, `restore`.
 
     Attributes:
       stop: bool[H], True freezes the head bit for bit from here on; the fit ends once all heads are stopped.
       snapshot: bool[H], True keeps the head's present model as its snapshot (`trainer.snapshots_of(callback)`) until
         this callback asks for the next one; or bool[slots, H], one row for each of several snapshots of a head.
-      restore: bool[H], True restores the head's model from its snapshot in slot 0.
+      restore: bool[H], True restores the head's model from its snapshot in slot 0, and with it the head's metrics of
+        that time: what is reported belongs to the present model.
       reason: why heads stop: one string, or H of them, for the ledger and the closing message of the fit.
 
     >>> stop_odd_heads = Control(stop=np.array([False, True, False, True]), reason="odd")

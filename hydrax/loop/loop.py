@@ -19,7 +19,7 @@ from hydrax.errors import CallbackError
 from hydrax.loop.callback import Callback, Control
 from hydrax.loop.dispatch import Dispatcher, Failure, keys, raise_first, snapshot_name
 from hydrax.loop.interrupts import Interrupted, Interrupts
-from hydrax.loop.run_state import RunState
+from hydrax.loop.run_state import Kept, RunState, sealed
 from hydrax.loop.schedule import Schedule
 from hydrax.loop.timing import SUPERSTEP, StepClock, Timed, not_timed
 from hydrax.step import Logged
@@ -133,11 +133,7 @@ class FitLoop:
         self._emit, self._validate, self._on_nonfinite = emit, validate, on_nonfinite
         self._interrupts, self._timed = interrupts or Interrupts(), timed
         num_heads, never = self._engine.num_heads, np.iinfo(np.int64).max
-        # Heads in the chunks that run, and heads whose metrics cannot change any more.
-        self._running = np.ones(num_heads, bool)
-        # Without validation nothing is due for a head at rest, so it can be moved at once; otherwise its last
-        # parameters must be validated first.
-        self._settled = np.full(num_heads, validate is None)
+        self._running = np.ones(num_heads, bool)  # heads in the chunks that run
         self._own_batches = np.full(num_heads, never) if fit.own_batches is None else fit.own_batches
         self._rounds, self._keys = emit.rounds(), keys(emit.callbacks)
         self._every_step = emit.hears("on_train_batch_end")
@@ -145,7 +141,8 @@ class FitLoop:
         # is slow; `StepClock` warns of the cost.
         self._steps_per_call = 1 if self._every_step else fit.steps_per_call
         self._pending: collections.deque[_Pending] = collections.deque()
-        self._scored: Blocks | None = None  # models as scored, kept while callbacks run
+        # The models as scored, and what was known of them; kept while callbacks run.
+        self._scored: tuple[Blocks, Kept] | None = None
         self._clock = StepClock(state.step)
 
     @property
@@ -155,7 +152,7 @@ class FitLoop:
 
     def training(self, step: int) -> np.ndarray:
         """bool[H], the heads that still learn after `step` steps: neither stopped nor done with their passes."""
-        return _sealed(self.state.live & (self._own_batches > self._schedule.batches(step)))
+        return sealed(self.state.live & (self._own_batches > self._schedule.batches(step)))
 
     def run(self) -> None:
         """Trains until the schedule ends or no head learns."""
@@ -201,7 +198,7 @@ class FitLoop:
         return done or self._interrupts.came
 
     def _dispatch(self, num_steps: int, new_epoch: bool) -> None:
-        first = self.state.step
+        first, training = self.state.step, self.training(self.state.step)
         self._rest()
         try:
             with self._interrupts.cutting(), self._timed("wait for rows"):  # reading may block
@@ -217,6 +214,8 @@ class FitLoop:
         # From here on these steps count as done: a checkpoint written now holds them, with or without their metrics.
         self.state.step += num_steps
         self.state.heard, self.state.missed = [], {}
+        self.state.validated = self.state.validated & ~training
+        self.state.in_epoch = training if new_epoch else self.state.in_epoch | training
         steps = Steps(rows, first, num_steps, new_epoch)
         # Places and live heads are noted as they are now: by the time the values are read, heads may have moved or
         # stopped.
@@ -226,7 +225,10 @@ class FitLoop:
 
     def _rest(self) -> None:
         """Moves heads at rest behind those that run, once there are enough of them; this changes no bit of any head."""
-        runs = self._running & ~(self._settled & ~self.training(self.state.step))
+        # Without validation nothing is due for a head that is done, so it can be moved at once; otherwise its last
+        # parameters must be validated first.
+        settled = self.state.validated | (self._validate is None)
+        runs = self._running & ~(settled & ~self.training(self.state.step))
         if runs.sum() > (1 - _REST_SHARE) * self._running.sum():
             return
         old = self._engine.layout
@@ -263,7 +265,7 @@ class FitLoop:
         if "stepped" in values[0] or not pending.live.all():
             stepped = self._read(pending, ("stepped",)) if "stepped" in values[0] else np.ones((count, 1), bool)
             stepped = stepped & pending.live
-            rows = {name: _sealed(_carried(row, stepped, self.state.metrics.get(name))) for name, row in rows.items()}
+            rows = {name: sealed(_carried(row, stepped, self.state.metrics.get(name))) for name, row in rows.items()}
         if self.state.faults:
             rows = {
                 name: self._without_lost(row, np.arange(first, first + count)[:, None]) for name, row in rows.items()
@@ -279,7 +281,7 @@ class FitLoop:
             except CallbackError as error:
                 failure = error  # raised once the other hook of the same event has been called
             self._clock.warn_of_cost(end)
-        self.tell("on_train_steps_end", metrics=rows, steps=_sealed(np.arange(first + 1, end + 1)), **at)
+        self.tell("on_train_steps_end", metrics=rows, steps=sealed(np.arange(first + 1, end + 1)), **at)
         if failure is not None:
             raise failure
 
@@ -287,14 +289,14 @@ class FitLoop:
         """Reads values [K, H] from the device; they are one superstep old unless the host must wait."""
         blocks = tuple(functools.reduce(operator.getitem, path, block) for block in pending.values)
         with self._timed("wait for metrics"):
-            return _sealed(read_steps(blocks, pending.steps.num_steps, pending.places))
+            return sealed(read_steps(blocks, pending.steps.num_steps, pending.places))
 
     def _quarantine(self, pending: _Pending) -> None:
         """Rolls heads that became NaN or infinite back to the last step before that."""
         lost = self._read(pending, ("lost",))[-1]
         if not lost.any():
             return
-        self.state.live = _sealed(self.state.live & ~lost)
+        self.state.live = sealed(self.state.live & ~lost)
         self.state.heads, new = roll_back(self._engine, self.state.heads, pending.steps, lost, self.state.live)
         self.state.faults |= new
         report_faults(new, int((~self.lost).sum()), self._fit.ids, on_nonfinite=self._on_nonfinite)
@@ -309,7 +311,7 @@ class FitLoop:
         ends = np.array(
             [self.state.faults[head].step if head in self.state.faults else -1 for head in range(len(self.state.live))]
         )
-        return _sealed(np.where(self.lost & (steps >= ends), np.nan, values))
+        return sealed(np.where(self.lost & (steps >= ends), np.nan, values))
 
     def _finish_step(self) -> None:
         """Runs validation and the epoch's end, if they are due and have not happened at this step already."""
@@ -332,28 +334,32 @@ class FitLoop:
                 found = self._validate(self.state)
         except Interrupted:
             return
-        if not self._running.all():  # heads at rest have not changed since the previous validation
-            found = {name: _sealed(np.where(self._running, v, self.state.metrics[name])) for name, v in found.items()}
+        # A head that has not changed since its last validation keeps its values. They would differ if its step looked
+        # at `ctx.step`, and which of these heads are at rest, and have no values, differs in a resumed fit.
+        new, old = self._running & ~self.state.validated, self.state.metrics
+        found = {name: sealed(np.where(new, value, old.get(name, value))) for name, value in found.items()}
         if self.state.faults:
             found = {name: self._without_lost(value) for name, value in found.items()}
         self.state.metrics |= found
+        self.state.validated = np.ones_like(new)
         self.tell("on_validation_end", metrics=found)
-        # Heads that are done have now been validated with their last parameters: they may be moved out of the way.
-        self._settled = ~self.training(self.state.step)
 
     def _end_epoch(self) -> None:
         epoch = tuple(block.epoch for block in self.state.heads)
         means = self._engine.compute(epoch) if epoch[0] else {}
         found = {self._epoch_name(name): value for name, value in means.items()}
-        # A head that met no row in this epoch keeps its previous value.
-        met = self._engine.has_met_rows(epoch)
+        # A head that met no row in this epoch keeps its previous value. A frozen head keeps its accumulators, too, so
+        # they do not tell.
+        met = self.state.in_epoch & self._engine.has_met_rows(epoch)
         found = {
-            name: _sealed(np.where(met, value, self.state.metrics.get(name, value))) for name, value in found.items()
+            name: sealed(np.where(met, value, self.state.metrics.get(name, value))) for name, value in found.items()
         }
         if self.state.faults:
             found = {name: self._without_lost(value) for name, value in found.items()}
         # As in Lightning, a name logged both by step and by epoch is also reported without a suffix.
-        self.state.metrics |= found | {name.removesuffix("_epoch"): value for name, value in found.items()}
+        both = found | {name.removesuffix("_epoch"): value for name, value in found.items()}
+        self.state.metrics |= both
+        self.state.add_to_kept(both)
         self.tell("on_train_epoch_end", metrics=found, epoch=self._schedule.epoch(self.state.step - 1))
 
     def tell(self, hook: str, only: Collection[Callback] | None = None, **fields: Any) -> None:
@@ -398,19 +404,15 @@ class FitLoop:
     def _carry_out(self, callback: Callback, control: Control) -> None:
         key = next(key for key, known in self._keys.items() if known is callback)
         if control.snapshot is not None:
-            now = self._scored or heads_of(self.state.heads)
+            now, known = self._scored or (heads_of(self.state.heads), self.state.known())
             for slot, mask in enumerate(np.atleast_2d(control.snapshot)):
                 name = snapshot_name(key, slot)
                 if mask.any():
                     # `select` donates `old`, so a first snapshot needs a copy.
                     old = self.state.snapshots[name] if name in self.state.snapshots else jax.tree.map(jnp.copy, now)
                     self.state.snapshots[name] = self._engine.select(mask, now, old)
+                    self.state.keep(name, mask, known)
         may_stop = self.state.step >= self._schedule.min_steps
-        if control.restore is not None:
-            # Before `min_steps` a head continues in spite of its callback, and continues with its present model.
-            restore = control.restore if may_stop or control.stop is None else control.restore & ~control.stop
-            if restore.any():
-                self._restore(key, restore)
         if control.stop is not None:
             # Of several callbacks the first to stop a head gives the reason.
             stop = control.stop & self.state.live & may_stop
@@ -418,8 +420,16 @@ class FitLoop:
             self.state.reasons |= {
                 head: f"{why[head] or key} (step {self.state.step})" for head in np.flatnonzero(stop).tolist()
             }
-            self.state.live = _sealed(self.state.live & ~stop)
+            self.state.live = sealed(self.state.live & ~stop)
             self.state.heads = self._engine.freeze(self.state.heads, stop)
+        if control.restore is not None:
+            # Before `min_steps` a head continues in spite of its callback, and continues with its present model.
+            restore = control.restore if may_stop or control.stop is None else control.restore & ~control.stop
+            if restore.any():
+                self._restore(key, restore)
+                # Of heads that are done, the steps in flight are thrown away, too.
+                done = restore & ~self.state.live
+                self._pending = collections.deque(one._replace(live=one.live & ~done) for one in self._pending)
 
     def _restore(self, key: str, heads: np.ndarray) -> None:
         if key not in self.state.snapshots:
@@ -428,10 +438,11 @@ class FitLoop:
                 "Fix: return Control(snapshot=...) first."
             )
         # Callbacks that are called later for this event take snapshots of what was scored, not of what was restored.
-        self._scored = self._scored or jax.tree.map(jnp.copy, heads_of(self.state.heads))
+        self._scored = self._scored or (jax.tree.map(jnp.copy, heads_of(self.state.heads)), self.state.known())
         models = self._engine.select(heads, self.state.snapshots[key], heads_of(self.state.heads))
         parts = zip(self.state.heads, models, strict=True)
         self.state.heads = tuple(one._replace(trainable=trainable, state=state) for one, (trainable, state) in parts)
+        self.state.restore(key, heads & ~self.lost)  # a head in quarantine has no metrics
 
     def _step_name(self, name: str) -> str:
         return f"{name}_step" if self._fit.logged["training"][name].on_epoch else name
@@ -445,9 +456,3 @@ def _carried(rows: np.ndarray, stepped: np.ndarray, before: np.ndarray | None) -
     last = np.maximum.accumulate(np.where(stepped, np.arange(len(rows))[:, None], -1))
     found = np.take_along_axis(rows, np.maximum(last, 0), axis=0)
     return np.where(last >= 0, found, np.nan if before is None else before)
-
-
-def _sealed(array: np.ndarray) -> np.ndarray:
-    """Makes an array read-only: callbacks receive the loop's own arrays."""
-    array.setflags(write=False)
-    return array

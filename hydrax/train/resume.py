@@ -16,10 +16,11 @@ from hydrax import checkpoint
 from hydrax.data import DataModule
 from hydrax.engine import Choice, Engine, Fault, Plan, environment
 from hydrax.errors import CallbackError, CheckpointError, DataError, HydraxError
-from hydrax.loop import Callback, RunState, naming, owner_of, read_live
+from hydrax.loop import Callback, Kept, RunState, naming, owner_of, read_live
 from hydrax.step import Lowering
 
 _log = logging.getLogger("hydrax")
+_MARKS = ("validated", "in_epoch")  # fields of `RunState`, bool[H]
 
 
 def save(
@@ -53,6 +54,8 @@ def save(
     tree = {
         "heads": engine.read(state.heads),
         "snapshots": {name: engine.read(kept) for name, kept in state.snapshots.items()},
+        "kept": {name: vars(kept) for name, kept in state.kept.items()},
+        "marks": {name: getattr(state, name) for name in _MARKS},
         "callbacks": {key: _arrays(values) for key, values in given.items()},
         "datamodule": _arrays(of_data),
         "metrics": state.metrics,
@@ -109,13 +112,21 @@ def load(step: Path, *, engine: Engine, callbacks: Mapping[str, Callback], finge
     for key in (key for key in callbacks if key in meta["callbacks"]):
         with naming(callbacks[key], "load_state_dict", meta["step"]):
             callbacks[key].load_state_dict({**meta["callbacks"][key], **arrays.get(key, {})})
-    metrics = checkpoint.load_below(step, "metrics")
+    metrics, marks = checkpoint.load_below(step, "metrics"), checkpoint.load_below(step, "marks")
     heads = engine.scatter(found["heads"])
     return RunState(
         heads,
         step=meta["step"],
         live=read_live(engine, heads),
+        # A checkpoint of an older version does not say: then heads are validated again, and the epoch counts.
+        validated=marks.get("validated", np.zeros(engine.num_heads, bool)),
+        in_epoch=marks.get("in_epoch", np.ones(engine.num_heads, bool)),
         snapshots={name: engine.scatter(found["snapshots"][name]) for name in kept},
+        kept={
+            name: Kept(one["step"], one["validated"], one.get("metrics", {}))
+            for name, one in checkpoint.load_below(step, "kept").items()
+            if name in kept
+        },
         metrics={name: metrics[name] for name in meta["metrics"]},
         heard=meta["heard"],
         missed=meta["missed"],

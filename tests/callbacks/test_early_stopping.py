@@ -9,7 +9,7 @@ import pytest
 from heads_under_test import QUIET, PlainClassifier, data_of, rows_of
 
 import hydrax as hx
-from hydrax.callbacks import EarlyStopping
+from hydrax.callbacks import EarlyStopping, ModelCheckpoint
 from hydrax.errors import ArgumentError
 
 NAN = np.nan
@@ -235,3 +235,115 @@ def test_a_snapshot_of_the_moment_of_a_stop_holds_what_was_scored(after):
 def test_a_metric_that_validation_does_not_log_is_refused_before_training():
     with pytest.raises(ArgumentError, match="monitor=.*Got 'val_los', expected one of the validation metrics: score"):
         fit(EarlyStopping("val_los"))
+
+
+# ---- what is reported belongs to what is returned
+
+
+class Drifting(PlainClassifier):
+    """Logs a score that follows a table, and the step, which is the model's: each moves on with every validation."""
+
+    # By hand, patience 2: best at steps 10, 2, 4 and 4, stopped at 14, 6, 8 and 8.
+    TABLE = np.float32([[9, 3, 2, 9], [8, 4, 1, 1], [7, 5, 2, 2], [6, 6, 3, 3], [1, 7, 4, 4]] + [[2, 8, 5, 5]] * 9)
+
+    def validation_step(self, model, batch, ctx):
+        self.log("score", jax.numpy.asarray(self.TABLE)[ctx.step // EVERY - 1, ctx.head])
+        self.log("at", ctx.step.astype(np.float32))
+        self.log("norm", jax.numpy.square(model["kernel"]).sum())
+
+
+REPORTED = {True: ([10, 2, 4, 4], [1, 3, 1, 1]), False: ([14, 6, 8, 8], [2, 5, 3, 3])}
+
+
+class Heard(hx.Callback):
+    """Notes what was heard after a step."""
+
+    def __init__(self, after=0):
+        self.after, self.events = after, []
+
+    def note(self, hook, event):
+        if event.step > self.after:
+            values = {name: np.asarray(value).tolist() for name, value in sorted(event.metrics.items())}
+            self.events.append((hook, event.step, event.live.tolist(), repr(values)))
+
+    def next_due(self, step):
+        return step + 1
+
+    def on_train_steps_end(self, event):
+        self.note("steps", event)
+
+    def on_validation_end(self, event):
+        self.note("validation", event)
+
+    def on_train_epoch_end(self, event):
+        self.note("epoch", event)
+
+
+def stopping_fit(root, restore, *callbacks, **how):
+    # One head a chunk, so that heads which have stopped are moved out of the way.
+    settings = {"max_steps": STEPS, "val_check_interval": EVERY, "check_val_every_n_epoch": None, "chunk": 1, **QUIET}
+    stopping = EarlyStopping("score", patience=2, restore_best_weights=restore)
+    trainer = hx.Trainer(callbacks=[stopping, *callbacks], default_root_dir=root, **settings)
+    # 24 rows in batches of 8: an epoch has 3 steps, so that some stops fall inside one.
+    return trainer, trainer.fit(Drifting("mlp"), data_of(SLICES, "mlp", rows_of("mlp"), val=rows_of("mlp")), **how)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["restored", "as stopped"])
+def stopped(request, tmp_path_factory):
+    """Returns whether weights are restored, the trainer, its result, its events, and the folder of its saves."""
+    root, heard = tmp_path_factory.mktemp("stopped"), Heard()
+    saves = ModelCheckpoint(dirpath=root, every_n_steps=1, keep_last=99)
+    trainer, result = stopping_fit(root, request.param, heard, saves)
+    return request.param, trainer, result, heard.events, root / "last"
+
+
+def test_the_metrics_of_a_stopped_head_are_those_of_the_model_that_is_returned(stopped):
+    restore, trainer, result, _, _ = stopped
+    at, score = REPORTED[restore]
+    assert result.metrics["at"].tolist() == at
+    assert result.metrics["score"].tolist() == score
+    kernel = np.asarray(result.heads.trainable["kernel"])
+    np.testing.assert_allclose(result.metrics["norm"], np.square(kernel).sum(axis=(1, 2)), rtol=1e-6)
+    assert [row["score"] for row in trainer.ledger("score")] == score
+
+
+def test_the_training_metrics_of_a_restored_head_are_those_of_its_best_step(stopped):
+    restore, _, result, events, _ = stopped
+    logged = {step: eval(values, {"nan": NAN}) for hook, step, _, values in events if hook == "steps"}
+    for head, step in enumerate(REPORTED[restore][0]):
+        assert result.metrics["accuracy_step"][head] == logged[step]["accuracy_step"][0][head]
+
+
+LATER = (1, 3, 5, 6, 7, 9, 10, 12, 13)
+
+
+@pytest.mark.parametrize("step", [8, 11, *(pytest.param(n, marks=pytest.mark.slow) for n in LATER)])
+def test_a_fit_resumed_around_a_stop_has_the_metrics_ledger_and_events_of_the_unbroken_one(stopped, tmp_path, step):
+    restore, trainer, result, events, saves = stopped
+    heard = Heard(after=step)
+    again, resumed = stopping_fit(tmp_path, restore, heard, ckpt_path=saves / str(step))
+    assert repr(dict(resumed.metrics)) == repr(dict(result.metrics))
+    assert again.ledger("score") == trainer.ledger("score")
+    assert heard.events == [event for event in events if event[1] > step]
+    for new, old in zip(jax.tree.leaves(resumed.heads), jax.tree.leaves(result.heads), strict=True):
+        np.testing.assert_array_equal(new, old)
+
+
+def test_a_model_reached_at_the_stop_itself_is_reported_with_the_epoch_that_ends_there(tmp_path):
+    # At step 6 an epoch ends, and head 1 is better than the threshold for the first time: nothing is thrown away.
+    class At6(Drifting):
+        TABLE = np.float32([[9, 9, 9, 9], [9, 9, 9, 9], [9, 1, 9, 9], [8, 1, 8, 8], [7, 1, 7, 7]] + [[6, 1, 6, 6]] * 9)
+
+    means = {}
+
+    class Means(hx.Callback):
+        def on_train_epoch_end(self, event):
+            means[event.step] = event.metrics["accuracy_epoch"]
+
+    stopping = EarlyStopping("score", patience=9, stopping_threshold=2, restore_best_weights=True)
+    how = {"max_steps": 12, "val_check_interval": EVERY, "check_val_every_n_epoch": None, "chunk": 1, **QUIET}
+    trainer = hx.Trainer(callbacks=[stopping, Means()], default_root_dir=tmp_path, **how)
+    result = trainer.fit(At6("mlp"), data_of(SLICES, "mlp", rows_of("mlp"), val=rows_of("mlp")))
+    assert "step 6" in result.ledger[1]["reason"]
+    assert result.metrics["accuracy"][1] == means[6][1]
+    assert np.isfinite(means[6][1])

@@ -1,11 +1,14 @@
 """Promise 4 in its long form: a run killed at every step, and at a hundred random moments, ends with the same bits.
 
-Some heads of the run stop early, one is lost to a NaN among its rows, others go on. What the parts of a broken run
-logged is together what the unbroken one did.
+Some heads of the run stop early and get their best weights back, one is lost to a NaN among its rows, others go on.
+Weights, metrics, ledger and events are those of the unbroken run, and what the parts of a broken run logged is together
+what it logged.
 """
 
 import csv
 import functools
+import hashlib
+import json
 import os
 import shutil
 import signal
@@ -23,6 +26,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import hydrax as hx
 from hydrax.callbacks import CSVLogger, EarlyStopping, ModelCheckpoint, TensorBoardLogger
+from hydrax.engine import Engine
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +40,16 @@ SETTINGS = {"plain": {"max_steps": STEPS}, "accumulated": {"max_steps": 40, "acc
 KILLS = [(step, settings) for settings, how in SETTINGS.items() for step in range(1, how["max_steps"])]
 
 
-HOW = {"max_steps": STEPS, "val_check_interval": 2, "check_val_every_n_epoch": None, "log_every_n_steps": 1}
+# One head a chunk, so that heads that have stopped are moved out of the way.
+HOW = {"max_steps": STEPS, "val_check_interval": 2, "check_val_every_n_epoch": None, "log_every_n_steps": 1, "chunk": 1}
+
+
+class Drifting(Classifier):
+    """Logs the step at validation, too: a value that changes although its model does not."""
+
+    def validation_step(self, model, batch, ctx):
+        self.log("val_at", ctx.step.astype(np.float32))
+        return super().validation_step(model, batch, ctx)
 
 
 class Killed(BaseException):
@@ -72,10 +85,10 @@ class SaveAndDie(hx.Callback):
 
 
 class Logged(hx.Callback):
-    """Which steps of training were heard of, over all parts of a run."""
+    """Which steps of training and which other events were heard of, over all parts of a run."""
 
     def __init__(self):
-        self.steps = []
+        self.steps, self.events = [], []
 
     def on_train_start(self, event):
         (event.trainer.log_dir / f"began_{event.step}").mkdir()  # there or not there, unlike what a file holds
@@ -83,11 +96,21 @@ class Logged(hx.Callback):
     def on_train_steps_end(self, event):
         self.steps += event.steps.tolist()
 
+    def on_validation_end(self, event):
+        self.note("validation", event)
+
+    def on_train_epoch_end(self, event):
+        self.note("epoch", event)
+
+    def note(self, hook, event):
+        values = b"".join(event.metrics[name].tobytes() for name in sorted(event.metrics)) + event.live.tobytes()
+        self.events.append(f"{hook} {event.step} {hashlib.sha256(values).hexdigest()[:16]}")
+
     def state_dict(self):
-        return {"steps": self.steps}
+        return {"steps": self.steps, "events": self.events}
 
     def load_state_dict(self, state):
-        self.steps = list(state["steps"])
+        self.steps, self.events = list(state["steps"]), list(state["events"])
 
 
 def fit(root, *callbacks, ckpt_path=None, **how):
@@ -95,7 +118,7 @@ def fit(root, *callbacks, ckpt_path=None, **how):
     rows = rows_of("norm_dropout")
     rows["x"][OWN_ROWS[3][2], 0] = np.nan
     fitted = run(
-        Classifier("norm_dropout", RATES),
+        Drifting("norm_dropout", RATES),
         data_of(SLICES, "norm_dropout", rows, check_finite="off"),
         ckpt_path,
         [stopping, CSVLogger(), TensorBoardLogger(figures=False, max_head_runs=1), logged, *callbacks],
@@ -104,6 +127,7 @@ def fit(root, *callbacks, ckpt_path=None, **how):
     arrays = {name: array for name, array in fitted.arrays.items() if not name.startswith("step.")}
     arrays |= {f"kept.{n}": a for n, a in named_arrays(fitted.trainer.snapshots_of(stopping)).items()}
     arrays |= {"best": stopping.best_scores, "waited": stopping.wait_counts, "steps": np.array(logged.steps)}
+    arrays |= {"events": np.array(logged.events), "ledger": np.array([json.dumps(row) for row in fitted.result.ledger])}
     return fitted, arrays | {"lost": np.array(sorted(fitted.trainer.quarantined))}
 
 
@@ -189,6 +213,22 @@ def test_a_run_killed_before_or_after_any_validation_ends_with_the_same_bits_and
     with pytest.raises(Killed):
         fit(tmp_path, SaveAndDie(tmp_path / "saved", step, hook))
     assert differing(fit(tmp_path, ckpt_path=tmp_path / "saved")[1], unbroken()[1]) == []
+    check_logs(tmp_path)
+
+
+@pytest.mark.parametrize("step", range(2, STEPS, 8))
+def test_a_run_killed_inside_a_validation_ends_with_the_same_bits_and_logs(tmp_path, monkeypatch, step):
+    real = Engine.evaluate
+
+    def evaluate(engine, stage, accumulators, heads, rows, at, *others):
+        if at == step:
+            raise Killed
+        return real(engine, stage, accumulators, heads, rows, at, *others)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Engine, "evaluate", evaluate)
+        fit(tmp_path, ModelCheckpoint(every_n_steps=1))
+    assert differing(fit(tmp_path, ModelCheckpoint(), ckpt_path="last")[1], unbroken()[1]) == []
     check_logs(tmp_path)
 
 
