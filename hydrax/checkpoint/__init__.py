@@ -8,7 +8,7 @@ Files, in reading order:
   lock.py     one writer in a folder
 """
 
-from hydrax.checkpoint.folders import check_root, first_sound, make_way
+from hydrax.checkpoint.folders import check_root, first_sound, holds_steps, make_way
 from hydrax.checkpoint.format import check, check_same, load, load_below, load_models, save
 from hydrax.checkpoint.lock import locked
 from hydrax.checkpoint.schema import read_meta

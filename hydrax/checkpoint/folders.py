@@ -127,6 +127,11 @@ def first_sound(path: Path, read: Callable[[Path], _T]) -> _T:
     raise failed[0][1]  # of the newest step, which the user wanted
 
 
+def holds_steps(root: Path) -> bool:
+    """Tells whether a folder holds a step under any name that a step can have, readable or not."""
+    return bool(_steps_in(root))
+
+
 def check_root(root: Path) -> None:
     """Raises CheckpointError if a folder for checkpoints holds folders that look like steps but are not Hydrax's."""
     _others(root, "")

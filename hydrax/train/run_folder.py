@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from hydrax import checkpoint
 from hydrax.errors import ArgumentError, CheckpointError
 
 _PREFIX = "version_"
@@ -73,7 +74,7 @@ def find_newest(kind: str, root: Path, folder: Path | None = None) -> Path | Non
     versions = sorted(_versions(root), reverse=True)
     folders = [root / "hydrax_logs" / f"{_PREFIX}{number}" / "checkpoints" for number in versions]
     for found in (one / kind for one in ([folder] if folder else folders)):
-        if found.is_dir() and any(path.name.isdigit() for path in found.iterdir()):
+        if checkpoint.holds_steps(found):
             return found
     return None
 

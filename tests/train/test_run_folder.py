@@ -1,9 +1,13 @@
 """The folders that runs write to, and those that a resume searches."""
 
 import pytest
+from heads_under_test import NUM_ROWS, QUIET, PlainClassifier, data_of
 
+import hydrax as hx
 from hydrax.errors import ArgumentError
 from hydrax.train.run_folder import check_root, find_newest, make_run_folder
+
+SLICES = hx.Slices.prefix([5, 20], NUM_ROWS)
 
 
 def save(folder, step=3):
@@ -31,6 +35,24 @@ def test_the_newest_run_that_saved_is_found_by_number_and_not_by_name(tmp_path):
 def test_where_nothing_was_saved_nothing_is_found(tmp_path):
     (make_run_folder(tmp_path) / "checkpoints" / "last").mkdir(parents=True)
     assert find_newest("last", tmp_path) is None
+
+
+def test_a_step_that_was_being_replaced_when_its_process_died_is_found(tmp_path):
+    # A step that is saved again is renamed to this, and the process may die before the new one gets its name.
+    last = save(make_run_folder(tmp_path) / "checkpoints" / "last", ".hydrax-8.old")
+    assert find_newest("last", tmp_path) == last
+
+
+def test_an_auto_resume_goes_on_from_a_step_that_was_being_replaced(tmp_path):
+    how = {"max_steps": 4, "default_root_dir": tmp_path, **{**QUIET, "enable_checkpointing": True}}
+    unbroken = hx.Trainer(**how).fit(PlainClassifier(), data_of(SLICES))
+    last = unbroken.log_dir / "checkpoints" / "last"
+    (last / "4").rename(last / ".hydrax-4.old")
+    trainer = hx.Trainer(**{**how, "max_steps": 6})
+    heard = []
+    trainer.callbacks.append(hx.callbacks.LambdaCallback(on_train_start=lambda event: heard.append(event.step)))
+    trainer.fit(PlainClassifier(), data_of(SLICES), ckpt_path="auto")
+    assert heard == [4]
 
 
 def test_a_folder_of_the_user_s_own_is_the_only_one_looked_into(tmp_path):
