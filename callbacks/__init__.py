@@ -1,5 +1,8 @@
 """Callbacks, to be imported from here: hooks into the stages of a run that log, save or stop."""
 
+from typing import TYPE_CHECKING
+
+from hydrax.arguments import no_attribute
 from hydrax.callbacks.csv_logger import CSVLogger
 from hydrax.callbacks.early_stopping import EarlyStopping
 from hydrax.callbacks.exponential_moving_average import ExponentialMovingAverage
@@ -16,6 +19,7 @@ from hydrax.callbacks.tensorboard_logger import TensorBoardLogger
 from hydrax.callbacks.throughput_monitor import ThroughputMonitor
 from hydrax.callbacks.timer import Timer
 from hydrax.callbacks.wandb_logger import WandbLogger
+from hydrax.lightning import CLASSES
 
 __all__ = [
     "CSVLogger",
@@ -35,3 +39,9 @@ __all__ = [
     "Timer",
     "WandbLogger",
 ]
+
+
+if not TYPE_CHECKING:  # a type checker must go on to report unknown names
+
+    def __getattr__(name: str) -> None:
+        no_attribute(__name__, name, CLASSES, __all__)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
 from hydrax import Callback, Control, Event
-from hydrax.arguments import require
-from hydrax.errors import ArgumentError
+from hydrax.arguments import accepts, checked_call, refuse_unknown, require
 
 
 class LambdaCallback(Callback):
@@ -25,18 +23,15 @@ class LambdaCallback(Callback):
       ArgumentError: a hook does not exist, or a value is not a function.
     """
 
+    @checked_call
     def __new__(cls, **hooks: Callable[[Event], Control | None]) -> LambdaCallback:
         known = [name for name in vars(Callback) if name.startswith("on_") and name != "on_step"]
         known += ["setup", "teardown"]
+        refuse_unknown({name: function for name, function in hooks.items() if name not in known}, known, cls.__name__)
         for name, function in hooks.items():
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-                raise ArgumentError(
-                    f"Unknown hook: LambdaCallback({name}=...). Got {name!r}, expected a hook of hydrax.Callback that "
-                    f"takes an event. Fix: the closest name is {near}."
-                )
+            fits = callable(function) and accepts(function, getattr(Callback, name))
             where = f"LambdaCallback({name}=...)"
-            require(callable(function), where, function, "a function of an event", "pass lambda event: ...")
+            require(fits, where, function, "a function of an event", "pass lambda event: ...")
         # Each callback gets a class of its own, because the loop calls only hooks that a class overrides.
         methods: dict[str, Any] = {name: _method(function) for name, function in hooks.items()}
         return super().__new__(type(cls.__name__, (cls,), methods))

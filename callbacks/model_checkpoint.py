@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import logging
 import time
 from collections.abc import Iterator
@@ -33,9 +34,10 @@ class ModelCheckpoint(Callback):
     - `best-2/`, ...: the second best model of each head and so on, up to `save_top_k`; written with `best/`;
     - `heads.csv`: the ledger, one row per head, with the best scores and their steps; written with each of these.
 
-    `last` is saved every `every_n_steps` steps, at the end of every `every_n_epochs`-th epoch and every `every_n_secs`
-    seconds, if these are given. If none is, it is saved at the end of an epoch when the last save, or the start, was at
-    least 30 s before. That bounds both what a crash can cost and what saving costs a run of short epochs.
+    `last` is saved every `every_n_train_steps` steps, at the end of every `every_n_epochs`-th epoch and whenever
+    `train_time_interval` has passed, if these are given. If none is, it is saved at the end of an epoch when the last
+    save, or the start, was at least 30 s before. That bounds both what a crash can cost and what saving costs a run of
+    short epochs.
 
     A fit that starts afresh while `last/` holds the steps of another run first renames that folder to `last-1`, or to
     the next number that is free, and logs this to "hydrax". A resumed fit continues in its own `last/`. Folders that
@@ -58,9 +60,10 @@ class ModelCheckpoint(Callback):
       monitor: the validation metric that scores a head; if None, no best models are kept.
       mode: "min" if a lower score is better, else "max".
       save_top_k: how many of the best models of each head to keep; each takes the memory of the models of all heads.
-      every_n_steps: steps between two saves of `last`; a superstep ends there.
+      every_n_train_steps: steps between two saves of `last`; a superstep ends there.
       every_n_epochs: epochs between two saves of `last`.
-      every_n_secs: seconds between two saves of `last`; the step after them is a superstep of its own.
+      train_time_interval: time between two saves of `last`, a `datetime.timedelta` or a number of seconds; the step
+        after it is a superstep of its own.
       save_last: whether to write `last` at all.
       keep_last: how many saves of `last` to keep.
       dirpath: the folder; if None, `trainer.log_dir / "checkpoints"`. If that is None too, nothing is saved.
@@ -76,9 +79,9 @@ class ModelCheckpoint(Callback):
         monitor: str | None = None,
         mode: str = "min",
         save_top_k: int = 1,
-        every_n_steps: int | None = None,
+        every_n_train_steps: int | None = None,
         every_n_epochs: int | None = None,
-        every_n_secs: float | None = None,
+        train_time_interval: datetime.timedelta | float | None = None,
         save_last: bool = True,
         keep_last: int = 2,
         dirpath: str | Path | None = None,
@@ -88,26 +91,30 @@ class ModelCheckpoint(Callback):
                 f'Unknown mode: ModelCheckpoint(mode=...). Got {mode!r}, expected "min" or "max". '
                 'Fix: "min" for a loss, "max" for an accuracy.'
             )
-        if every_n_steps is not None:
-            every_n_steps = _check_count("every_n_steps", every_n_steps, "leave it out to save at the end of epochs")
+        fix = "leave it out to save at the end of epochs"
+        if every_n_train_steps is not None:
+            every_n_train_steps = _check_count("every_n_train_steps", every_n_train_steps, fix)
         if every_n_epochs is not None:
             every_n_epochs = _check_count("every_n_epochs", every_n_epochs, "leave it out")
-        if every_n_secs is not None and not (is_number(every_n_secs) and every_n_secs > 0):
+        given = train_time_interval
+        interval_secs = given.total_seconds() if isinstance(given, datetime.timedelta) else given
+        if interval_secs is not None and not (is_number(interval_secs) and interval_secs > 0):
             raise ArgumentError(
-                f"Time out of range: ModelCheckpoint(every_n_secs=...). Got {every_n_secs!r}, expected more than 0. "
-                "Fix: leave it out to save at the end of epochs."
+                f"Time out of range: ModelCheckpoint(train_time_interval=...). Got {given!r}, expected a timedelta or "
+                f"seconds, more than 0. Fix: {fix}."
             )
         self.monitor = monitor
         self.mode = mode
         self.save_top_k = _check_count("save_top_k", save_top_k, "leave monitor out to keep no best")
-        self.every_n_steps, self.every_n_epochs, self.every_n_secs = every_n_steps, every_n_epochs, every_n_secs
+        self.every_n_train_steps, self.every_n_epochs = every_n_train_steps, every_n_epochs
+        self.train_time_interval, self._interval_secs = train_time_interval, interval_secs
         self.save_last = save_last
         self.keep_last = _check_count("keep_last", keep_last, "pass save_last=False to keep none")
         self.dirpath = None if dirpath is None else Path(dirpath).absolute()  # so that os.chdir has no effect
         self._folder: Path | None = None
         self._lock: TextIO | None = None
         self._last_save_secs = self._last_try_secs = 0.0
-        # Steps that every_n_secs asked for. The loop asks again, for the next step, before it reports the first.
+        # Steps that train_time_interval asked for. The loop asks again, for the next step, before it reports the first.
         self._due_steps: set[int] = set()
         self._best: BestScores | None = None
         self._best_model_path: Path | None = None
@@ -140,11 +147,12 @@ class ModelCheckpoint(Callback):
     def next_due(self, step: int) -> int | None:
         if not self.save_last:
             return None
-        wait = None if self._folder is None else self.every_n_secs
+        wait = None if self._folder is None else self._interval_secs
         if wait is not None and time.monotonic() - self._last_try_secs >= wait:
             self._due_steps.add(step + 1)
             return step + 1
-        return None if self.every_n_steps is None else (step // self.every_n_steps + 1) * self.every_n_steps
+        every = self.every_n_train_steps
+        return None if every is None else (step // every + 1) * every
 
     def setup(self, event: Event) -> None:
         if event.stage == "fit" and self.monitor is not None:
@@ -175,7 +183,7 @@ class ModelCheckpoint(Callback):
                 _make_way(self._folder / "last", event)
 
     def on_train_steps_end(self, event: Event) -> None:
-        by_steps = self.every_n_steps is not None and event.step % self.every_n_steps == 0
+        by_steps = self.every_n_train_steps is not None and event.step % self.every_n_train_steps == 0
         if by_steps or event.step in self._due_steps:
             self._save_last(event)
 
@@ -192,7 +200,7 @@ class ModelCheckpoint(Callback):
         if self.every_n_epochs is not None:
             due = (event.epoch + 1) % self.every_n_epochs == 0
         else:
-            none_given = self.every_n_steps is None and self.every_n_secs is None
+            none_given = self.every_n_train_steps is None and self.train_time_interval is None
             due = none_given and time.monotonic() - self._last_save_secs >= LAST_SECS
         if due:
             self._save_last(event)
@@ -264,7 +272,7 @@ class ModelCheckpoint(Callback):
             _make_way(path, event)
             self._last_model_path = event.trainer.save_checkpoint(path, keep=self.keep_last)
             self._last_save_secs = time.monotonic()
-        self._last_try_secs = time.monotonic()  # otherwise every_n_secs would retry a failing save at every step
+        self._last_try_secs = time.monotonic()  # otherwise train_time_interval would retry a failing save at every step
         self._due_steps.clear()
 
     def _write_ledger(self, event: Event) -> None:

@@ -7,7 +7,7 @@ Types and axes, used everywhere: H heads, N rows of the base dataset, B slots of
     HeadScalar = Float[Array, "heads"]      # one number per head
 
 Packages, in import order; each imports only from those before it, and its `__init__.py` lists its files:
-    errors, arguments, jaxlib_guard, loss, nn, trees, files   small things that stand alone
+    errors, lightning, arguments, jaxlib_guard, loss, nn, trees, files   small things that stand alone
     slices       which rows each head may learn from, and in which order
     step         one head: pure functions
     checkpoint   files of a saved step
@@ -28,6 +28,7 @@ from hydrax import jaxlib_guard
 
 jaxlib_guard.apply()  # before anything below can start JAX's backend
 
+from hydrax.arguments import no_attribute  # noqa: E402
 from hydrax.data import DataModule  # noqa: E402
 from hydrax.engine import Plan  # noqa: E402
 from hydrax.errors import (  # noqa: E402
@@ -38,10 +39,13 @@ from hydrax.errors import (  # noqa: E402
     DataError,
     HydraxError,
     MemoryLimitError,
+    MissingAttributeError,
+    MissingImportError,
     ModuleError,
     NonFiniteError,
     SliceError,
 )
+from hydrax.lightning import CLASSES  # noqa: E402
 from hydrax.loop import Callback, Control, Event, TrainerView  # noqa: E402
 from hydrax.results import FitResult, Heads, HeldOut, export_heads  # noqa: E402
 from hydrax.slices import Slices  # noqa: E402
@@ -67,6 +71,8 @@ __all__ = [
     "HydraxError",
     "Hyperparameters",
     "MemoryLimitError",
+    "MissingAttributeError",
+    "MissingImportError",
     "ModuleError",
     "NonFiniteError",
     "PerHead",
@@ -89,7 +95,9 @@ _LATE = ("callbacks", "datamodules", "nn")
 def __getattr__(name: str) -> Any:
     if name in _LATE:
         return importlib.import_module(f"hydrax.{name}")
-    raise AttributeError(f"module 'hydrax' has no attribute {name!r}")
+    places = ("callbacks", "datamodules") if name[0].isupper() else ()
+    elsewhere = {one: f"it is in hydrax.{place}" for place in places for one in __getattr__(place).__all__}
+    return no_attribute("hydrax", name, CLASSES | elsewhere, __all__)
 
 
 def __dir__() -> list[str]:

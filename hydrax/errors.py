@@ -9,6 +9,14 @@ class ArgumentError(HydraxError, ValueError):
     """An argument of a public function or class has a value it cannot have."""
 
 
+class MissingAttributeError(HydraxError, AttributeError):
+    """An attribute does not exist; the message names what takes its place."""
+
+
+class MissingImportError(HydraxError, ImportError):
+    """A name to import does not exist; the message names what takes its place."""
+
+
 class SliceError(HydraxError, ValueError):
     """A slice is invalid: it has no rows, or it has rows outside the dataset."""
 

@@ -142,7 +142,7 @@ def main(folder: Path) -> None:
 
 
 def mistakes(trainer: hx.Trainer, module: Classifier, data: Rows) -> None:
-    hx.Trainer(max_step=10)  # type: ignore[arg-type]
+    hx.Trainer(max_step=10)  # type: ignore[call-arg]
     hx.Trainer(max_steps="10")  # type: ignore[arg-type]
     trainer.fit(data, module)  # type: ignore[arg-type]
     trainer.fit(Classifier, data)  # type: ignore[arg-type]

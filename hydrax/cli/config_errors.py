@@ -10,8 +10,9 @@ from __future__ import annotations
 import inspect
 import re
 
+from hydrax.arguments import refuse_unknown
 from hydrax.errors import ArgumentError
-from hydrax.train import Trainer, refuse_unknown
+from hydrax.train import Trainer
 
 _HELP = "Fix: see --help, or --model.help CLASS and --data.help CLASS for the arguments of a class."
 
@@ -77,7 +78,7 @@ def _unknown(name: str, value: str) -> str:
     """Returns the Trainer's own message about an argument that it does not have."""
     known = [known for known, one in inspect.signature(Trainer).parameters.items() if one.kind is one.KEYWORD_ONLY]
     try:
-        refuse_unknown({name: value}, known)
+        refuse_unknown({name: value}, known, "Trainer")
     except ArgumentError as error:
         return str(error)
     raise AssertionError(name)

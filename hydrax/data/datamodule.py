@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, Never
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
 
-from hydrax.arguments import is_int, require
+from hydrax.arguments import check_init_calls, checked_call, is_int, no_attribute, require
 from hydrax.data.access import is_source
-from hydrax.errors import ArgumentError, DataError, SliceError
+from hydrax.errors import DataError, SliceError
+from hydrax.lightning import DATA_ATTRIBUTES
 from hydrax.slices import Slices, rotation
 
 if TYPE_CHECKING:
@@ -54,6 +54,16 @@ class DataModule:
     _given_slices: Slices | Callable[[Any], Slices] | None = None
     _given_val_slices: Slices | Callable[[Any], Slices] | None = None
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        check_init_calls(cls)
+
+    if not TYPE_CHECKING:  # a type checker must go on to report unknown attributes
+
+        def __getattr__(self, name: str) -> None:
+            no_attribute(type(self).__name__, name, DATA_ATTRIBUTES)
+
+    @checked_call
     def __init__(
         self,
         *,
@@ -66,7 +76,6 @@ class DataModule:
         residence: Literal["auto", "device", "host"] | None = None,
         read_threads: int | None = None,
         read_processes: int | None = None,
-        **unknown: Never,
     ) -> None:
         """Sets the slices and attributes. A subclass that defines methods and class attributes need not call it.
 
@@ -79,12 +88,6 @@ class DataModule:
           ArgumentError: there is no such attribute.
         """
         given: dict[str, Any] = dict(locals())  # a signature with every name serves editors better than **settings
-        for name, value in given["unknown"].items():
-            near = difflib.get_close_matches(name, _SETTINGS, n=1, cutoff=0.0)[0]
-            raise ArgumentError(
-                f"Unknown setting: {type(self).__name__}({name}=). Got {value!r:.60}, expected one of "
-                f"{', '.join(_SETTINGS)}. Fix: the nearest name is {near}."
-            )
         self._given_slices, self._given_val_slices = slices, val_slices
         for name in _SETTINGS:
             if given[name] is not None:

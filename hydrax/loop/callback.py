@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from hydrax.arguments import check_init_calls
 from hydrax.data import DataModule
 from hydrax.engine import Fault, PlanReport
 from hydrax.results import Heads
@@ -256,6 +257,10 @@ class Callback(StepCallback):
     `metrics`) runs inside the compiled program, for one head, and must be pure; its state is trained, frozen and
     checkpointed with the head.
     """
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        check_init_calls(cls)
 
     def setup(self, event: Event) -> Control | None:
         """Called first in each stage: the place to check arguments."""

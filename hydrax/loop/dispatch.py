@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from hydrax.arguments import check_methods
 from hydrax.errors import ArgumentError, CallbackError, HydraxError
+from hydrax.lightning import CALLBACK_HOOKS
 from hydrax.loop.callback import Callback, Control, Event, overrides
 
 _log = logging.getLogger("hydrax")
@@ -155,7 +156,7 @@ def check_callbacks(callbacks: Any) -> list[Callback]:
     """Returns one callback or several as a list.
 
     Raises:
-      ArgumentError: an object is not a callback, or defines a hook that does not exist.
+      ArgumentError: an object is not a callback, or defines a hook that does not exist, or that has other parameters.
     """
     given = [] if callbacks is None else [callbacks] if isinstance(callbacks, Callback) else callbacks
     if not isinstance(given, list | tuple) or not all(isinstance(callback, Callback) for callback in given):
@@ -165,14 +166,7 @@ def check_callbacks(callbacks: Any) -> list[Callback]:
             "hydrax.Callback. Fix: pass an instance, not a class, and derive your own from hydrax.Callback."
         )
     for callback in given:
-        # A misspelt hook would silently never be called.
-        unknown = [name for name in dir(type(callback)) if name.startswith("on_") and not hasattr(Callback, name)]
-        if unknown:
-            near = difflib.get_close_matches(unknown[0], dir(Callback), n=1, cutoff=0.0)[0]
-            raise ArgumentError(
-                f"A hook would never be called: {type(callback).__name__}.{unknown[0]}. Got a name that no event has, "
-                f"expected a hook of hydrax.Callback. Fix: the nearest is {near}; a helper needs another name."
-            )
+        check_methods(callback, Callback, CALLBACK_HOOKS)
     return list(given)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 
+from hydrax.arguments import checked_call
 from hydrax.errors import ModuleError
 from hydrax.step.context import Context
 from hydrax.step.hparams import Hyperparameters, PerHead
@@ -111,6 +112,7 @@ class HeadModule:
         hparams: Hyperparameters = self.__dict__.get("_hparams", Hyperparameters({}))
         return hparams
 
+    @checked_call
     def log(
         self, name: str, value: Any, prog_bar: bool = False, on_step: bool | None = None, on_epoch: bool | None = None
     ) -> None:
@@ -138,6 +140,7 @@ class HeadModule:
             )
         recorder.add(name, value, prog_bar, on_step, on_epoch)
 
+    @checked_call
     def log_dict(self, values: Mapping[str, Any], prog_bar: bool = False, **when: bool | None) -> None:
         """Logs several values by name; the other arguments are those of `log`."""
         for name, value in values.items():

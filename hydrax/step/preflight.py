@@ -9,12 +9,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from hydrax.arguments import is_number
 from hydrax.errors import HydraxError, ModuleError
 from hydrax.step.head_program import HeadProgram
+from hydrax.step.hparams import Hyperparameters
 from hydrax.step.logged import empty_accumulator
 from hydrax.step.model import Structure
-from hydrax.step.module import HeadModule, has_own_update
+from hydrax.step.module import HeadModule, bind, has_own_update
 from hydrax.step.state import DeviceRows, HeadInputs, HeadsState, StepInput
 
 # A shape alone: an actual key would be computed on the device.
@@ -96,6 +99,7 @@ class Preflight:
         accumulators = self.evaluation("training", shapes, batch_size, train=True)
         flags = self.program.logged["training"]
         epoch = {name: a for name, a in accumulators.items() if flags[name].on_epoch}
+        _refuse_lists(self.program.module, self.inputs, self.parts[0])
         # Traced apart from the step, so that an error names this method.
         with _explained(self.program, "configure_optimizers", "traced hyper-parameters"):
             state = jax.eval_shape(self.program.init, self.inputs, _KEY, epoch)
@@ -147,6 +151,50 @@ class Preflight:
         """Shapes of what a step reads, with these axes of slots."""
         rows, mask = (jax.ShapeDtypeStruct(slots, dtype) for dtype in (jnp.int32, jnp.bool_))
         return StepInput(self.inputs, _KEY, DeviceRows(data), rows, mask, _STEP)
+
+
+def _refuse_lists(module: HeadModule, inputs: HeadInputs, trainable: Any) -> None:
+    """Refuses a list or array that an optimiser takes as one number, such as `lr=[0.1, 0.01]`.
+
+    A list fails somewhere inside the optimiser. An array is worse: if its length fits an axis of a parameter, it gives
+    each column another learning rate, without a word.
+    """
+
+    def shapes_with(name: str, value: Any) -> Any:
+        """Shapes of an update with another value of a hyper-parameter; None if there is no update with it."""
+
+        def update(inputs: HeadInputs, trainable: Any) -> Any:
+            bound = bind(module, inputs.per_head, "configure")[0]
+            vars(bound)["_hparams"] = Hyperparameters({**bound.hparams, name: value})
+            optimizer = bound.configure_optimizers()
+            return optimizer.update(trainable, optimizer.init(trainable), trainable)[0]
+
+        try:
+            return jax.tree.map(jnp.shape, jax.eval_shape(update, inputs, trainable))
+        except Exception:
+            return None
+
+    for name, value in module.hparams.items():
+        if not _lists_numbers(value):
+            continue
+        # A length that no parameter has, so that nothing broadcasts by chance.
+        length = 1 + max([len(value), *(side for leaf in jax.tree.leaves(trainable) for side in leaf.shape)])
+        longer = type(value)([1.0] * length) if isinstance(value, list | tuple) else np.ones(length)
+        shapes = jax.tree.map(jnp.shape, trainable)
+        if shapes_with(name, longer) != shapes and shapes_with(name, 1.0) == shapes:
+            raise ModuleError(
+                f"An optimiser needs one number for each head: hparams.{name} of {type(module).__name__}. Got "
+                f"{type(value).__name__} of {len(value)} values, expected a number or a hydrax.PerHead. Fix: pass "
+                f"{name}=hx.PerHead([...]), one value for each head."
+            )
+
+
+def _lists_numbers(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return len(value) > 1 and all(map(is_number, value))
+    return (
+        isinstance(value, np.ndarray | jax.Array) and value.ndim == 1 and len(value) > 1 and value.dtype.kind in "fiu"
+    )
 
 
 @contextlib.contextmanager

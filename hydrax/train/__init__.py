@@ -19,5 +19,4 @@ Files, in reading order:
 
 from hydrax.train.module import HydraModule
 from hydrax.train.one_call import get_trained_models, unbatch_model
-from hydrax.train.settings import refuse_unknown
 from hydrax.train.trainer import Trainer

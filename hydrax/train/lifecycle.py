@@ -8,13 +8,26 @@ from typing import Any
 
 import jax
 
+from hydrax.arguments import check_methods
 from hydrax.data import DataModule
 from hydrax.engine import compile_cache
 from hydrax.errors import ArgumentError
-from hydrax.loop import Dispatcher
+from hydrax.lightning import DATA_HOOKS, MODULE_HOOKS
+from hydrax.loop import Callback, Dispatcher
 from hydrax.step import set_frozen
 from hydrax.train.module import HydraModule
 from hydrax.train.settings import Settings
+
+# A method may also be at home in another class.
+_MODULE_HOOKS = {
+    **{
+        name: "define it in a callback, and pass that to Trainer(callbacks=)"
+        for name in dir(Callback)
+        if name[:3] == "on_"
+    },
+    **{name: "define it in the data module" for name in vars(DataModule) if name.endswith(("slices", "dataset"))},
+    **MODULE_HOOKS,
+}
 
 
 @contextlib.contextmanager
@@ -64,12 +77,14 @@ def open_hooks(emit: Dispatcher) -> Iterator[None]:
 
 
 def check_types(module: Any, datamodule: Any) -> tuple[HydraModule, DataModule]:
-    """Returns both, if they are what their names say."""
-    for name, value, kind in (("module", module, HydraModule), ("datamodule", datamodule, DataModule)):
+    """Returns both, if they are what their names say and define no method that Hydrax would never call."""
+    checks = ("module", module, HydraModule, _MODULE_HOOKS), ("datamodule", datamodule, DataModule, DATA_HOOKS)
+    for name, value, kind, instead in checks:
         if not isinstance(value, kind):
             got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
             raise ArgumentError(
                 f"An argument has the wrong type: {name}. Got {got}, expected an instance of hydrax.{kind.__name__}. "
                 f"Fix: pass an object whose class derives from hydrax.{kind.__name__}."
             )
+        check_methods(value, kind, instead)
     return module, datamodule

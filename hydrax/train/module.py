@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 from types import CodeType
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, Never, overload
 
+from hydrax.arguments import no_attribute, refuse_unknown
 from hydrax.errors import ModuleError
+from hydrax.lightning import MODULE_ATTRIBUTES, MODULE_HOOKS
 from hydrax.results import Heads, load_with
 from hydrax.step import HeadModule, Hyperparameters
 
@@ -19,16 +21,27 @@ class HydraModule(HeadModule):
     Override `configure_model`, `configure_optimizers` and `training_step`; the rest as needed.
     """
 
-    def save_hyperparameters(self, *names: str, ignore: tuple[str, ...] | list[str] = ()) -> None:
+    if not TYPE_CHECKING:  # a type checker must go on to report unknown attributes
+
+        def __getattr__(self, name: str) -> None:
+            no_attribute(type(self).__name__, name, MODULE_HOOKS | MODULE_ATTRIBUTES, dir(type(self)))
+
+    def save_hyperparameters(
+        self, *names: str, ignore: str | tuple[str, ...] | list[str] = (), **unknown: Never
+    ) -> None:
         """Keeps the arguments of the calling `__init__` as `self.hparams`.
 
         Args:
           names: which arguments; all of them if none is named.
-          ignore: arguments to leave out.
+          ignore: an argument to leave out, or several.
 
         Raises:
+          ArgumentError: there is no such argument.
           ModuleError: the call is not inside `__init__`, or a name is not one of its arguments.
         """
+        name = f"{type(self).__name__}.save_hyperparameters"
+        refuse_unknown(unknown, ("ignore",), name, "HydraModule.save_hyperparameters")
+        ignore = (ignore,) if isinstance(ignore, str) else ignore
         # Read from the frame of the calling `__init__`, so that the user need not repeat any argument.
         caller = inspect.currentframe()
         frame = caller.f_back if caller else None
@@ -42,11 +55,11 @@ class HydraModule(HeadModule):
         found = {name: info.locals[name] for name in info.args[1:]}
         found |= {name: info.locals[name] for name in _keyword_only(frame)}
         found |= info.locals.get(info.keywords, {}) if info.keywords else {}
-        unknown = [name for name in names if name not in found]
-        if unknown:
+        missing = [name for name in names if name not in found]
+        if missing:
             raise ModuleError(
                 f"A hyper-parameter is not an argument of __init__: {type(self).__name__}.save_hyperparameters. Got "
-                f"{unknown[0]!r}, expected one of {', '.join(found)}. Fix: name an argument of __init__."
+                f"{missing[0]!r}, expected one of {', '.join(found)}. Fix: name an argument of __init__."
             )
         kept = {name: value for name, value in found.items() if name in (names or found) and name not in ignore}
         # A base class may have kept arguments of its own `__init__` already.

@@ -6,13 +6,15 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hydrax.arguments import no_attribute
 from hydrax.engine import Fault
 from hydrax.errors import ArgumentError
 from hydrax.files import warn_if_unwritable, write_text
+from hydrax.lightning import TRAINER_ATTRIBUTES
 from hydrax.loop import Callback, Interrupts, TrainerView
 from hydrax.results import Heads, head_settings, write_csv
 from hydrax.train.fit import PlannedFit
@@ -40,6 +42,11 @@ class RunView(TrainerView):
         self._run: Run | None = None  # the same fit, from its first step on
         self._evaluated: dict[str, np.ndarray] = {}  # what validate and test found after the fit
         self._scalars: dict[str, float] = {}
+
+    if not TYPE_CHECKING:  # a type checker must go on to report unknown attributes
+
+        def __getattr__(self, name: str) -> None:
+            no_attribute(type(self).__name__, name, TRAINER_ATTRIBUTES, dir(type(self)))
 
     @property
     def module(self) -> HydraModule | None:

@@ -3,39 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from hydrax.arguments import is_int, is_number
+from hydrax.arguments import invalid_argument, is_int, is_number
 from hydrax.errors import ArgumentError
 
 MATMUL_PRECISIONS = ("default", "high", "highest", "bfloat16", "tensorfloat32", "float32")
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
 _MAX_PASSES = 2**31
-_NEAR = 0.6  # the ratio from which difflib calls two words close
 _LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
-
-# Lightning's arguments that Hydrax does not have, and what takes their place.
-_INSTEAD = {
-    "accelerator": "JAX picks the device; set JAX_PLATFORMS to force one",
-    "strategy": "heads are independent, so there is nothing to synchronise; leave it out",
-    "num_nodes": "start one run per machine on part of the heads: slices[heads]",
-    "sync_batchnorm": "each head has batch statistics of its own; leave it out",
-    "benchmark": "XLA tunes by itself; leave it out",
-    "inference_mode": "JAX records nothing unless a gradient is asked for; leave it out",
-    "use_distributed_sampler": "Slices define which rows a head sees",
-    "reload_dataloaders_every_n_epochs": "the rotation draws new batches in every pass; leave it out",
-    "detect_anomaly": "set jax_debug_nans",
-    "plugins": "pass callbacks",
-    "model_registry": "save with result.heads.save(path)",
-    "resume_from_checkpoint": "pass ckpt_path to fit",
-    "enable_autolog_hparams": "save_hyperparameters already keeps them; leave it out",
-    "gpus": "JAX picks the device; set JAX_PLATFORMS to force one",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,18 +227,6 @@ class Settings:
             raise _error(name, getattr(self, name), f"one of {', '.join(allowed)}", f'pass {name}="{allowed[0]}"')
 
 
-def refuse_unknown(unknown: dict[str, Any], known: list[str]) -> None:
-    """Refuses arguments that the Trainer does not have, and names the nearest one or what takes its place."""
-    for name, value in unknown.items():
-        if name in _INSTEAD:
-            raise _error(name, value, "no such argument here", _INSTEAD[name])
-        # Ties go to the first: `epochs` is max_epochs rather than min_epochs.
-        near = max(known, key=lambda other: difflib.SequenceMatcher(None, other, name).ratio())
-        is_near = difflib.SequenceMatcher(None, near, name).ratio() >= _NEAR
-        fix = f"the nearest name is {near}" if is_near else "help(hydrax.Trainer) lists the arguments"
-        raise _error(name, value, "a known argument", fix)
-
-
 def check_switches(**switches: Any) -> None:
     """Refuses anything but True or False; Lightning takes a logger object for `logger`."""
     for name, value in switches.items():
@@ -267,4 +235,4 @@ def check_switches(**switches: Any) -> None:
 
 
 def _error(name: str, value: Any, expected: str, fix: str) -> ArgumentError:
-    return ArgumentError(f"Invalid Trainer argument: {name}. Got {value!r}, expected {expected}. Fix: {fix}.")
+    return invalid_argument("Trainer", name, value, expected, fix)

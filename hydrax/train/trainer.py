@@ -10,11 +10,12 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
 import numpy as np
 
 from hydrax import checkpoint
+from hydrax.arguments import checked_call
 from hydrax.data import DataModule
 from hydrax.engine import NO_CHOICE, Blocks, Engine, PlanReport
 from hydrax.errors import ArgumentError
@@ -40,7 +41,7 @@ from hydrax.train.module import HydraModule
 from hydrax.train.run import Run
 from hydrax.train.run_folder import check_root, find_checkpoint
 from hydrax.train.run_view import RunView, no_run
-from hydrax.train.settings import Settings, check_switches, refuse_unknown
+from hydrax.train.settings import Settings, check_switches
 
 _log = logging.getLogger("hydrax")
 
@@ -108,6 +109,7 @@ class Trainer(RunView):
       ArgumentError: an argument is unknown or has an invalid value.
     """
 
+    @checked_call
     def __init__(
         self,
         *,
@@ -149,10 +151,8 @@ class Trainer(RunView):
         max_time: str | datetime.timedelta | Mapping[str, float] | None = None,
         default_root_dir: str | Path = ".",
         barebones: bool = False,
-        **unknown: Never,
     ) -> None:
-        given = {name: value for name, value in locals().items() if name not in ("self", "unknown", "__class__")}
-        refuse_unknown(unknown, list(given))
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         switches = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
         own = (*switches, "callbacks", "max_time", "default_root_dir")
         settings = Settings(**{name: value for name, value in given.items() if name not in own})
@@ -173,6 +173,7 @@ class Trainer(RunView):
 
     # Fit.
 
+    @checked_call
     def fit(self, module: HydraModule, datamodule: DataModule, ckpt_path: str | Path | None = None) -> FitResult:
         """Trains all heads.
 
@@ -235,6 +236,7 @@ class Trainer(RunView):
             self.interrupted,
         )
 
+    @checked_call
     def plan(
         self,
         module: HydraModule | None = None,
@@ -270,6 +272,7 @@ class Trainer(RunView):
 
     # Validate, test, predict.
 
+    @checked_call
     def validate(
         self,
         module: HydraModule | None = None,
@@ -281,6 +284,7 @@ class Trainer(RunView):
         """Runs `validation_step` over the validation set; arguments and result as `test`."""
         return self._evaluate("val", module, datamodule, heads, ckpt_path, verbose)
 
+    @checked_call
     def test(
         self,
         module: HydraModule | None = None,
@@ -308,6 +312,7 @@ class Trainer(RunView):
         """
         return self._evaluate("test", module, datamodule, heads, ckpt_path, verbose)
 
+    @checked_call
     def predict(
         self,
         module: HydraModule | None = None,
@@ -339,6 +344,7 @@ class Trainer(RunView):
                 emit("on_predict_end")
         return found
 
+    @checked_call
     def predict_held_out(
         self,
         module: HydraModule | None = None,
@@ -362,6 +368,7 @@ class Trainer(RunView):
                 emit("on_predict_end")
         return found
 
+    @checked_call
     def save_checkpoint(self, path: str | Path, keep: int | None = None) -> Path:
         run = self._running()
         assert self.datamodule is not None  # a run has one

@@ -38,7 +38,7 @@ def fitted(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hydrax.callbacks.progress_bar.LINE_SECS", PAUSE_SECS)
         clock = SetsBack(patch)
-        every = [clock, TensorBoardLogger(figures=False), ProgressBar(), ModelCheckpoint(every_n_secs=SAVE_SECS)]
+        every = [clock, TensorBoardLogger(figures=False), ProgressBar(), ModelCheckpoint(train_time_interval=SAVE_SECS)]
         root = tmp_path_factory.mktemp("run")
         how = {**QUIET, "max_steps": STEPS, "log_every_n_steps": 4, "default_root_dir": root, "chunk": 4}
         before = time.time(), time.monotonic()

@@ -19,7 +19,7 @@ ARGUMENTS = {
     "EarlyStopping": {"patience": 1_000, "restore_best_weights": False},
     "LearningRateMonitor": {"source": "lr"},
     "LambdaCallback": {"on_fit_end": lambda event: None},
-    "ModelCheckpoint": {"monitor": "val_loss", "every_n_steps": 4},
+    "ModelCheckpoint": {"monitor": "val_loss", "every_n_train_steps": 4},
     "MLflowLogger": {"tracking_uri": f"file://{tempfile.mkdtemp()}"},
     "WandbLogger": {"mode": "offline"},
 }

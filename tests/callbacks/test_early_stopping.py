@@ -292,7 +292,7 @@ def stopping_fit(root, restore, *callbacks, **how):
 def stopped(request, tmp_path_factory):
     """Returns whether weights are restored, the trainer, its result, its events, and the folder of its saves."""
     root, heard = tmp_path_factory.mktemp("stopped"), Heard()
-    saves = ModelCheckpoint(dirpath=root, every_n_steps=1, keep_last=99)
+    saves = ModelCheckpoint(dirpath=root, every_n_train_steps=1, keep_last=99)
     trainer, result = stopping_fit(root, request.param, heard, saves)
     return request.param, trainer, result, heard.events, root / "last"
 

@@ -35,8 +35,9 @@ def test_two_of_them_do_not_share_hooks():
 @pytest.mark.parametrize(
     ("hooks", "message"),
     [
-        ({"on_fit_ended": print}, "Got 'on_fit_ended'.*the closest name is on_fit_end"),
-        ({"on_step": print}, "Got 'on_step'"),
+        ({"on_fit_ended": print}, "argument: on_fit_ended.*the nearest name is on_fit_end"),
+        ({"on_validation_epoch_end": print}, "argument: on_validation_epoch_end.*use `on_validation_end`"),
+        ({"on_step": print}, "argument: on_step"),
         ({"on_fit_end": 3}, r"LambdaCallback\(on_fit_end=.*Got 3, expected a function"),
     ],
 )

@@ -198,16 +198,16 @@ def test_a_second_fit_from_the_start_forgets_the_first(trainer):
 
 @pytest.mark.parametrize(("step", "due"), [(0, 30), (1, 30), (29, 30), (30, 60), (31, 60)])
 def test_every_n_steps_names_its_multiples_as_due(step, due):
-    assert ModelCheckpoint(every_n_steps=30).next_due(step) == due
+    assert ModelCheckpoint(every_n_train_steps=30).next_due(step) == due
 
 
-@pytest.mark.parametrize("arguments", [{}, {"every_n_steps": 30, "save_last": False}])
+@pytest.mark.parametrize("arguments", [{}, {"every_n_train_steps": 30, "save_last": False}])
 def test_nothing_is_due_inside_an_epoch_without_every_n_steps_or_last(arguments):
     assert ModelCheckpoint(**arguments).next_due(7) is None
 
 
 def test_every_n_secs_asks_for_the_next_step_when_the_time_has_come(trainer, clock):
-    checkpoint = started(trainer, every_n_secs=60)
+    checkpoint = started(trainer, train_time_interval=60)
     dues = []
     # The loop asks for step 12 too before it tells of step 11: its rows can be fetched meanwhile.
     for step, now in ((0, 100.0), (5, 159.0), (10, 160.5), (11, 160.6)):
@@ -222,7 +222,7 @@ def test_every_n_secs_asks_for_the_next_step_when_the_time_has_come(trainer, clo
 
 
 def test_a_save_by_seconds_that_fails_is_tried_again_after_as_many_seconds(trainer, clock):
-    checkpoint = started(trainer, every_n_secs=60)
+    checkpoint = started(trainer, train_time_interval=60)
     clock.now = 161.0
     assert checkpoint.next_due(10) == 11
     trainer.failure = OSError("no room")
@@ -244,12 +244,12 @@ def test_every_n_epochs_saves_at_the_end_of_those_epochs(trainer, clock):
 
 @pytest.mark.parametrize("value", [0, -1.0, "60", True, float("nan")])
 def test_seconds_must_be_above_0(value):
-    with pytest.raises(ArgumentError, match=r"every_n_secs=\.\.\.\)\. Got"):
-        ModelCheckpoint(every_n_secs=value)
+    with pytest.raises(ArgumentError, match=r"train_time_interval=\.\.\.\)\. Got"):
+        ModelCheckpoint(train_time_interval=value)
 
 
 def test_with_every_n_steps_last_is_saved_at_its_multiples_and_at_the_end(trainer, clock):
-    checkpoint = started(trainer, every_n_steps=30, keep_last=3)
+    checkpoint = started(trainer, every_n_train_steps=30, keep_last=3)
     saved = []
     for step in (10, 30, 40, 60, 61):
         checkpoint.on_train_steps_end(at(step, trainer))
@@ -274,7 +274,7 @@ def test_without_it_last_is_saved_at_the_ends_of_epochs_30_seconds_apart(trainer
 
 
 def test_without_save_last_no_state_is_saved(trainer):
-    checkpoint = started(trainer, every_n_steps=1, save_last=False)
+    checkpoint = started(trainer, every_n_train_steps=1, save_last=False)
     checkpoint.on_train_steps_end(at(1, trainer))
     checkpoint.on_train_end(at(1, trainer))
     assert trainer.saves == []
@@ -400,7 +400,7 @@ def test_a_last_that_cannot_be_set_aside_is_reported_and_tried_again_before_anyt
     caplog.set_level(logging.INFO, "hydrax")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", refuse)
-        checkpoint = started(trainer, every_n_steps=10, dirpath=mine)
+        checkpoint = started(trainer, every_n_train_steps=10, dirpath=mine)
         checkpoint.on_train_steps_end(at(10, trainer))
     assert trainer.saves == []
     checkpoint.on_train_steps_end(at(20, trainer))
@@ -421,7 +421,7 @@ def test_a_last_that_holds_folders_of_others_is_refused_before_training(trainer,
 
 def test_without_a_folder_nothing_is_done():
     trainer = FakeTrainer(log_dir=None)
-    checkpoint = started(trainer, "val_loss", every_n_steps=10)
+    checkpoint = started(trainer, "val_loss", every_n_train_steps=10)
     checkpoint.on_train_steps_end(at(10, trainer))
     assert checkpoint.on_validation_end(at(10, trainer, [1.0, 1.0, 1.0, 1.0])) is None
     checkpoint.on_train_end(at(10, trainer))
@@ -434,7 +434,7 @@ def test_it_hears_every_event_after_the_others():
 
 
 @pytest.mark.parametrize("value", [0, -5, True, 2.0, 0.5, "2", np.float32(2), np.int64(0)])
-@pytest.mark.parametrize("name", ["every_n_steps", "keep_last"])
+@pytest.mark.parametrize("name", ["every_n_train_steps", "keep_last"])
 def test_a_count_that_is_no_int_of_1_or_more_is_refused(name, value):
     with pytest.raises(
         ArgumentError, match=rf"ModelCheckpoint\({name}=\.\.\.\)\. Got .*, expected an int of .*\. Fix: "
@@ -449,5 +449,5 @@ def test_a_mode_that_is_neither_min_nor_max_is_refused():
 
 @pytest.mark.parametrize("kind", [int, np.int32, np.uint8])
 def test_counts_may_be_numpys_ints(kind):
-    checkpoint = ModelCheckpoint(every_n_steps=kind(3), keep_last=kind(2))
+    checkpoint = ModelCheckpoint(every_n_train_steps=kind(3), keep_last=kind(2))
     assert (checkpoint.next_due(250), checkpoint.keep_last) == (252, 2)

@@ -94,7 +94,7 @@ def culprit(hook, at, error=RuntimeError):
 
 def fit(root, middle=(), ckpt_path=None, **how):
     counts, stopping = Counts(), EarlyStopping("val_loss", patience=2, restore_best_weights=True)
-    saves = ModelCheckpoint("val_loss", every_n_steps=4)
+    saves = ModelCheckpoint("val_loss", every_n_train_steps=4)
     callbacks = [Answers(), stopping, *middle, counts, CSVLogger(), saves]
     fitted = run(
         PlainClassifier("mlp", hx.PerHead([0.01, 0.5, 0.1])),

@@ -27,7 +27,7 @@ class Records(hx.Callback):
 
 
 def fit(root, records, *, steps, ckpt_path=None, mode="min", k=K):
-    best = ModelCheckpoint("val_loss", mode, save_top_k=k, every_n_steps=10)
+    best = ModelCheckpoint("val_loss", mode, save_top_k=k, every_n_train_steps=10)
     trainer = hx.Trainer(
         max_steps=steps,
         val_check_interval=3,

@@ -161,7 +161,7 @@ STEPS = 12
 
 
 def fit(folder, ckpt_path=None):
-    saver = ModelCheckpoint(every_n_steps=3, dirpath=folder)
+    saver = ModelCheckpoint(every_n_train_steps=3, dirpath=folder)
     return run(PlainClassifier(), data_of(SLICES), ckpt_path, [saver], max_steps=STEPS, enable_checkpointing=True)
 
 

@@ -37,7 +37,7 @@ DAMAGES = [flip_bit, truncate, zero, delete]
 def saved(tmp_path_factory):
     """A folder with two steps of a run, and the heads of both."""
     folder = tmp_path_factory.mktemp("saved")
-    saver = ModelCheckpoint(every_n_steps=OLD, dirpath=folder)
+    saver = ModelCheckpoint(every_n_train_steps=OLD, dirpath=folder)
     run(PlainClassifier(), data_of(SLICES), callbacks=[saver], max_steps=NEW, enable_checkpointing=True)
     load = functools.partial(hx.Heads.load, module=PlainClassifier())
     return folder, {step: named_arrays(load(folder / "last" / str(step))) for step in (OLD, NEW)}

@@ -129,7 +129,12 @@ TROUBLES = {"full": ("fill", "make_room"), "read-only": ("lock", "unlock"), "gon
 
 def fit(root, saves, *callbacks):
     logger = CSVLogger()
-    every = [*callbacks, logger, TensorBoardLogger(figures=False), ModelCheckpoint(every_n_steps=4, dirpath=saves)]
+    every = [
+        *callbacks,
+        logger,
+        TensorBoardLogger(figures=False),
+        ModelCheckpoint(every_n_train_steps=4, dirpath=saves),
+    ]
     fitted = run(PlainClassifier(), data_of(SLICES), None, every, default_root_dir=root, **HOW)
     return logger, fitted
 

@@ -282,7 +282,7 @@ def test_a_resumed_run_keeps_its_mark_and_a_new_one_has_another(tmp_path):
         return {format.read_meta(path)["run"] for path in folder.iterdir() if path.name.isdigit()}
 
     def fit(folder, max_steps, ckpt_path=None):
-        saver = ModelCheckpoint(dirpath=folder, every_n_steps=2)
+        saver = ModelCheckpoint(dirpath=folder, every_n_train_steps=2)
         run(PlainClassifier(), data_of(SLICES), ckpt_path, [saver], max_steps=max_steps)
 
     fit(tmp_path, 2)
@@ -320,7 +320,7 @@ def test_what_a_callback_changes_at_the_last_step_is_in_last(tmp_path):
     x = {"x": np.ones(8, np.float32)}
     data = ArrayDataModule(x, val=x, batch_size=8, slices=hx.Slices.full(2, 8))
     stop = EarlyStopping("val_loss", patience=1, restore_best_weights=True)
-    saver = ModelCheckpoint(every_n_steps=2, dirpath=tmp_path)
+    saver = ModelCheckpoint(every_n_train_steps=2, dirpath=tmp_path)
     result = run(Line(), data, None, [stop, saver], max_steps=20, val_check_interval=1).result
     assert result.step == 2
     saved = hx.Heads.load(tmp_path / "last", Line())

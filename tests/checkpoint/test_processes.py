@@ -28,7 +28,7 @@ done = root / "first is done"
 while number == 1 and not done.exists():
     time.sleep(0.1)
 slices = hx.Slices.random_subset([40, 17], NUM_ROWS, seed=number)
-saver = ModelCheckpoint(dirpath=root / str(number), every_n_steps=2)
+saver = ModelCheckpoint(dirpath=root / str(number), every_n_train_steps=2)
 result = run(PlainClassifier(), data_of(slices), None, [saver], max_steps=4 + 2 * number).result
 loaded = hx.Heads.load(root / str(number) / "last", PlainClassifier())
 same = np.array_equal(loaded.trainable["kernel"], result.heads.trainable["kernel"])

@@ -117,7 +117,7 @@ def records(decode=decode):
         ({"val": "file"}, ["Invalid argument: SourceDataModule(decode=)", "Got None"]),
         ({"val": ["file"]}, ["Invalid argument: SourceDataModule(decode=)", "Got None"]),
         ({"decode": decode}, ["Invalid argument: SourceDataModule(decode=)", "expected None without paths"]),
-        ({"threads": 3}, ["Unknown setting: SourceDataModule(threads=)", "the nearest name is read_threads"]),
+        ({"threads": 3}, ["Invalid SourceDataModule argument: threads", "the nearest name is read_threads"]),
     ],
     ids=["slices", "val_slices", "val_slices alone", "train", "decode", "path", "paths", "no path", "setting"],
 )

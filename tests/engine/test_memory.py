@@ -158,7 +158,7 @@ def test_memory_that_ends_on_the_way_is_survived_from_the_newest_checkpoint(monk
     given_back = []
     monkeypatch.setattr(hx.DataModule, "state_dict", lambda data: {"drawn": 3})
     monkeypatch.setattr(hx.DataModule, "load_state_dict", lambda data, state: given_back.append(state))
-    saver = ModelCheckpoint(dirpath=tmp_path, every_n_steps=5)
+    saver = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=5)
     with caplog.at_level(logging.WARNING):
         found = fit([saver], chunk="auto", sampling="shared", devices=1)
     assert "Out of memory after step 10; the fit restarts from " in caplog.text and "last" in caplog.text
@@ -173,7 +173,7 @@ def test_a_resumed_fit_restarts_from_its_own_checkpoint_if_it_has_saved_none_sin
     expected = fit(**how)
     fit([ModelCheckpoint(dirpath=tmp_path / "first")], **{**how, "max_steps": 8})
     # This callback has saved another run before, from which nothing may restart.
-    saver = ModelCheckpoint(dirpath=tmp_path / "second", every_n_steps=100)
+    saver = ModelCheckpoint(dirpath=tmp_path / "second", every_n_train_steps=100)
     fit([saver], **{**how, "max_steps": 9})
     breaks = [Breaks(monkeypatch, at=8), Breaks(monkeypatch, at=8)]
     with caplog.at_level(logging.WARNING):
@@ -197,7 +197,7 @@ def test_a_smaller_plan_that_cannot_start_is_closed(monkeypatch, tmp_path):
     made, closed, init, close = [], [], Engine.__init__, Engine.close
     monkeypatch.setattr(Engine, "__init__", lambda engine, *args: made.append(id(engine)) or init(engine, *args))
     monkeypatch.setattr(Engine, "close", lambda engine: closed.append(id(engine)) or close(engine))
-    saver = ModelCheckpoint(dirpath=tmp_path, every_n_steps=5)
+    saver = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=5)
     with pytest.raises(CallbackError, match="on purpose"):
         fit([saver, Forgets()], chunk="auto", sampling="shared", devices=1)
     assert len(made) == 2 and set(made) == set(closed)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import hydrax as hx
-from hydrax import callbacks
+from hydrax import callbacks, lightning
 
 PAGE = (Path(__file__).parents[2] / "docs" / "from-lightning.md").read_text()
 # Of lightning 2.6.6: the arguments of its Trainer, in order, the hooks of its classes, its callbacks and loggers.
@@ -44,20 +44,39 @@ THEIRS = {
         on_train_end on_validation_start on_validation_end on_test_start on_test_end on_predict_start
         on_predict_end on_exception state_dict load_state_dict on_save_checkpoint on_load_checkpoint
         on_before_backward on_after_backward on_before_optimizer_step on_before_zero_grad""".split(),
-    "Callbacks and loggers": """
+    "Callbacks, loggers and other classes": """
         BackboneFinetuning BaseFinetuning BasePredictionWriter BatchSizeFinder Checkpoint DeviceStatsMonitor
         EarlyStopping GradientAccumulationScheduler LambdaCallback LearningRateFinder LearningRateMonitor
         ModelCheckpoint ModelPruning ModelSummary OnExceptionCheckpoint ProgressBar RichModelSummary
         RichProgressBar StochasticWeightAveraging SpikeDetection ThroughputMonitor Timer TQDMProgressBar
         EMAWeightAveraging WeightAveraging CSVLogger MLFlowLogger TensorBoardLogger WandbLogger""".split(),
 }
+TRAINER = lightning.ARGUMENTS["Trainer"]
 OURS = {
-    "Trainer arguments": set(inspect.signature(hx.Trainer).parameters) - {"unknown"},
+    "Trainer arguments": set(inspect.signature(hx.Trainer).parameters),
     "Trainer methods and attributes": set(dir(hx.Trainer)),
     "Module hooks": set(dir(hx.HydraModule)),
     "Data hooks": set(dir(hx.DataModule)),
+    "Module attributes": set(dir(hx.HydraModule)),
     "Callback hooks": set(dir(hx.Callback)),
-    "Callbacks and loggers": set(callbacks.__all__),
+    "Callbacks, loggers and other classes": set(callbacks.__all__),
+}
+DATA_HOOKS = lightning.DATA_HOOKS | lightning.DATA_ATTRIBUTES
+# What an error says of each name that is refused, by the section of the page that lists it.
+REFUSED = {
+    "Trainer arguments": {n: how for n, how in TRAINER.items() if n in THEIRS["Trainer arguments"]},
+    "Trainer methods and attributes": lightning.TRAINER_ATTRIBUTES,
+    "Module hooks": {n: how for n, how in lightning.MODULE_HOOKS.items() if n not in {*DATA_HOOKS, "prepare_data"}},
+    "Module attributes": lightning.MODULE_ATTRIBUTES,
+    "Data hooks": DATA_HOOKS,
+    "Callback hooks": lightning.CALLBACK_HOOKS,
+    "Callbacks, loggers and other classes": lightning.CLASSES,
+    "Arguments of methods, callbacks and data modules": {
+        f"{owner}({name})": how
+        for owner, names in lightning.ARGUMENTS.items()
+        for name, how in names.items()
+        if owner != "LambdaCallback" and (owner, name) not in {("Trainer", one) for one in THEIRS["Trainer arguments"]}
+    },
 }
 
 
@@ -91,13 +110,20 @@ def test_what_is_said_to_be_here_is_here(title):
 
 
 @pytest.mark.parametrize("title", OURS)
-def test_a_row_says_same_or_different_of_what_is_here_and_not_needed_of_the_rest(title):
-    found = {
-        name: (here, how)
-        for name, (here, how) in table(title).items()
-        if not re.match("not needed: " if here == "-" else "same|different: ", how)
-    }
-    assert found == {}
+def test_a_row_says_same_or_different_of_what_is_here(title):
+    here = {name: how for name, (here, how) in table(title).items() if here != "-"}
+    assert {name: how for name, how in here.items() if not re.match("same|different: ", how)} == {}
+
+
+@pytest.mark.parametrize("title", REFUSED)
+def test_every_name_that_is_refused_is_on_the_page_with_the_words_of_the_message(title):
+    rows = {name: how.removeprefix("different: ") for name, (_, how) in table(title).items()}
+    assert {name: rows.get(name) for name in REFUSED[title]} == REFUSED[title]
+
+
+@pytest.mark.parametrize("title", REFUSED)
+def test_every_name_of_the_page_that_is_not_here_is_refused(title):
+    assert set(table(title)) - OURS.get(title, set()) - {"__init__"} == set(REFUSED[title])
 
 
 @pytest.mark.parametrize("title", OURS)
@@ -114,13 +140,13 @@ def test_every_public_method_has_a_place(title, kind):
     assert missing(title, {name for name in vars(kind) if not name.startswith("_")} - internal) == set()
 
 
-@pytest.mark.parametrize("title", ["Trainer arguments", "Callbacks and loggers"])
+@pytest.mark.parametrize("title", ["Trainer arguments", "Callbacks, loggers and other classes"])
 def test_every_argument_and_every_callback_has_a_place(title):
     assert missing(title, OURS[title]) == set()
 
 
-@pytest.mark.parametrize("name", [name for name, (here, _) in table("Trainer arguments").items() if here == "-"])
-def test_an_argument_that_is_not_needed_is_answered_by_name(name):
+@pytest.mark.parametrize("name", sorted(TRAINER))
+def test_an_argument_that_is_not_here_is_answered_by_name(name):
     with pytest.raises(hx.ArgumentError, match=rf"{name}\. Got 1, expected no such argument here\. Fix: "):
         hx.Trainer(**{name: 1})
 

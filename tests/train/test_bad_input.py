@@ -257,8 +257,6 @@ TRACED = [
         "Broken.training_step got image float32[4, 4], label int32[4]",
         "KeyError: 'picture'",
     ),
-    case("too few arguments", lambda: fit(module(training_step=lambda self, model, batch: 0.0)), "training_step"),
-    case("configure_model without key", lambda: fit(module(configure_model=lambda self: None)), "configure_model"),
     case(
         "validation columns differ",
         lambda: fit(module(validation_step=loss_of), data(val={"image": arrays()["image"]})),
@@ -722,7 +720,7 @@ def test_an_unknown_argument_names_the_nearest_one(name, nearest):
 
 
 def test_an_argument_like_no_other_points_at_the_list():
-    assert "help(hydrax.Trainer)" in message_of(hx.ArgumentError, lambda: hx.Trainer(zzz=1))
+    assert "help(Trainer)" in message_of(hx.ArgumentError, lambda: hx.Trainer(zzz=1))
 
 
 @pytest.mark.parametrize(
@@ -733,8 +731,8 @@ def test_an_argument_like_no_other_points_at_the_list():
         ("num_nodes", "slices[heads]"),
         ("benchmark", "leave it out"),
         ("inference_mode", "leave it out"),
-        ("use_distributed_sampler", "Slices"),
-        ("detect_anomaly", "jax_debug_nans"),
+        ("use_distributed_sampler", "slices"),
+        ("detect_anomaly", "on_nonfinite"),
         ("plugins", "callbacks"),
         ("sync_batchnorm", "leave it out"),
         ("reload_dataloaders_every_n_epochs", "leave it out"),

@@ -81,7 +81,7 @@ def test_after_ctrl_c_the_run_is_saved_and_goes_on_to_the_same_bits(tmp_path, wh
 
 
 def test_ctrl_c_in_the_middle_of_a_save_lets_it_end(tmp_path, whole):
-    broken = fit(tmp_path, ModelCheckpoint(every_n_steps=4), Sends("on_save_checkpoint", at=4))
+    broken = fit(tmp_path, ModelCheckpoint(every_n_train_steps=4), Sends("on_save_checkpoint", at=4))
     assert (broken.result.interrupted, broken.result.step) == (True, 4)
     resumed = fit(tmp_path, ckpt_path="last")
     assert differing(at_the_end(resumed.arrays), whole) == []

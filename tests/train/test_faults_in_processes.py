@@ -85,7 +85,7 @@ def phases_reached_in(waits):
 
 def fit(root, *callbacks, ckpt_path=None):
     loggers = CSVLogger(), TensorBoardLogger(figures=False)
-    every = [*callbacks, *loggers, ModelCheckpoint("val_loss", every_n_steps=4)]
+    every = [*callbacks, *loggers, ModelCheckpoint("val_loss", every_n_train_steps=4)]
     return run(PlainClassifier(), data_of(SLICES), ckpt_path, every, default_root_dir=root, **HOW)
 
 

@@ -227,14 +227,14 @@ def test_a_run_killed_inside_a_validation_ends_with_the_same_bits_and_logs(tmp_p
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Engine, "evaluate", evaluate)
-        fit(tmp_path, ModelCheckpoint(every_n_steps=1))
+        fit(tmp_path, ModelCheckpoint(every_n_train_steps=1))
     assert differing(fit(tmp_path, ModelCheckpoint(), ckpt_path="last")[1], unbroken()[1]) == []
     check_logs(tmp_path)
 
 
 def fit_as_a_process(root):
     """Goes on where the process before it was killed; writes what it ends with."""
-    _, arrays = fit(root, ModelCheckpoint(every_n_steps=1), ckpt_path="auto")
+    _, arrays = fit(root, ModelCheckpoint(every_n_train_steps=1), ckpt_path="auto")
     np.savez(Path(root) / "end.npz", **arrays)
 
 

@@ -66,7 +66,7 @@ def soak(root, steps):
     plots.to_png(plots.heat_map(np.arange(2), np.ones((2, 2)), np.arange(2), "warm"))
     callbacks = [
         gauges, CSVLogger(), TensorBoardLogger(), EarlyStopping("val_loss", patience=10_000),
-        ModelCheckpoint("val_loss", every_n_steps=200),
+        ModelCheckpoint("val_loss", every_n_train_steps=200),
     ]  # fmt: skip
     trainer = hx.Trainer(
         max_steps=steps, callbacks=callbacks, default_root_dir=root, enable_progress_bar=False,
