@@ -59,7 +59,7 @@ class ProgressBar(Callback):
         total, refresh_secs = event.trainer.estimated_stepping_batches, 1.0 / self.refresh_per_second
         if sys.stderr is None:  # in a service or a windowed program there may be none
             return
-        display = _Bar if _in_notebook() or sys.stderr.isatty() else _Lines
+        display = _Bar if _in_notebook() or _is_terminal(sys.stderr) else _Lines
         self._display = display(event.step, total, refresh_secs)
         self._rate = self._counted_from = None
         self._refresh(event, time.monotonic())
@@ -157,11 +157,18 @@ class _Lines:
             initial=self._initial,
         )
         # A stream that can no longer be written to must not end the fit; tqdm's bar takes the same care.
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             print(line, file=self._stream, flush=True)
 
     def close(self) -> None:
         """Does nothing, as nothing is held open."""
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    try:
+        return stream.isatty()
+    except (AttributeError, OSError, ValueError):  # closed, or an object that can do no more than write
+        return False
 
 
 def _in_notebook() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import dis
 import functools
@@ -14,7 +15,7 @@ from typing import Any, Never, ParamSpec, TypeGuard, TypeVar
 
 import numpy as np
 
-from hydrax.errors import ArgumentError, MissingAttributeError, MissingImportError
+from hydrax.errors import ArgumentError, HydraxError, MissingAttributeError, MissingImportError
 from hydrax.lightning import ARGUMENTS
 
 _P = ParamSpec("_P")
@@ -48,6 +49,22 @@ def is_number(value: Any) -> TypeGuard[float]:
     return known and not math.isnan(value)
 
 
+def require_meant(where: str, got: int, natural: int, unit: str) -> None:
+    """Refuses a size that is so much larger than what it serves that it must be a mistake: it would take all memory.
+
+    Args:
+      where: the argument.
+      got: the size.
+      natural: what there is of the unit; a size above it only adds padding.
+      unit: what the size counts, in the plural.
+
+    Raises:
+      ArgumentError: the size is larger than both `natural` and 1,024, below which padding does no harm.
+    """
+    most = max(natural, 1024)
+    require(got <= most, where, got, f"at most {most:,}, as there are {natural:,} {unit}", f"pass {natural} or fewer")
+
+
 def require(holds: bool, where: str, got: object, expected: str, fix: str) -> None:
     """Raises an error about an argument unless a condition holds.
 
@@ -63,6 +80,25 @@ def require(holds: bool, where: str, got: object, expected: str, fix: str) -> No
     """
     if not holds:
         raise ArgumentError(f"Invalid argument: {where}. Got {got!r:.500}, expected {expected}. Fix: {fix}.")
+
+
+@contextlib.contextmanager
+def naming(where: str, kind: type[HydraxError]) -> Iterator[None]:
+    """Turns what a user's function raises into an error that names it; Hydrax's own errors pass unchanged.
+
+    Args:
+      where: class and method.
+      kind: the class of the error; the user's own is attached as its cause.
+    """
+    try:
+        yield
+    except HydraxError:
+        raise
+    except Exception as error:
+        raise kind(
+            f"A method failed: {where}. Got {type(error).__name__}: {str(error) or 'no message':.300}, expected it to "
+            "return. Fix: the cause above names the line."
+        ) from error
 
 
 # Calls: the names of arguments.

@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = commands.run(words[0], words[1:])
         else:
             args.run(args)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # in a service there may be none
+            sys.stdout.flush()
     except BrokenPipeError:  # `hydrax heads RUN | head`: Python flushes once more at its end, which must not fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (HydraxError, OSError) as error:

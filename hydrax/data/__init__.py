@@ -2,6 +2,7 @@
 
 Files, in reading order:
   datamodule.py  `DataModule`: the user's datasets and slices, and the Grain datasets of index batches
+  frames.py      tables of pandas, polars and PyArrow as columns
   columns.py     dtypes and values that a column may have
   access.py      rows of arrays and sources on the host
   maps.py        columns in memory-mapped files

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hydrax.data.frames import frame_columns, is_frame
 from hydrax.errors import DataError
 
 INT32 = np.iinfo(np.int32)
@@ -56,6 +57,31 @@ def check_dataset(dataset: Any, stage: str, check_finite: str = "off", wide: boo
     return jax.tree.unflatten(treedef, columns)
 
 
+def check_form(dataset: Any, stage: str) -> Any:
+    """Returns a dataset as a pytree of columns: a table of pandas, polars or PyArrow becomes a dict of its columns.
+
+    Args:
+      dataset: what a method of the data module returned, not None.
+      stage: names the dataset in errors.
+
+    Raises:
+      DataError: it is not a pytree, or NumPy would read a column as something else than what it holds.
+    """
+    if is_frame(dataset):
+        dataset = frame_columns(dataset, stage)
+    try:
+        columns = jax.tree_util.tree_flatten_with_path(dataset, is_leaf=_is_sparse)[0]
+    except Exception as error:  # keys that cannot be sorted, or a node of the user's own
+        raise DataError(
+            f"A dataset is not a pytree: {stage} dataset. Got {type(error).__name__} "
+            f"({str(error).strip().splitlines()[0].rstrip('.')}), expected the same type for all keys of a dict. Fix: "
+            "name every column by a string."
+        ) from error
+    for path, column in columns:
+        _check_readable(f"{stage} dataset{jax.tree_util.keystr(path)}", column)
+    return dataset
+
+
 def num_rows(dataset: Any) -> int:
     """Returns N, the leading length of a checked dataset."""
     return len(jax.tree.leaves(dataset)[0])
@@ -72,7 +98,7 @@ def check_column(name: str, leaf: Any, wide: bool) -> np.ndarray:
     # Some file formats hold big-endian numbers, which JAX does not take.
     column = column if column.dtype.isnative else column.astype(column.dtype.newbyteorder("="))
     # NumPy reports the bfloat16 and float8 of ml_dtypes as void ("V"); jnp knows that they are numbers.
-    if column.dtype.kind not in "fiubc" and not jnp.issubdtype(column.dtype, jnp.number):
+    if column.dtype.kind not in "fiubc" and (column.dtype.kind != "V" or not jnp.issubdtype(column.dtype, jnp.number)):
         raise DataError(
             f"A column has an unsupported dtype: {name}. Got {column.dtype}, expected floats, integers or bools. Fix: "
             "encode it as numbers; pad ragged rows to one shape."
@@ -188,6 +214,36 @@ def _beyond_int32(values: np.ndarray) -> tuple[int, str] | None:
         f"Got {values[place][outside[place]].flat[0]} of {values.dtype}, expected {INT32.min} to {INT32.max}. Fix: "
         're-number the column, or train with precision="64-true".'
     )
+
+
+def _is_sparse(value: Any) -> bool:
+    """Whether a value is a sparse matrix of SciPy or JAX; those of JAX are pytrees."""
+    return not isinstance(value, np.ndarray) and hasattr(value, "todense") and hasattr(value, "shape")
+
+
+def _check_readable(name: str, column: Any) -> None:
+    """Refuses what `numpy.asarray` cannot read or reads wrongly; reads no rows."""
+    if _is_sparse(column):
+        dense = "toarray()" if hasattr(column, "toarray") else "todense()"
+        raise DataError(
+            f"A column is a sparse matrix: {name}. Got {type(column).__name__}{list(column.shape)}, expected an array "
+            f"with one entry per row. Fix: pass {dense} of it; for rows that do not fit into memory, write a source "
+            "whose __getitem__ returns one dense row."
+        )
+    if np.ma.is_masked(column):  # NumPy would drop the mask, and heads would learn from what it hides
+        count = np.count_nonzero(np.ma.getmaskarray(column))
+        raise DataError(
+            f"A column is masked: {name}. Got {count} masked values, expected an array without a "
+            "mask. Fix: pass filled(value) of it, or drop the rows."
+        )
+    if hasattr(column, "__array__") and np.ndim(column) > 0:
+        try:
+            np.asarray(column[:0])
+        except Exception as error:  # such as JAX's typed keys, or a tensor that requires a gradient
+            raise DataError(
+                f"A column cannot be read as an array: {name}. Got {type(error).__name__}: "
+                f"{str(error).rstrip('.'):.200}, expected what numpy.asarray takes. Fix: convert it to a NumPy array."
+            ) from error
 
 
 def _rows_not_finite(values: np.ndarray) -> np.ndarray:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import numpy as np
 
-from hydrax.arguments import check_init_calls, checked_call, is_int, no_attribute, require
+from hydrax.arguments import check_init_calls, checked_call, is_int, naming, no_attribute, require
 from hydrax.data.access import is_source
+from hydrax.data.columns import check_form
 from hydrax.errors import DataError, SliceError
 from hydrax.lightning import DATA_ATTRIBUTES
 from hydrax.slices import Slices, rotation
@@ -131,7 +132,8 @@ class DataModule:
                 f"The slices are missing: {type(self).__name__}.slices. Got none, expected hydrax.Slices. Fix: define "
                 "`def slices(self)`, for example `return Slices.full(num_heads, num_rows)`."
             )
-        return self._given_slices(self.train_dataset()) if callable(self._given_slices) else self._given_slices
+        slices: Slices = self._slices_of(self._given_slices, self.train_dataset)
+        return slices
 
     def val_dataset(self) -> Any | None:
         """Returns the rows that heads are validated on, or None."""
@@ -139,10 +141,18 @@ class DataModule:
 
     def val_slices(self) -> Slices | None:
         """Returns which rows of `val_dataset` each head is validated on; if None, all heads see all rows."""
-        if not callable(self._given_val_slices):
-            return self._given_val_slices
-        rows = self.val_dataset()
-        return None if rows is None else self._given_val_slices(rows)
+        slices: Slices | None = self._slices_of(self._given_val_slices, self.val_dataset)
+        return slices
+
+    def _slices_of(self, given: Any, dataset: Callable[[], Any]) -> Any:
+        """Returns slices as they were given, or what the given function makes of the dataset, if there is one."""
+        if not callable(given) or isinstance(given, type):  # `check_slices` refuses a class, as it does a list
+            return given
+        rows = dataset()
+        if rows is None:
+            return None
+        with naming(f"{type(self).__name__}({'val_' * (dataset == self.val_dataset)}slices=)", SliceError):
+            return given(rows)
 
     def test_dataset(self) -> Any | None:
         """Returns the rows that heads are tested on, or None."""
@@ -154,7 +164,9 @@ class DataModule:
 
     def dataset(self, stage: str) -> Any | None:
         """Returns the dataset of "train", "val", "test" or "predict"."""
-        return getattr(self, f"{stage}_dataset")()
+        with naming(f"{type(self).__name__}.{stage}_dataset", DataError):
+            found = getattr(self, f"{stage}_dataset")()
+        return None if found is None else check_form(found, stage)
 
     def hold_out(self, num_rows: int, val_rows: int | float, seed: int | None = 0) -> np.ndarray:
         """Chooses the rows to hold out for validation, bool[num_rows].
@@ -263,7 +275,8 @@ class DataModule:
         try:
             text = show()
         except Exception as error:  # before setup() has run, anything may be missing
-            text = f"not available ({type(error).__name__}: {error!s:.60}); has setup run?"
+            cause = error.__cause__ or error  # the user's own error says more than the one that names the method
+            text = f"not available ({type(cause).__name__}: {cause!s:.60}); has setup run?"
         return [] if text is None else [f"  {name:<8}" + text.replace("\n", "\n" + " " * 10)]
 
 
@@ -362,8 +375,9 @@ def check_slices(slices: Any, make: Callable[[], Any], num_rows: int, num_heads:
     """
     name = make.__name__
     if not isinstance(slices, Slices):
+        got = f"the class {slices.__name__}" if isinstance(slices, type) else type(slices).__name__
         raise SliceError(
-            f"Slices have the wrong type: DataModule.{name}. Got {type(slices).__name__}, expected hydrax.Slices. Fix: "
+            f"Slices have the wrong type: DataModule.{name}. Got {got}, expected hydrax.Slices. Fix: "
             "build them with a constructor such as Slices.from_indices(lists, num_rows)."
         )
     if slices.num_rows != num_rows:

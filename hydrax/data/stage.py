@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hydrax.arguments import naming
 from hydrax.data.datamodule import DataModule, check_settings, check_slices
 from hydrax.data.dataset import Dataset, open_dataset
 from hydrax.errors import DataError, SliceError
@@ -85,7 +86,7 @@ def stage_training(datamodule: DataModule, *, wide: bool) -> TrainingSet:
     with contextlib.ExitStack() as opened:
         # If a check fails, no reader thread or process may stay behind.
         opened.callback(data.close)
-        slices = check_slices(datamodule.slices(), datamodule.slices, data.num_rows)
+        slices = check_slices(_called(datamodule.slices), datamodule.slices, data.num_rows)
         opened.pop_all()
     return TrainingSet(
         source=type(datamodule).__name__,
@@ -153,7 +154,7 @@ def _check_own_slices(
       int64[H], the places of the heads in these slices; None if there are no slices, or they come in the heads' order.
     """
     own = {"val": datamodule.val_slices, "held_out": datamodule.slices}.get(stage)
-    given = None if own is None else own()
+    given = None if own is None else _called(own)
     if own is None or (given is None and stage == "val"):
         return None
     # The heads that the data module knows: only heads picked out of them have to be looked up.
@@ -169,6 +170,12 @@ def _check_own_slices(
         )
     # Validation slices of these heads alone are in the order of the heads.
     return at if known is not None and whole == len(known) else None
+
+
+def _called(method: Callable[[], Any]) -> Any:
+    """Calls a method of the data module; an error of the user's code then names it."""
+    with naming(f"{type(method.__self__).__name__}.{method.__name__}", SliceError):  # type: ignore[attr-defined]
+        return method()
 
 
 def known_ids(datamodule: DataModule) -> np.ndarray | None:

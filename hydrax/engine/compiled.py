@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import jax
+
+from hydrax.errors import HydraxError, ModuleError
 
 
 class Compiled:
@@ -51,12 +54,30 @@ class Compiled:
         if form not in self._programs:
             place = jax.sharding.SingleDeviceSharding(device)
             shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), args)
-            self._programs[form] = _in_thread(self._jitted.lower(*shapes, **static).compile)
+            with _explained():
+                lowered = self._jitted.lower(*shapes, **static)
+            self._programs[form] = _in_thread(lowered.compile)
         return self._programs[form]
 
     def shapes(self, *args: Any, **static: Any) -> Any:
         """Returns the shapes of what the function returns."""
         return jax.eval_shape(self._jitted, *args, **static)
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Turns an error of tracing into a ModuleError: what could be traced for one head failed for many."""
+    try:
+        yield
+    except HydraxError:
+        raise
+    except Exception as error:
+        raise ModuleError(
+            "A step of one head cannot run for many heads at once: a method of the module or a callback. Got "
+            f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0].rstrip('.'):.300}, expected "
+            "operations that jax.vmap can map. Fix: see the line of yours that the cause above names; pass "
+            'vmap_method="sequential" to jax.pure_callback, and ordered=False to io_callback.'
+        ) from error
 
 
 def _in_thread(call: Callable[[], Any]) -> concurrent.futures.Future[Any]:

@@ -59,7 +59,8 @@ def _flops(equation: Any) -> float:
     bodies += [value.jaxpr for value in params.values() if hasattr(value, "jaxpr") and not hasattr(value, "eqns")]
     if bodies:
         return sum(map(count_flops, bodies)) * (params["length"] if name == "scan" else 1)
-    if name in _FREE or not _is_float(equation.outvars[0]):
+    # `jax.debug.print` and other callbacks need not return anything.
+    if name in _FREE or not equation.outvars or not _is_float(equation.outvars[0]):
         return 0.0
     # A reduction works on what it reads, everything else on what it writes.
     reads = name.startswith(("reduce", "cum", "arg", "scatter"))

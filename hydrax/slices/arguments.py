@@ -10,6 +10,9 @@ from hydrax.arguments import is_int, is_number
 from hydrax.errors import ArgumentError, SliceError
 
 MAX_ROWS = 2**31 - 1  # Rows are int32.
+# More heads than any machine trains, and few enough for 32 bytes of each to fit into memory: a mistyped number is
+# refused before it takes the machine down.
+MAX_HEADS = 10**8
 
 
 def whole_number(name: str, value: Any, low: int, high: int) -> int:
@@ -69,6 +72,11 @@ def column(name: str, values: Any) -> NDArray[np.int64]:
             f"Not whole numbers: argument {name}. Got {fault}, expected an int or int[heads]. "
             f"Fix: pass {name} as one flat list of ints."
         )
+    if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
+        raise ArgumentError(  # int64 would wrap around to a negative number
+            f"Number out of range: argument {name}. Got {array.max()}, expected an int below 2**63. "
+            f"Fix: pass a smaller {name}."
+        )
     return array.astype(np.int64)
 
 
@@ -113,7 +121,13 @@ def lengths_and_keys(
 def positions(heads: Any, num_heads: int) -> NDArray[np.int64]:
     """Convert an int, slice, list, int array or bool mask to distinct positions 0..H-1, at least one."""
     if isinstance(heads, slice):
-        at = np.arange(num_heads)[heads]
+        try:
+            at = np.arange(num_heads)[heads]
+        except (TypeError, ValueError) as error:  # bounds that are no ints, or a step of 0
+            raise ArgumentError(
+                f"Not a range of heads: argument heads. Got {heads!r:.60} ({error}), expected ints and a step other "
+                f"than 0. Fix: pass for example slices[0:{num_heads}:2]."
+            ) from error
     else:
         given = array_of("heads", heads)
         if given.dtype == np.bool_ and given.shape == (num_heads,):
@@ -183,6 +197,17 @@ def windows_inside(starts: Any, lengths: Any, num_rows: int) -> tuple[NDArray[np
             f"expected 0 <= start <= {num_rows} - length. Fix: move the window, or shorten it."
         )
     return first, rows
+
+
+def expanding_ends(initial: int, step: int, last: int) -> NDArray[np.int64]:
+    """Return the ends initial, initial + step, ... up to last, unless they are too many."""
+    num_heads = len(range(initial, last + 1, step))
+    if num_heads > MAX_HEADS:
+        raise ArgumentError(
+            f"Too many heads: argument step. Got {step}, which makes {num_heads} heads, expected at most {MAX_HEADS}. "
+            "Fix: pass a larger step."
+        )
+    return np.arange(initial, last + 1, step)
 
 
 def sizes_in_rows(lengths: Any, num_rows: int) -> NDArray[np.int64]:
@@ -305,6 +330,7 @@ def weight_table(weights: Any) -> NDArray[Any]:
             f"Invalid weights: argument weights. Got {table.dtype}{list(table.shape)}, expected ints or floats[heads, "
             "rows]. Fix: pass one number per head and row; pass masks to Slices.from_mask."
         )
+    checked_lengths(np.ones(len(table), np.int64))  # a table without a line has no heads
     for head, line in enumerate(table):
         wrong = np.flatnonzero(~((line >= 0) & (line < np.inf)))
         if wrong.size:

@@ -14,11 +14,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from hydrax.errors import ArgumentError, SliceError
 from hydrax.slices.arguments import (
+    MAX_HEADS,
     MAX_ROWS,
     checked_lengths,
     column,
     concentration,
     entries,
+    expanding_ends,
     in_range,
     joined_lists,
     labels_of_rows,
@@ -86,7 +88,7 @@ class Slices:
           ArgumentError: a count is not a whole number of 1 or more.
         """
         num_rows = whole_number("num_rows", num_rows, 1, MAX_ROWS)
-        lengths = np.full(whole_number("num_heads", num_heads, 1, MAX_ROWS), num_rows)
+        lengths = np.full(whole_number("num_heads", num_heads, 1, MAX_HEADS), num_rows)
         return cls._numbered(RowStore.of(Windows.of(num_rows, 0, lengths), "full"))
 
     @classmethod
@@ -159,7 +161,7 @@ class Slices:
                 f"Window outside the dataset: slice of head 0. Got initial {initial}, horizon {horizon}, expected "
                 f"initial + horizon <= {num_rows}. Fix: shorten one of them."
             )
-        ends = np.arange(initial, num_rows - horizon + 1, step)
+        ends = expanding_ends(initial, step, num_rows - horizon)
         return cls._numbered(RowStore.of(Windows.of(num_rows, 0, ends), "expanding_window", "length"))
 
     @classmethod
@@ -222,7 +224,7 @@ class Slices:
           ArgumentError: an argument has the wrong type, shape or range.
         """
         num_rows = whole_number("num_rows", num_rows, 1, MAX_ROWS)
-        num_heads = whole_number("num_heads", num_heads, 1, MAX_ROWS)
+        num_heads = whole_number("num_heads", num_heads, 1, MAX_HEADS)
         draws = sizes_in_rows(num_rows if lengths is None else lengths, num_rows)
         draws = checked_lengths(in_range("lengths", draws, 0, MAX_ROWS + 1, "a head has fewer than 2**31 draws"))
         drawn, keys = lengths_and_keys(draws, seed_per_head(seed, num_heads), num_heads=np.zeros(num_heads))
@@ -241,7 +243,7 @@ class Slices:
         Raises:
           ArgumentError: num_rows is not a whole number in range.
         """
-        num_rows = whole_number("num_rows", num_rows, 2, MAX_ROWS)
+        num_rows = whole_number("num_rows", num_rows, 2, MAX_HEADS)
         windows = Windows.of(num_rows, (np.arange(num_rows) + 1) % num_rows, np.full(num_rows, num_rows - 1))
         return cls._numbered(RowStore.of(windows, "leave_one_out", "end"))
 
@@ -384,7 +386,7 @@ class Slices:
         Data Silos: An Experimental Study", ICDE 2022.
         """
         classes = labels_of_rows("labels", labels)
-        num_heads = whole_number("num_heads", num_heads, 1, MAX_ROWS)
+        num_heads = whole_number("num_heads", num_heads, 1, MAX_HEADS)
         min_size = whole_number("min_size", min_size, 1, MAX_ROWS)
         seed, alpha = whole_number("seed", seed, 0, 2**32 - 1), concentration(alpha)
         rows, lengths = dealt_by_class(classes, alpha, num_heads, min_size, np.random.default_rng(seed))

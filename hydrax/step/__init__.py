@@ -16,6 +16,7 @@ Files, in reading order:
   lowering/         fast forms of operations under the head axis
 """
 
+from hydrax.step.checks import check_jax_config
 from hydrax.step.context import Context
 from hydrax.step.finite import all_finite, stays_finite
 from hydrax.step.head_program import HeadProgram, fault_names

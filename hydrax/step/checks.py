@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -9,8 +10,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hydrax.arguments import require
 from hydrax.errors import CallbackError, ModuleError
 from hydrax.step.logged import is_metric, masked_mean
+
+_GUARDS = ("host_to_device", "device_to_host", "device_to_device")
+
+
+def check_jax_config() -> None:
+    """Refuses settings of JAX under which no program could run.
+
+    Raises:
+      ArgumentError: `jax_disable_jit` is set, or a transfer guard forbids transfers.
+    """
+    config: Any = jax.config  # type checkers do not know its options
+    usable: dict[str, tuple[Any, ...]] = {"jax_disable_jit": (False,)}
+    usable |= {f"jax_transfer_guard_{way}": ("allow", None, "log", "log_explicit") for way in _GUARDS}
+
+    def read() -> dict[str, Any]:
+        return {name: getattr(config, name) for name in usable}
+
+    # A `with` block changes a setting for its own thread alone, and other threads run programs too.
+    with concurrent.futures.ThreadPoolExecutor(1) as other:
+        elsewhere = other.submit(read).result()
+    for found in (read(), elsewhere):
+        for name, allowed in usable.items():
+            expected, fix = f"one of {', '.join(map(repr, allowed))}", f'jax.config.update("{name}", {allowed[0]!r})'
+            where = f"jax.config.{name}"
+            require(
+                found[name] in allowed, where, found[name], expected, f"{fix}, or leave the `with` block that set it"
+            )
 
 
 def read_loss(

@@ -73,8 +73,18 @@ class PerHead:
         return len(self.values)
 
     def __getitem__(self, heads: Any) -> Any:
-        """Picks the value of one head by an int, or a PerHead of several by a list, slice or mask."""
-        picked = self.values[heads]
+        """Picks the value of one head by an int, or a PerHead of several by a list, slice or mask.
+
+        Raises:
+          ArgumentError: there is no such head, or none is picked.
+        """
+        try:
+            picked = self.values[heads]
+        except (IndexError, TypeError, ValueError) as error:
+            raise ArgumentError(
+                f"No such head: PerHead[...]. Got {heads!r:.60} ({error}), expected ints below {len(self)}, a slice or "
+                f"a mask of {len(self)} bools. Fix: heads count from 0."
+            ) from error
         return picked.item() if picked.ndim == 0 else (picked if isinstance(heads, int) else PerHead(picked))
 
     def __eq__(self, other: object) -> bool:

@@ -64,6 +64,7 @@ def split(model: Any) -> Parts:
     nnx: Any = sys.modules.get("flax.nnx")
     if nnx is not None and isinstance(model, nnx.Module):
         # Intermediates are what one call stored with `sow`, not state that the next call needs.
+        _mark_arrays(model, nnx)
         graphdef, params, _, rest = nnx.split(model, nnx.Param, nnx.Intermediate, ...)
         statistics = bool(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
         # Pure dicts: merging nnx States of Variables under `grad` raises TraceContextError (flax#5050).
@@ -160,6 +161,18 @@ class _Static:
     def __hash__(self) -> int:
         # Values without a hash share one for their type; `__eq__` tells them apart.
         return hash(self.value) if isinstance(self.value, Hashable) else hash(type(self.value))
+
+
+def _mark_arrays(model: nnx.Module, nnx: Any) -> None:
+    """Marks plain attributes that are or hold arrays as data.
+
+    Flax does so itself, but not for arrays made under a trace, which would then leave it inside the graphdef.
+    """
+    for _, node in nnx.iter_graph(model):
+        for name, value in list(vars(node).items()) if isinstance(node, nnx.Module) else ():
+            parts = jax.tree.leaves(value) if isinstance(value, list | tuple | dict) else [value]
+            if not name.startswith("_pytree__") and any(isinstance(part, jax.Array) for part in parts):
+                setattr(node, name, nnx.data(value))
 
 
 def _kind(leaf: Any) -> str:

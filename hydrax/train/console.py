@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
+from typing import Any
 
 _log = logging.getLogger("hydrax")
 
@@ -13,11 +15,24 @@ def say(line: str) -> None:
     if _log.level == logging.NOTSET:  # any other level is the user's choice
         _log.setLevel(logging.INFO)
     if not _log.handlers:
-        plain = logging.StreamHandler()
+        plain = _Plain()
         plain.addFilter(lambda record: not _log.propagate)
         _log.addHandler(plain)
         _log.addFilter(_route)
     _log.info(line)
+
+
+class _Plain(logging.StreamHandler[Any]):
+    """Writes lines to stderr; whatever is wrong with that stream must not end a fit."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Does nothing: the handler's own report would go to the same stream, and raise if it is closed."""
+
+
+def show(text: str) -> None:
+    """Prints to stdout; a stream that is closed or cannot be written must not lose what was computed."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text)
 
 
 def _route(record: logging.LogRecord) -> bool:

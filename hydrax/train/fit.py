@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from hydrax.arguments import require_meant
 from hydrax.data import DataModule, Feed, stage_training
 from hydrax.engine import (
     NO_CHOICE,
@@ -323,6 +324,7 @@ def check_fit(
         num_heads = len(rows.slices)
         inputs = head_inputs(rows.slices.ids, check_per_head(module, num_heads))
         sampling = open_sampling(settings, rows)
+        _refuse_large_sizes(settings, sampling)
         # Its rows are checked before anything is traced; they move to the device in `ready`.
         validation = find_validation(settings, module, datamodule, num_heads)
         if validation is not None:
@@ -351,6 +353,15 @@ def check_fit(
         spec = FitSpec(settings, module, flight, inputs, sampling, validation, traced, schedule, every_step, scratch)
         opened.pop_all()  # no error from here on: the caller closes the spec
     return spec
+
+
+def _refuse_large_sizes(settings: Settings, sampling: Sampling) -> None:
+    rows, slices = sampling.rows, sampling.slices
+    require_meant(f"{rows.source}.batch_size", sampling.batch_size, slices.num_rows, "rows")
+    if isinstance(settings.chunk, int):
+        require_meant("Trainer(chunk=)", settings.chunk, len(slices), "heads")
+    batches, micro = sampling.batches_per_epoch, settings.accumulate_grad_batches
+    require_meant("Trainer(accumulate_grad_batches=)", micro, batches, "batches in an epoch")
 
 
 def _refuse_batch_statistics(flight: Preflight) -> None:

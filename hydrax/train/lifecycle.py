@@ -14,7 +14,7 @@ from hydrax.engine import compile_cache
 from hydrax.errors import ArgumentError
 from hydrax.lightning import DATA_HOOKS, MODULE_HOOKS
 from hydrax.loop import Callback, Dispatcher
-from hydrax.step import set_frozen
+from hydrax.step import check_jax_config, set_frozen
 from hydrax.train.module import HydraModule
 from hydrax.train.settings import Settings
 
@@ -43,6 +43,7 @@ def open_stage(
       stage: "fit", "validate", "test" or "predict".
       data_stage: the stage whose data is used, if it is another one.
     """
+    check_jax_config()
     compile_cache.enable()  # before anything compiles
     with contextlib.ExitStack() as stack:
         if settings.precision == "64-true":

@@ -174,6 +174,12 @@ def _state_of(key: str, callback: Callback, step: int) -> dict[str, Any]:
 
 def _savable(state: Mapping[str, Any], what: str, name: str, kind: type[HydraxError]) -> dict[str, Any]:
     """Checks that what a `state_dict` returned can be saved: arrays of numbers, and what JSON can hold."""
+    if not isinstance(state, Mapping) or not all(isinstance(n, str) for n in state):
+        got = "other keys" if isinstance(state, Mapping) else type(state).__name__
+        raise kind(
+            f"A {what}'s state has the wrong form: {name}.state_dict. Got {got}, expected a dict with strings as keys. "
+            "Fix: return a dict, {} if there is nothing to save."
+        )
     # NumPy scalars are what metrics give; JSON does not know them.
     values = {n: v.item() if isinstance(v, np.generic) else v for n, v in state.items()}
     for n, value in values.items():

@@ -15,6 +15,8 @@ from hydrax.errors import ArgumentError
 MATMUL_PRECISIONS = ("default", "high", "highest", "bfloat16", "tensorfloat32", "float32")
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "64-true")
 _MAX_PASSES = 2**31
+_TINY = float(np.finfo(np.float32).tiny)
+_MAX_STEPS_PER_CALL = 100_000
 _LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
 
 
@@ -70,6 +72,9 @@ class Settings:
         for name in ("chunk", "steps_per_call", "device_memory"):
             if getattr(self, name) != "auto":
                 self._check_count(name, '"auto" or an int of 1 or more')
+        if is_int(self.steps_per_call, _MAX_STEPS_PER_CALL + 1):
+            expected = f"at most {_MAX_STEPS_PER_CALL:,}, as Ctrl-C waits for the end of a call"
+            raise _error("steps_per_call", self.steps_per_call, expected, 'leave it at "auto"')
         for name in _LIMITS:
             self._check_limit(name)
         if self.overfit_batches != 0:
@@ -98,7 +103,8 @@ class Settings:
             self._check_choice("profiler", ("simple", "jax"))
         self._check_budget()
         clip = self.gradient_clip_val
-        if clip is not None and not (is_number(clip) and 0 < clip < math.inf):
+        # Below float32's smallest normal number, the bound would be 0 in the program.
+        if clip is not None and not (is_number(clip) and _TINY <= clip < math.inf):
             raise _error("gradient_clip_val", clip, "a number above 0, or None", "leave it out for no clipping")
         if not is_int(self.seed, 0) or self.seed >= 2**32:
             raise _error("seed", self.seed, "an int, 0 <= seed < 2**32", "pass for example seed=0")

@@ -33,7 +33,7 @@ from hydrax.loop import (
 )
 from hydrax.results import FitResult, Heads, HeldOut, held_out, stacked
 from hydrax.train import resume, tune
-from hydrax.train.console import opening_line, say
+from hydrax.train.console import opening_line, say, show
 from hydrax.train.evaluation import Evaluation, assemble_evaluation, table
 from hydrax.train.fit import FitSpec, PlannedFit, check_fit
 from hydrax.train.lifecycle import check_types, open_hooks, open_stage
@@ -447,7 +447,7 @@ class Trainer(RunView):
                 emit(f"on_{hook}_end", metrics=found)
         self._evaluated |= found  # `trainer.metrics` shows them beside those of the fit
         if verbose and not self._settings.barebones:
-            print(table(found, heads.ids))
+            show(table(found, heads.ids))
         return found
 
     @contextlib.contextmanager

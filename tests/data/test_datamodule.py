@@ -284,7 +284,7 @@ class MadeInSetup(hx.DataModule):
 
 
 def test_a_data_module_printed_before_setup_says_what_is_not_there_yet():
-    not_yet = "not available (AttributeError: 'MadeInSetup' object has no attribute 'rows'); has setup run?"
+    not_yet = "not available (AttributeError: MadeInSetup has no attribute 'rows'); has setup run?"
     assert str(MadeInSetup()).splitlines() == [
         "MadeInSetup",
         f"  train   {not_yet}",

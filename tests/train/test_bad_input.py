@@ -12,8 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pandas
 import pytest
 from flax import nnx
+from jax.experimental import io_callback
+from jax.experimental.sparse import BCOO
+from scipy.sparse import csr_array
 
 import hydrax as hx
 from hydrax.callbacks import ModelCheckpoint
@@ -426,6 +430,12 @@ PER_HEAD = [
     case("one number", lambda: hx.PerHead(1e-3), "needs a sequence of values", "Got 0.001"),
     case("ragged", lambda: hx.PerHead([[1.0], [1.0, 2.0]]), "different shapes", "expected [H, ...]"),
     case("beyond 32 bits", lambda: hx.PerHead([0, 2**40]), "beyond 32 bits", "Got 0 to 1099511627776"),
+    case("no such head", lambda: hx.PerHead([1, 2])[9], "No such head: PerHead[...]. Got 9", "ints below 2"),
+    case("a head before the first", lambda: hx.PerHead([1, 2])[[0, -3]], "Got [0, -3]"),
+    case("a float for a head", lambda: hx.PerHead([1, 2])[0.5], "Got 0.5"),
+    case("a name for a head", lambda: hx.PerHead([1, 2])["lr"], "Got 'lr'"),
+    case("a step of 0", lambda: hx.PerHead([1, 2])[::0], "Got slice(None, None, 0)"),
+    case("a mask of other heads", lambda: hx.PerHead([1, 2])[np.array([True])], "a mask of 2 bools"),
 ]
 
 
@@ -501,6 +511,27 @@ DATASETS = [
         "The slices are missing: ArrayDataModule.slices",
         "Got none",
     ),
+    case("time spans", fit_on(arrays(label=np.arange(ROWS).astype("m8[s]"))), "dataset['label']", "timedelta64[s]"),
+    case("keys of two types", fit_on({**arrays(), 1: np.ones(ROWS)}), "not a pytree: train dataset", "by a string"),
+    case("typed keys", fit_on(arrays(key=jax.random.split(jax.random.key(0), ROWS))), "dataset['key']", "PRNGKey"),
+    case("masked rows", fit_on(arrays(label=np.ma.array(range(ROWS), mask=[1, *[0] * 11]))), "masked", "Got 1 masked"),
+    case(
+        "masked rows on the host",
+        fit_on(arrays(label=np.ma.array(range(ROWS), mask=[1, *[0] * 11])), residence="host"),
+        "A column is masked: train dataset['label']",
+    ),
+    case("a sparse column", fit_on(arrays(image=csr_array(np.eye(ROWS)))), "dataset['image']", "csr_array[12, 12]"),
+    case("a sparse dataset", fit_on(csr_array(np.eye(ROWS))), "sparse matrix: train dataset. Got csr_array[12, 12]"),
+    case(
+        "a sparse column of JAX", fit_on(arrays(image=BCOO.fromdense(jnp.eye(ROWS)))), "Got BCOO[12, 12]", "todense()"
+    ),
+    case("a table with words", fit_on(pandas.DataFrame({"a": ["x"] * ROWS})), "train dataset['a']", "Got object"),
+    case("a table with one name twice", fit_on(pandas.DataFrame(np.eye(ROWS), columns=["a"] * 12)), "'a' twice"),
+    case(
+        "a method without self",
+        lambda: fit(datamodule=type("Mine", (hx.DataModule,), {"train_dataset": lambda: arrays()})()),
+        "A method failed: Mine.train_dataset. Got TypeError",
+    ),
     case("ragged rows to predict", lambda: some_heads().predict((np.ones((3, 4)), np.ones(2))), "predict dataset[1]"),
     case("no rows to predict", lambda: some_heads().predict(np.ones((0, 4))), "predict dataset", "Got 0"),
 ]
@@ -536,6 +567,9 @@ SLICES = [
         "Got slices of 13",
     ),
     case("a list", lambda: fit(datamodule=data(slices=[[0, 1], [2]])), "DataModule.slices", "Got list"),
+    case("the class", lambda: fit(datamodule=data(slices=hx.Slices)), "DataModule.slices", "Got the class Slices"),
+    case("a constructor", lambda: fit(datamodule=data(slices=hx.Slices.full)), "ArrayDataModule(slices=)", "num_rows"),
+    case("a failing function", lambda: fit(datamodule=data(slices=lambda rows: rows["site"])), "Got KeyError: 'site'"),
     case(
         "val_slices of other heads",
         lambda: fit(module(validation_step=loss_of), data(val=arrays(), val_slices=hx.Slices.full(2, ROWS))),
@@ -1171,3 +1205,196 @@ def test_a_head_that_holds_all_rows_has_no_complement_to_be_validated_on():
     slices = hx.Slices.prefix([5, ROWS, 3], ROWS)
     message = message_of(hx.SliceError, lambda: data(slices=slices, val=arrays(), val_slices=slices.complement()))
     assert missing_from(message, ["Complement of head 1 is empty", "allow_empty=True"]) == []
+
+
+# ---- sizes that cannot be meant, settings of JAX, callbacks to the host
+
+SIZES = [
+    case("chunk", lambda: fit(chunk=10**9), "Trainer(chunk=)", "at most 1,024, as there are 3 heads", "3 or fewer"),
+    case("steps_per_call", lambda: fit(steps_per_call=10**9), "steps_per_call", "at most 100,000"),
+    case("accumulate", lambda: fit(accumulate_grad_batches=10**7), "at most 1,024, as there are 3 batches"),
+    case("batch_size", lambda: fit(datamodule=data(batch_size=10**6)), "ArrayDataModule.batch_size", "as there are 12"),
+    case("batch_size, wrapped", lambda: fit(datamodule=data(batch_size=10**6, small_slices="wrap")), "batch_size"),
+    case("batch_size beyond int32", lambda: fit(datamodule=data(batch_size=10**30)), "batch_size"),
+    case("devices", lambda: fit(devices=10**9), "Trainer(devices=)"),
+    case("a clip that float32 rounds to 0", lambda: fit(gradient_clip_val=1e-320), "gradient_clip_val", "above 0"),
+]
+
+
+@before_any_program
+@pytest.mark.parametrize(("run", "parts"), SIZES)
+def test_a_size_that_cannot_be_meant_is_refused_before_it_takes_the_memory(run, parts):
+    assert missing_from(message_of(hx.ArgumentError, run), parts) == []
+
+
+@pytest.fixture
+def jax_config():
+    """Sets options of JAX for one test."""
+    names = ("jax_disable_jit", "jax_transfer_guard")
+    before = {name: getattr(jax.config, name) for name in names}
+    yield jax.config.update
+    for name, value in before.items():
+        jax.config.update(name, value or "allow" if name == "jax_transfer_guard" else value)
+
+
+@before_any_program
+@pytest.mark.parametrize("method", ["fit", "validate", "predict"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("jax_disable_jit", True), ("jax_transfer_guard", "disallow"), ("jax_transfer_guard", "disallow_explicit")],
+)
+def test_a_setting_of_jax_under_which_nothing_runs_is_refused(jax_config, name, value, method):
+    heads = some_heads()
+    run = fit if method == "fit" else lambda: walk(method, module(validation_step=loss_of), heads=heads)
+    jax_config(name, value)
+    message = message_of(hx.ArgumentError, run)
+    jax_config(name, False if value is True else "allow")
+    assert missing_from(message, [f"jax.config.{name}", f"Got {value!r}", f'jax.config.update("{name}']) == []
+
+
+@before_any_program
+def test_a_setting_of_jax_in_a_with_block_is_refused_in_and_outside_of_it(jax_config):
+    with jax.disable_jit():
+        message_of(hx.ArgumentError, fit)
+    jax_config("jax_disable_jit", True)
+    with jax.disable_jit(False):  # for this thread alone; others would run the programs
+        message = message_of(hx.ArgumentError, fit)
+    jax_config("jax_disable_jit", False)
+    assert 'jax.config.update("jax_disable_jit", False)' in message
+
+
+def calling(callback):
+    def step(self, model, batch, ctx):
+        callback(batch["image"][:, 0])
+        return loss_of(self, model, batch, ctx)
+
+    return stepping(step)
+
+
+LIKE_COLUMN = jax.ShapeDtypeStruct((SLOTS,), jnp.float32)
+
+
+@before_any_program
+@pytest.mark.parametrize(
+    ("callback", "got"),
+    [
+        (lambda x: io_callback(print, None, x, ordered=True), "Got ValueError: Cannot `vmap` ordered IO callback"),
+        (lambda x: jax.pure_callback(np.sin, LIKE_COLUMN, x), "Got NotImplementedError: vmap is only supported"),
+    ],
+    ids=["ordered", "without vmap_method"],
+)
+def test_a_callback_to_the_host_that_cannot_be_mapped_over_heads_is_refused_with_the_mend(callback, got):
+    message = message_of(hx.ModuleError, calling(callback))
+    assert missing_from(message, [got, 'vmap_method="sequential"', "ordered=False"]) == []
+
+
+# ---- slices
+
+
+HEADS_OF = [
+    case("a step of 0", lambda: hx.Slices.full(3, 4)[::0], "Not a range of heads", "Got slice(None, None, 0)"),
+    case("a bound that is text", lambda: hx.Slices.full(3, 4)["a":], "Not a range of heads", "Got slice('a', None"),
+    case("a bound that is a float", lambda: hx.Slices.full(3, 4)[0.5:], "Not a range of heads"),
+    case("beyond int64", lambda: hx.Slices.full(3, 4)[np.uint64(2**64 - 1)], "Got 18446744073709551615"),
+    case("a seed beyond int64", lambda: hx.Slices.random_subset(2, 4, seed=np.uint64(2**64 - 1)), "argument seed"),
+    case("too many heads", lambda: hx.Slices.full(2 * 10**9, 10), "num_heads", "Got 2000000000"),
+    case("too many draws", lambda: hx.Slices.bootstrap(2 * 10**9, 10), "num_heads"),
+    case("too many rows to leave out", lambda: hx.Slices.leave_one_out(2 * 10**9), "num_rows"),
+    case("too many windows", lambda: hx.Slices.expanding_window(1, 1, 2**31 - 1), "makes 2147483647 heads"),
+]
+
+
+@pytest.mark.parametrize(("run", "parts"), HEADS_OF)
+def test_heads_that_cannot_be_meant_are_refused(run, parts):
+    assert missing_from(message_of(hx.ArgumentError, run), parts) == []
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: hx.Slices.from_weights(np.ones((0, 3))), lambda: hx.Slices.from_weights(np.ones((0, 3), int), [2])],
+)
+def test_weights_of_no_head_are_refused(make):
+    assert "No slices: a fit needs at least one head" in message_of(hx.SliceError, make)
+
+
+# ---- what callbacks save
+
+
+@pytest.mark.parametrize(
+    ("state", "got"), [(None, "NoneType"), ([1], "list"), ({1: 2}, "other keys")], ids=["None", "a list", "int keys"]
+)
+def test_a_state_that_is_no_dict_of_names_is_blamed_on_its_callback(tmp_path, state, got):
+    saves = type("Mine", (hx.Callback,), {"state_dict": lambda self: state, "on_train_start": lambda self, event: None})
+    how = {"barebones": False, "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    run = lambda: fit(callbacks=[saves()], default_root_dir=tmp_path, **how)  # noqa: E731
+    message = message_of(hx.CallbackError, run)
+    assert f"A callback's state has the wrong form: Mine.state_dict. Got {got}" in message
+
+
+# ---- what runs
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return fit()
+
+
+def arrays_of(result):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(result.heads.trainable)]
+
+
+def printing(method):
+    def says(self, *args):
+        jax.debug.print("hello")
+        return getattr(Works, method)(self, *args)
+
+    return module(**{method: says})
+
+
+@pytest.mark.parametrize("method", ["training_step", "configure_model", "configure_optimizers"])
+def test_jax_debug_print_in_a_method_prints_and_changes_no_bit(method, plain, capfd):
+    result = fit(printing(method))
+    jax.effects_barrier()
+    # A step prints once for each head and step; the others at least once for each head.
+    lines = capfd.readouterr().out.splitlines().count("hello")
+    assert lines == HEADS * 2 if method == "training_step" else lines >= HEADS
+    assert all(map(np.array_equal, arrays_of(result), arrays_of(plain)))
+
+
+class KeepsArrays(nnx.Module):
+    """Arrays that are neither parameters nor variables of Flax."""
+
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(4, 3, rngs=rngs)
+        self.shift, self.scales, self.calls = (
+            jnp.full((1, 4), 0.5),
+            nnx.data([jnp.full((1, 4), 2.0)]),
+            jnp.zeros((), jnp.int32),
+        )
+
+    def __call__(self, x):
+        self.calls = self.calls + 1
+        return self.linear((x - self.shift) * self.scales[0])
+
+
+def test_arrays_as_plain_attributes_of_an_nnx_module_are_state_of_the_model():
+    result = fit(module(configure_model=lambda self, key: KeepsArrays(nnx.Rngs(key))))
+    head, x = result.heads[1], arrays()["image"]
+    assert head.calls == 2
+    by_hand = (x - 0.5) * 2 @ np.asarray(head.linear.kernel[...]) + np.asarray(head.linear.bias[...])
+    np.testing.assert_allclose(head(x), by_hand, rtol=1e-5, atol=1e-6)
+
+
+def test_the_dense_form_of_a_sparse_column_trains_as_the_array_it_came_from(plain):
+    dense = csr_array(arrays()["image"]).toarray()
+    assert all(map(np.array_equal, arrays_of(fit(datamodule=data(train=arrays(image=dense)))), arrays_of(plain)))
+
+
+def test_a_table_of_pandas_trains_as_a_dict_of_its_columns():
+    def step(self, model, batch, ctx):
+        x = jnp.stack([batch[name] for name in "abcd"], axis=1)
+        return optax.softmax_cross_entropy_with_integer_labels(model(x), batch["label"])
+
+    columns = {**dict(zip("abcd", arrays()["image"].T, strict=True)), "label": arrays()["label"]}
+    found = [fit(module(training_step=step), data(train=rows)) for rows in (columns, pandas.DataFrame(columns))]
+    assert all(map(np.array_equal, *map(arrays_of, found)))
