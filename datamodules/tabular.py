@@ -1,4 +1,4 @@
-"""TabularDataModule: tables in CSV or Parquet files."""
+"""TabularDataModule: tables in memory, or in CSV or Parquet files."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hydrax import DataError, DataModule, Slices
 from hydrax.arguments import require
+from hydrax.data import frame_columns, is_frame
 
 Dataset = dict[str, NDArray[Any]]
 
@@ -22,7 +23,9 @@ _MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null")
 
 
 class TabularDataModule(DataModule):
-    """Reads a table as features `x` and target `y`: CSV with one header line or, if pyarrow is installed, Parquet.
+    """Reads a table as features `x` and target `y`: a table of pandas, polars or PyArrow, or a file.
+
+    A file is CSV with one header line or, if pyarrow is installed, Parquet.
 
     A dataset is `{"x": float32[N, D], "y": [N]}`. A column of words is encoded as each word's place in sorted order;
     `categories` lists the words. A target of words or whole numbers is int32, any other is float32. A missing feature
@@ -41,7 +44,7 @@ class TabularDataModule(DataModule):
     (('colour', 'age'), {'colour': ('blue', 'red')})
 
     Args:
-      path: the training file: Parquet if its name ends in .parquet, otherwise CSV in UTF-8.
+      path: the training file: Parquet if its name ends in .parquet, otherwise CSV in UTF-8; or a table in memory.
       target: the column to predict; none of its cells may be missing.
       slices: which training rows each head learns from, or a function that makes the slices from the training dataset,
         such as `lambda train: Slices.partition_by(data.columns["site"])`. Rows held out for validation are not among
@@ -51,8 +54,8 @@ class TabularDataModule(DataModule):
       categorical: columns that hold names although their cells look like numbers, such as post codes.
       val_rows: how many training rows to hold out for validation (int), or which fraction of them (float); 0: none.
       seed: seed of the choice of the rows held out, 0 <= seed < 2**32; None holds out the last ones.
-      val_path: a file of validation rows, instead of val_rows.
-      test_path: a file of test rows.
+      val_path: a file or table of validation rows, instead of val_rows.
+      test_path: a file or table of test rows.
       standardize: scales each feature that is not a category to mean 0 and standard deviation 1 over the training rows.
         Off by default: the statistics cover all training rows, so a head would learn about rows outside its slice, and
         its score on them (k-fold, leave-one-out) would be too good.
@@ -68,7 +71,7 @@ class TabularDataModule(DataModule):
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Path | Any,
         *,
         target: str,
         slices: Slices | Callable[[Dataset], Slices],
@@ -77,8 +80,8 @@ class TabularDataModule(DataModule):
         categorical: Sequence[str] = (),
         val_rows: int | float = 0,
         seed: int | None = 0,
-        val_path: str | Path | None = None,
-        test_path: str | Path | None = None,
+        val_path: str | Path | Any | None = None,
+        test_path: str | Path | Any | None = None,
         standardize: bool = False,
         delimiter: str = ",",
         val_slices: Slices | Callable[[Dataset], Slices] | None = None,
@@ -91,15 +94,15 @@ class TabularDataModule(DataModule):
         # Only sequences count: the order of a set is arbitrary, and that of a dict may not be meant.
         names = list(features) if isinstance(features, Sequence) and _are_names(features) else []
         for name, value, wrong, expected in (
-            ("path", path, not isinstance(path, str | os.PathLike), "a str or a Path"),
+            ("path", path, not _is_table(path), "a str, a Path, or a table of pandas, polars or PyArrow"),
             ("target", target, not isinstance(target, str), "the name of a column"),
             ("features", features, features is not None and not names, "a list of names, or None"),
             ("features", features, len(set(names)) < len(names), "each name once"),
             ("features", features, target in names, f"names without the target {target!r}"),
             ("aside", aside, not _are_names(aside), "a list of names"),
             ("categorical", categorical, not _are_names(categorical), "a list of names"),
-            ("val_path", val_path, not isinstance(val_path, str | os.PathLike | None), "a str, a Path or None"),
-            ("test_path", test_path, not isinstance(test_path, str | os.PathLike | None), "a str, a Path or None"),
+            ("val_path", val_path, val_path is not None and not _is_table(val_path), "a path, a table or None"),
+            ("test_path", test_path, test_path is not None and not _is_table(test_path), "a path, a table or None"),
             ("val_path", val_path, val_path is not None and val_rows != 0, f"None beside val_rows={val_rows}"),
             ("delimiter", delimiter, not isinstance(delimiter, str) or len(delimiter) != 1, "one character"),
         ):
@@ -206,7 +209,9 @@ class TabularDataModule(DataModule):
     def _target_dtype(self) -> Any:
         return np.int32 if _are_whole(self._table.numbers(self._target, self.categories)).all() else np.float32
 
-    def _read(self, path: str | Path, words: Sequence[str]) -> _Table:
+    def _read(self, path: str | Path | Any, words: Sequence[str]) -> _Table:
+        if is_frame(path):
+            return _read_frame(path, words)
         path = Path(path)
         if not path.is_file():
             raise _error(
@@ -233,7 +238,7 @@ class TabularDataModule(DataModule):
 class _Table(NamedTuple):
     """The columns of one file, float64[N] or words, str[N], and the line or row of the file for each, for messages."""
 
-    path: Path
+    path: Path | str
     columns: dict[str, NDArray[Any]]
     lines: NDArray[np.int64]
     unit: str
@@ -339,7 +344,36 @@ def _read_parquet(path: Path, words: Collection[str]) -> _Table:
     return _Table(path, columns, np.arange(table.num_rows), "row")
 
 
-def _check_header(path: Path, names: list[str], num_rows: int) -> None:
+def _is_table(value: Any) -> bool:
+    return isinstance(value, str | os.PathLike) or is_frame(value)
+
+
+def _read_frame(frame: Any, words: Collection[str]) -> _Table:
+    where = f"the {type(frame).__module__.partition('.')[0]} {type(frame).__name__}"
+    given = frame_columns(frame, where)
+    _check_header(where, list(map(str, given)), len(frame))
+    columns = {}
+    for name, values in given.items():
+        cells = ["" if _is_missing_cell(cell) else cell for cell in values.tolist()]
+        known = [cell for cell in cells if cell != ""]
+        numbers, texts = (all(isinstance(cell, kinds) for cell in known) for kinds in ((int, float), (str, int, float)))
+        if values.dtype.kind not in "OUTiufb" or not texts:
+            got = type(known[0]).__name__ if values.dtype.kind == "O" else values.dtype
+            what = f"A column contains neither numbers nor words, {name!r}"
+            raise _error(what, where, got, "numbers or words", "encode it, or leave it out")
+        if numbers and str(name) not in words:
+            columns[str(name)] = np.array([np.nan if cell == "" else float(cell) for cell in cells])
+        else:
+            columns[str(name)] = np.array(list(map(str, cells)), str)
+    return _Table(where, columns, np.arange(len(frame)), "row")
+
+
+def _is_missing_cell(cell: Any) -> bool:
+    """Whether a cell is None, NaN, or the missing value of pandas, which equals nothing, not even itself."""
+    return cell is None or type(cell).__name__ in ("NAType", "NaTType") or bool(cell != cell)
+
+
+def _check_header(path: Path | str, names: list[str], num_rows: int) -> None:
     twice = [name for name in names if names.count(name) > 1]
     for wrong, got, expected in (
         (not names or num_rows == 0, f"{len(names)} columns and {num_rows} rows", "a header and at least one row"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from hydrax.cli.config_errors import in_one_line
+from hydrax.cli.config_errors import in_one_line, refuse_repeats
 from hydrax.data import DataModule
 from hydrax.errors import ArgumentError, HydraxError
 from hydrax.files import warn_if_unwritable, write_text
@@ -48,6 +49,7 @@ def run(command: str, argv: Sequence[str]) -> int:
     """
     jsonargparse = _jsonargparse()
     _open_to_configs(jsonargparse)
+    _refuse_repeats(jsonargparse)
     here = os.getcwd()
     if here not in sys.path:  # the user's modules are beside the config; an installed command does not search there
         sys.path.insert(0, here)
@@ -138,6 +140,20 @@ def _open_to_configs(jsonargparse: Any) -> None:
         hints = method.__func__.__annotations__ if isinstance(method, classmethod) else {}
         if hints.get("return") is Self:
             hints.update({**dict.fromkeys(hints, Any), "return": Slices})
+
+
+@functools.cache  # once a process: the loader belongs to all parsers
+def _refuse_repeats(jsonargparse: Any) -> None:
+    """Makes configs with a key given twice an error."""
+    import yaml
+
+    load = jsonargparse.get_loader("yaml")
+
+    def strict(text: str) -> Any:
+        refuse_repeats(text)
+        return load(text)
+
+    jsonargparse.set_loader("yaml", strict, exceptions=(yaml.YAMLError,))
 
 
 def _parser(jsonargparse: Any, command: str) -> Any:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import inspect
 import re
 
+import yaml
+
 from hydrax.arguments import refuse_unknown
 from hydrax.errors import ArgumentError
 from hydrax.train import Trainer
@@ -34,6 +36,42 @@ _PART = re.compile(
     """,
     re.MULTILINE | re.VERBOSE,
 )
+
+
+def refuse_repeats(text: str) -> None:
+    """Refuses a key given twice and a node inside itself; PyYAML takes the last of the one and never ends on the other.
+
+    >>> refuse_repeats("trainer: {max_steps: 2, max_steps: 3}")
+    Traceback (most recent call last):
+        ...
+    yaml.error.YAMLError: line 1: the key 'max_steps' is given twice in one mapping; keep one of them
+
+    Raises:
+      YAMLError: there is such a key or node, or the text is not YAML.
+    """
+
+    done: set[int] = set()  # nodes that need no second look: aliases of aliases would take exponential time
+
+    def walk(node: yaml.Node, parents: tuple[yaml.Node, ...]) -> None:
+        if any(node is parent for parent in parents):
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"line {line}: an alias names a node that it is a part of; write it out")
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        keys = [key for key, _ in pairs if isinstance(key, yaml.ScalarNode)]
+        names = [key.value for key in keys]
+        for place, key in enumerate(keys):
+            if names.index(key.value) < place:
+                line = key.start_mark.line + 1
+                raise yaml.YAMLError(
+                    f"line {line}: the key {key.value!r} is given twice in one mapping; keep one of them"
+                )
+        for part in [value for _, value in pairs] + (node.value if isinstance(node, yaml.SequenceNode) else []):
+            if id(part) not in done:
+                walk(part, (*parents, node))
+        done.add(id(node))
+
+    if (root := yaml.compose(text, Loader=yaml.SafeLoader)) is not None:
+        walk(root, ())
 
 
 def in_one_line(text: str) -> str:

@@ -29,4 +29,5 @@ from hydrax.data.columns import check_dataset, num_rows
 from hydrax.data.datamodule import DataModule
 from hydrax.data.dataset import Dataset
 from hydrax.data.feed import Feed, open_feed
+from hydrax.data.frames import frame_columns, is_frame
 from hydrax.data.stage import EvaluationSet, TrainingSet, known_ids, positions, stage_evaluation, stage_training

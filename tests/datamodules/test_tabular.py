@@ -4,6 +4,7 @@ import re
 import sys
 
 import numpy as np
+import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -366,3 +367,48 @@ def test_rows_that_cannot_be_held_out_are_refused(write, val_rows):
     with pytest.raises(hx.ArgumentError, match=FORM) as raised:
         module(write(TEN), val_rows=val_rows).setup("fit")
     assert "TabularDataModule(val_rows=)" in str(raised.value)
+
+
+# ---- tables in memory
+
+
+def in_memory(kind, path):
+    table = pandas.read_csv(path)
+    return table if kind == "pandas" else pa.Table.from_pandas(table, preserve_index=False)
+
+
+@pytest.mark.parametrize("kind", ["pandas", "pyarrow"])
+def test_a_table_in_memory_gives_the_rows_that_its_file_gives(write, kind):
+    path = write(TABLE)
+    files, tables = module(path, test_path=path), module(in_memory(kind, path), test_path=in_memory(kind, path))
+    assert (tables.feature_names, tables.categories) == (files.feature_names, files.categories)
+    for stage in ("train", "test"):
+        for name, column in files.dataset(stage).items():
+            assert column.dtype == tables.dataset(stage)[name].dtype
+            np.testing.assert_array_equal(column, tables.dataset(stage)[name])
+
+
+def test_missing_values_of_nullable_columns_are_nan_and_categories_are_words():
+    table = pandas.DataFrame(
+        {
+            "count": pandas.array([1, None, 3], "Int64"),
+            "known": pandas.array([True, None, False], "boolean"),
+            "kind": pandas.Categorical(["b", None, "a"]),
+            "y": [0.5, 1.0, 2.0],
+        }
+    )
+    data = module(table, target="y")
+    np.testing.assert_array_equal(data.train_dataset()["x"], [[1, 1, 1], [np.nan, np.nan, np.nan], [3, 0, 0]])
+    assert data.categories == {"kind": ("a", "b")}
+
+
+@pytest.mark.parametrize(
+    ("values", "got"),
+    [(np.array(["2020-01-01"] * 2, "M8[ns]"), "datetime64[ns]"), ([{"a": 1}, {}], "dict"), ([[1], [2]], "list")],
+    ids=["dates", "dicts", "lists"],
+)
+def test_a_column_of_a_table_that_is_neither_numbers_nor_words_is_refused(values, got):
+    with pytest.raises(hx.DataError) as refused:
+        module(pandas.DataFrame({"x": values, "price": [1, 2]})).train_dataset()
+    assert FORM.fullmatch(str(refused.value))
+    assert f"'x': the pandas DataFrame. Got {got}" in str(refused.value)

@@ -36,6 +36,7 @@ OPEN = {
     "hydrax.loggers": None,
     "hydrax.checkpoint": {"check_root", "locked", "make_way"},
     "hydrax.results": {"BestScores"},
+    "hydrax.data": {"frame_columns", "is_frame"},
 }
 
 IO_MODULES = {"fcntl", "glob", "io", "mmap", "os", "pathlib", "pickle", "shutil", "socket", "subprocess", "tempfile"}
