@@ -58,6 +58,7 @@ class Engine:
       draw: where the index batches of training come from; None if nothing trains.
       spill: keeps waiting heads on disk if they run in waves; None otherwise.
       max_steps: most steps K of a superstep, for the second program that GPUs have; None if nothing trains.
+      start: `(trainable, state)` of the H heads to begin with, on the host; None begins with fresh models.
 
     Attributes:
       num_heads: H.
@@ -76,6 +77,7 @@ class Engine:
         draw: Draw | None = None,
         spill: Spill | None = None,
         max_steps: int | None = None,
+        start: Any = None,
     ) -> None:
         self.num_heads = len(inputs.ids)
         self.structure = program.structure
@@ -98,7 +100,7 @@ class Engine:
             concurrent.futures.ThreadPoolExecutor(1, f"hydrax-lane-{lane}")
             for lane in range(layout.num_lanes if layout.num_lanes > 1 else 0)
         ]
-        self._spill = spill
+        self._spill, self._start = spill, start
         self._whole_steps = max_steps if devices.loops_need_host(layout.blocks[0].device) else None
         # JAX keeps 64-bit mode for each thread. The engine remembers that of the run: its lanes are threads of their
         # own, and results are read after the run has ended.
@@ -179,13 +181,15 @@ class Engine:
     def compile_in_background(self) -> None:
         """Starts to compile the program of `init`, without waiting for it."""
         for block, inputs in zip(self.layout.blocks, self._inputs, strict=True):
-            self.programs["init"].compile_in_background(block.device, inputs, self._keys[block.device], *_sent(block))
+            self.programs["init"].compile_in_background(block.device, *self._init_input(block, inputs))
 
     def init(self) -> Blocks:
         """Makes the state of all heads before their first step."""
-        return self._each(
-            lambda block, inputs: self._run("init", block, inputs, self._keys[block.device], *_sent(block))
-        )
+        return self._each(lambda block, inputs: self._run("init", block, *self._init_input(block, inputs)))
+
+    def _init_input(self, block: Block, inputs: HeadInputs) -> Any:
+        start = jax.device_put(_pick(self._start, block.heads), block.device)
+        return inputs, self._keys[block.device], *_sent(block), start
 
     def state_shapes(self) -> HeadsState:
         """Returns the shapes of the state of all heads, leaves `[H, ...]`."""

@@ -36,11 +36,11 @@ class Programs:
     def __init__(self, head: HeadProgram, chunk: int, epoch: dict[str, Any], draw: Draw) -> None:
         self._head, self._chunk, self._epoch, self._draw = head, chunk, epoch, draw
 
-    def init(self, inputs: HeadInputs, base_key: jax.Array, num_chunks: jax.Array) -> HeadsState:
-        """Makes the state of all heads before the first step."""
+    def init(self, inputs: HeadInputs, base_key: jax.Array, num_chunks: jax.Array, start: Any = None) -> HeadsState:
+        """Makes the state of all heads before the first step; `start` as for `HeadProgram.init`, leaves `[H, ...]`."""
         # In chunks like all else: initial values, too, may depend on the width of the vmapped block.
-        start = jax.vmap(lambda one: self._head.init(one, base_key, self._epoch))
-        state: HeadsState = self._map_chunks(start, inputs, num_chunks)
+        one = jax.vmap(lambda given: self._head.init(given[0], base_key, self._epoch, given[1]))
+        state: HeadsState = self._map_chunks(one, (inputs, start), num_chunks)
         return state
 
     def superstep(

@@ -48,6 +48,7 @@ class RunState:
         names of the event's metrics.
       faults: how heads became NaN or infinite, by place.
       reasons: why a callback stopped heads, by place.
+      origins: for each head where its first weights were from; empty if they were fresh.
       run_id: the run's own random name. Its checkpoints carry it, and a resumed run keeps it.
     """
 
@@ -63,6 +64,7 @@ class RunState:
     missed: dict[str, dict[str, list[str]]] = dataclasses.field(default_factory=dict)
     faults: dict[int, Fault] = dataclasses.field(default_factory=dict)
     reasons: dict[int, str] = dataclasses.field(default_factory=dict)
+    origins: list[str] = dataclasses.field(default_factory=list)
     # Random, not a digest of the settings: two runs with equal settings must not mix their checkpoints.
     run_id: str = dataclasses.field(default_factory=lambda: secrets.token_hex(16))
 

@@ -36,6 +36,7 @@ def ledger(
     finite: np.ndarray,
     lost: np.ndarray,
     reasons: Mapping[int, str],
+    origins: Sequence[str] = (),
     more: Mapping[str, np.ndarray] | None = None,
 ) -> list[dict[str, Any]]:
     """Lists the settings of each head, as `head_settings` does, and its outcome: score, status, reason.
@@ -48,6 +49,7 @@ def ledger(
       finite: bool[H], False for heads with a parameter that is NaN or infinite.
       lost: bool[H], True for heads in quarantine.
       reasons: why heads no longer learn, by place.
+      origins: for each head where its first weights were from, for a column `init_from`; empty if they were fresh.
       more: further columns [H] by name, placed after the score.
 
     Returns:
@@ -58,6 +60,7 @@ def ledger(
         **{name: _plain(np.asarray(column)) for name, column in (more or {}).items()},
         "status": np.select([lost, ~finite, live], ["quarantined", "not finite", "ok"], "stopped").tolist(),
         "reason": [reasons.get(place, "") for place in range(len(slices))],
+        **({"init_from": origins} if origins else {}),
     }
     return _rows(_own(slices) | became | _chosen(slices, module))
 

@@ -14,7 +14,7 @@ Axes = dict[str, NDArray[Any]]
 
 SLICE = "slice"  # The axis that every product has.
 # Columns of the ledger (heads.csv), which no axis may fill. "seed" is not among them: sweeps of seeds need that name.
-LEDGER_COLUMNS = ("head", "recipe", "length", "score", "step", "status", "reason", "slice_seed")
+LEDGER_COLUMNS = ("head", "recipe", "length", "score", "step", "status", "reason", "init_from", "slice_seed")
 _LEDGER_PREFIXES = ("axis.", "hparams.", "module.")  # Prefixes by which the ledger tells columns of equal name apart.
 
 

@@ -23,7 +23,7 @@ from hydrax.step.head_program import HeadProgram, fault_names
 from hydrax.step.hparams import Hyperparameters, PerHead
 from hydrax.step.logged import Logged, Mean
 from hydrax.step.lowering import Lowering
-from hydrax.step.model import Structure
+from hydrax.step.model import Structure, split
 from hydrax.step.module import HeadModule, has_own_update, per_head_values, set_frozen
 from hydrax.step.preflight import Preflight, TrainingShapes
 from hydrax.step.state import DeviceRows, HeadInputs, HeadsState, StepInput, select

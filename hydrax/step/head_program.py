@@ -70,9 +70,20 @@ class HeadProgram:
         stored = None if self.precision == "bf16-mixed" else _FLOATS.get(self.precision)
         return Parts(_strong(_cast(trainable, stored)), _strong(state), structure)
 
-    def init(self, inputs: HeadInputs, base_key: jax.Array, epoch: dict[str, Any]) -> HeadsState:
-        """Makes the state of the head before its first step; `epoch` holds its empty accumulators."""
+    def init(self, inputs: HeadInputs, base_key: jax.Array, epoch: dict[str, Any], start: Any = None) -> HeadsState:
+        """Makes the state of the head before its first step.
+
+        Args:
+          inputs: the head's id and `PerHead` values.
+          base_key: PRNG key of the run.
+          epoch: empty accumulators of the head.
+          start: `(trainable, state)` to begin with, None in place of arrays that are fresh; None begins with the
+            model that `configure_model` returns.
+        """
         trainable, state, _ = self.build(inputs, base_key)
+        if start is not None:
+            fresh = (trainable, state)
+            trainable, state = jax.tree.map(lambda one, given: one if given is None else given, fresh, start)
         return HeadsState(
             trainable=trainable,
             state=state,

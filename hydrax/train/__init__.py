@@ -4,6 +4,7 @@ Files, in reading order:
   trainer.py     `Trainer`
   module.py      `HydraModule`
   fit.py         a fit before its first step: `FitSpec`, checked, and `PlannedFit`, placed on the devices
+  warm_start.py  weights that a fit begins with
   tune.py        chooses the plan of a fit
   run.py         `Run`: a fit that runs or has run
   run_view.py    `RunView`: what callbacks and users read of a run

@@ -57,6 +57,7 @@ from hydrax.train.evaluation import Evaluation, find_validation
 from hydrax.train.module import HydraModule
 from hydrax.train.sampling import Sampling, open_sampling
 from hydrax.train.settings import Settings
+from hydrax.train.warm_start import Start, find_start
 from hydrax.trees import tree_bytes, tree_digest
 
 
@@ -75,6 +76,7 @@ class FitSpec:
       schedule: when things are due.
       every_step: whether a callback is called after every single step.
       scratch: folder for heads that wait for their turn.
+      start: the weights that the heads begin with; None for fresh ones.
     """
 
     settings: Settings
@@ -87,6 +89,7 @@ class FitSpec:
     schedule: Schedule
     every_step: bool
     scratch: Path
+    start: Start | None = None
 
     @property
     def slices(self) -> Slices:
@@ -168,7 +171,9 @@ class FitSpec:
         most = max(2, plan.steps_per_call)
         feed = self.sampling.feed(layout, max_steps=most)
         program = dataclasses.replace(self.flight.program, lowering=plan.lowering)
-        engine = Engine(program, self.inputs, self.settings.seed, layout, self.traced.epoch, feed.draw, spill, most)
+        start = None if self.start is None else self.start.parts
+        inputs, seed, epoch = self.inputs, self.settings.seed, self.traced.epoch
+        engine = Engine(program, inputs, seed, layout, epoch, feed.draw, spill, most, start)
         return engine, feed
 
     def close(self) -> None:
@@ -298,6 +303,7 @@ def check_fit(
     datamodule: DataModule,
     callbacks: Mapping[str, Callback],
     scratch: Path = Path("."),
+    init_from: Any = None,
 ) -> FitSpec:
     """Checks everything that a fit needs, and traces the user's functions.
 
@@ -307,6 +313,7 @@ def check_fit(
       datamodule: the user's data module.
       callbacks: by key; those with a second tier run inside the program.
       scratch: folder for heads that wait for their turn.
+      init_from: the weights to begin with; None for fresh ones.
 
     Raises:
       HydraxError: something does not fit; nothing has compiled.
@@ -341,6 +348,7 @@ def check_fit(
             watched=settings.on_nonfinite != "ignore",
         )
         flight = Preflight.of_model(program, inputs)
+        start = None if init_from is None else find_start(init_from, flight, rows.slices.ids)
         if sampling.shared:
             _refuse_batch_statistics(flight)
         traced = flight.training(rows.data.shapes, sampling.batch_size, settings.accumulate_grad_batches)
@@ -350,7 +358,8 @@ def check_fit(
         schedule = _make_schedule(settings, sampling, validation is not None, callbacks, bool(traced.epoch))
         # One callback that needs each step makes all supersteps one step long.
         every_step = any(overrides(callback, "on_train_batch_end") for callback in callbacks.values())
-        spec = FitSpec(settings, module, flight, inputs, sampling, validation, traced, schedule, every_step, scratch)
+        how = traced, schedule, every_step, scratch, start
+        spec = FitSpec(settings, module, flight, inputs, sampling, validation, *how)
         opened.pop_all()  # no error from here on: the caller closes the spec
     return spec
 

@@ -20,6 +20,7 @@ from hydrax.loop import Callback, Kept, RunState, naming, owner_of, read_live
 from hydrax.step import Lowering
 
 _log = logging.getLogger("hydrax")
+_ORIGINS = "init_from"
 _MARKS = ("validated", "in_epoch")  # fields of `RunState`, bool[H]
 
 
@@ -64,7 +65,8 @@ def save(
         **meta,
         "kind": "run",
         "plan": {"chunk": plan.chunk, "lowering": dataclasses.asdict(plan.lowering), "line": str(plan)},
-        "fingerprint": dict(fingerprint),
+        # Beside what is compared: a resumed run takes it from here, and is given no weights to begin with.
+        "fingerprint": {**fingerprint, _ORIGINS: state.origins},
         "exactness": environment(engine.layout.blocks[0].device),
         "callbacks": {key: _plain(values) for key, values in given.items()},
         "datamodule": _plain(of_data),
@@ -132,6 +134,7 @@ def load(step: Path, *, engine: Engine, callbacks: Mapping[str, Callback], finge
         missed=meta["missed"],
         faults={fault["head"]: Fault(fault["step"], fault["leaf"]) for fault in meta["faults"]},
         reasons={reason["head"]: reason["reason"] for reason in meta["reasons"]},
+        origins=meta["fingerprint"].get(_ORIGINS, []),
         run_id=meta["run"],
     )
 

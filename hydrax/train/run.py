@@ -145,6 +145,7 @@ class Run:
             finite=self.planned.engine.finite(tuple(block.trainable for block in state.heads)),
             lost=self.loop.lost,
             reasons={**state.reasons, **lost},
+            origins=state.origins,
             more=more,
         )
 

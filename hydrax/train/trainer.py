@@ -174,7 +174,13 @@ class Trainer(RunView):
     # Fit.
 
     @checked_call
-    def fit(self, module: HydraModule, datamodule: DataModule, ckpt_path: str | Path | None = None) -> FitResult:
+    def fit(
+        self,
+        module: HydraModule,
+        datamodule: DataModule,
+        ckpt_path: str | Path | None = None,
+        init_from: Heads | str | Path | Any | None = None,
+    ) -> FitResult:
         """Trains all heads.
 
         Args:
@@ -182,6 +188,10 @@ class Trainer(RunView):
           datamodule: the data and the slices.
           ckpt_path: the checkpoint to resume from: a folder, "last" (the newest below the root; an error if there is
             none) or "auto" ("last" if there is one, otherwise a fresh start).
+          init_from: the weights to begin with, for fine-tuning: `Heads`, the path of saved heads or of a checkpoint
+            ("last" and "best" as above), or one model as `configure_model` returns it. One head or model starts all
+            heads; otherwise there must be one for each slice, matched by id if the ids are the same, else by position.
+            Optimiser, PRNG keys and step are fresh. With `ckpt_path="auto"` it counts only for a fresh start.
 
         Returns:
           The trained heads, their metrics and their ledger.
@@ -197,13 +207,13 @@ class Trainer(RunView):
         self._module, self.datamodule = module, datamodule
         self._planned = self._run = self._log_dir = None
         self._evaluated, self._scalars = {}, {}
-        checkpoint_path = self._find_sound_checkpoint(ckpt_path)
+        checkpoint_path, init_from = self._find_beginning(ckpt_path, init_from)
         with open_stage(self._settings, module, datamodule, "fit"), contextlib.ExitStack() as opened:
             self._is_fitting = True
             opened.callback(setattr, self, "_is_fitting", False)
             self._add_defaults()
             opened.callback(self._close)
-            spec = self._check(module, datamodule, checkpoint_path)
+            spec = self._check(module, datamodule, checkpoint_path, init_from)
             opened.callback(spec.close)  # runs first, so that no feed waits for rows that are being read
             self._planned = _first_plan(spec, checkpoint_path)
             self.log_every_n_steps = spec.schedule.log_every
@@ -225,16 +235,7 @@ class Trainer(RunView):
         self._say(f"`Trainer.fit` stopped: {self._run.end_message}")
         if self._interrupts.exit_status is not None:
             sys.exit(self._interrupts.exit_status)
-        return FitResult(
-            self.heads,
-            self.metrics,
-            self._run.state.live,
-            self._run.state.step,
-            self._log_dir,
-            self.ledger(),
-            self._run.planned.plan,
-            self.interrupted,
-        )
+        return self._result(self._run)
 
     @checked_call
     def plan(
@@ -379,10 +380,25 @@ class Trainer(RunView):
 
     # A fit, step by step.
 
-    def _check(self, module: HydraModule, datamodule: DataModule, checkpoint_path: Path | None) -> FitSpec:
+    def _check(
+        self, module: HydraModule, datamodule: DataModule, checkpoint_path: Path | None, init_from: Any = None
+    ) -> FitSpec:
         if checkpoint_path is not None:
             resume.load_data_state(checkpoint_path, datamodule)
-        return check_fit(self._settings, module, datamodule, keys(self._participants()), self._root)
+        return check_fit(self._settings, module, datamodule, keys(self._participants()), self._root, init_from)
+
+    def _find_beginning(self, ckpt_path: Any, init_from: Any) -> tuple[Path | None, Any]:
+        """Finds the checkpoint to resume from or, if there is none, the weights to begin with, if any."""
+        if init_from is not None and ckpt_path not in (None, "auto"):
+            raise ArgumentError(
+                f"A fit cannot do both: Trainer.fit(init_from=, ckpt_path={str(ckpt_path)!r}). Got weights to begin "
+                "with and a run to resume, expected one of them. Fix: leave init_from out; the run being resumed began "
+                'with it. ckpt_path="auto" takes init_from where there is no run to resume.'
+            )
+        found = self._find_sound_checkpoint(ckpt_path)
+        if found is None and isinstance(init_from, str) and init_from in ("last", "best"):
+            init_from = self._find_checkpoint(init_from)
+        return found, init_from if found is None else None
 
     def _announce(self, planned: PlannedFit) -> None:
         """Logs in one line what starts; the plan itself is for `Trainer.plan`, `hydrax plan` and the debug log."""
@@ -404,6 +420,7 @@ class Trainer(RunView):
         engine, start, planned = planned.engine, planned.start, dataclasses.replace(planned, start=None)
         if checkpoint_path is None:
             state = RunState.fresh(engine, start or engine.init())
+            state.origins = [] if planned.spec.start is None else planned.spec.start.origins
         else:
             fingerprint = {**planned.fingerprint, **(marks or {})}
             state = resume.load(checkpoint_path, engine=engine, callbacks=keys(emit.callbacks), fingerprint=fingerprint)
@@ -428,6 +445,11 @@ class Trainer(RunView):
         resume.load_data_state(step := Path(last), self.datamodule)
         # Memory may have run out twice since that checkpoint, so its chunk need not be the last plan's.
         return self._start(planned, step, emit, timed, {"chunk": resume.read_choice(step).chunk})
+
+    def _result(self, run: Run) -> FitResult:
+        state, plan = run.state, run.planned.plan
+        how = self._log_dir, self.ledger(), plan, self.interrupted
+        return FitResult(self.heads, self.metrics, state.live, state.step, *how)
 
     def _close(self) -> None:
         if self._planned is not None:
