@@ -7,22 +7,25 @@ from typing import Any
 import numpy as np
 
 from hydrax import Callback, Control, Event
-from hydrax.arguments import is_int, is_number, require
+from hydrax.arguments import is_int, is_number, is_training_metric, require
 
 MODES = ("min", "max")
 
 
 class EarlyStopping(Callback):
-    """Freezes a head when its validation metric no longer improves, and lets all other heads train on.
+    """Freezes a head when the metric that it is judged by no longer improves, and lets all other heads train on.
 
-    Each head is judged by its own scores alone, at every validation; the check before training does not count. A
-    stopped head does not change by a single bit any more. The reason is written to `heads.csv` and logged at the end of
-    the fit. The fit ends when no head is left.
+    Each head is judged by its own scores alone: at every validation if validation logs `monitor`, otherwise at the end
+    of every epoch, by the mean of a training metric over it. The check before training does not count. A stopped head
+    does not change by a single bit any more. The reason is written to `heads.csv` and logged at the end of the fit. The
+    fit ends when no head is left.
 
     Args:
-      monitor: name of the validation metric that scores a head. Default: "val_loss".
+      monitor: name of the metric that scores a head. Default: "val_loss". A training metric need not be logged with
+        `on_epoch=True`. If both log the name, the validation metric counts.
       min_delta: smallest change of the score that counts as an improvement, 0 or more. Default: 0.
-      patience: number of validations in a row without improvement after which a head stops, 1 or more. Default: 3.
+      patience: number of validations, or epochs, in a row without improvement after which a head stops, 1 or more.
+        Default: 3.
       mode: "min" if a lower score is better (the default), "max" if a higher one is.
       check_finite: whether to stop a head whose score is NaN or infinite; if False, such a score counts as no
         improvement. Default: True.
@@ -33,7 +36,8 @@ class EarlyStopping(Callback):
         from the weights as trained. Default: False.
 
     Raises:
-      ArgumentError: an argument is out of range, or (in `setup`, before training) validation does not log `monitor`.
+      ArgumentError: an argument is out of range, or (in `setup`, before training) neither validation nor training logs
+        `monitor`.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class EarlyStopping(Callback):
         self.stopping_threshold, self.divergence_threshold = stopping_threshold, divergence_threshold
         self._best: np.ndarray | None = None
         self._waited: np.ndarray | None = None
+        self._by_epoch = False  # by the mean of a training metric
 
     @property
     def best_scores(self) -> np.ndarray | None:
@@ -72,14 +77,20 @@ class EarlyStopping(Callback):
 
     @property
     def wait_counts(self) -> np.ndarray | None:
-        """int64[H], the number of validations since each head's best score; None before training."""
+        """int64[H], the number of validations or epochs since each head's best score; None before training."""
         return self._waited
 
+    @property
+    def epoch_means(self) -> tuple[str, ...]:
+        return (self.monitor,)
+
+    @property
+    def needs_every_epoch(self) -> bool:
+        return False  # the mean that may be monitored ends a superstep with each epoch by itself
+
     def setup(self, event: Event) -> None:
-        if event.stage == "fit" and self.monitor not in event.trainer.validation_metrics:
-            names = ", ".join(sorted(event.trainer.validation_metrics)) or "none, as this fit has no validation"
-            expected, fix = f"one of the validation metrics: {names}", "log it in validation_step"
-            _require(False, "monitor", self.monitor, expected, fix)
+        if event.stage == "fit":
+            self._by_epoch = is_training_metric("EarlyStopping", self.monitor, event.trainer)
 
     def on_train_start(self, event: Event) -> None:
         if event.step == 0 or self._best is None:  # load_state_dict has set it for a resumed fit
@@ -87,9 +98,17 @@ class EarlyStopping(Callback):
             self._waited = np.zeros(event.trainer.num_heads, np.int64)
 
     def on_validation_end(self, event: Event) -> Control | None:
-        if event.stage != "fit" or event.step == 0 or self._best is None or self._waited is None:
+        if event.stage != "fit" or event.step == 0 or self._by_epoch:
             return None
-        scores, finite = event.metrics[self.monitor], np.isfinite(event.metrics[self.monitor])
+        return self._judge(event, event.metrics[self.monitor])
+
+    def on_train_epoch_end(self, event: Event) -> Control | None:
+        return self._judge(event, event.epoch_mean(self.monitor)) if self._by_epoch else None
+
+    def _judge(self, event: Event, scores: np.ndarray) -> Control | None:
+        if self._best is None or self._waited is None:
+            return None
+        finite = np.isfinite(scores)
         better = finite & event.live & (self._is_better(scores, self._best, self.min_delta) | np.isnan(self._best))
         self._best = np.where(better, scores, self._best)
         self._waited = np.where(better, 0, self._waited + event.live)
@@ -120,13 +139,13 @@ class EarlyStopping(Callback):
 
     def _reasons(self, scores: np.ndarray, finite: np.ndarray, waited: np.ndarray) -> np.ndarray:
         """Returns why each head must stop, by the first condition that holds; "" for a head that need not."""
-        name, none = self.monitor, np.zeros(len(scores), bool)
+        name, none, unit = self.monitor, np.zeros(len(scores), bool), "epochs" if self._by_epoch else "validations"
         reached, gone = self.stopping_threshold, self.divergence_threshold
         cases = {
             f"{name} is NaN or infinite": ~finite if self.check_finite else none,
             f"{name} is better than {reached}": none if reached is None else self._is_better(scores, reached),
             f"{name} is worse than {gone}": none if gone is None else finite & self._is_worse(scores, gone),
-            f"{name} did not improve in {self.patience} validations": waited >= self.patience,
+            f"{name} did not improve in {self.patience} {unit}": waited >= self.patience,
         }
         return np.select(list(cases.values()), list(cases), "")
 

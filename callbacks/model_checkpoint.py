@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hydrax import Callback, Control, Event, Heads
-from hydrax.arguments import is_int, is_number
+from hydrax.arguments import is_int, is_number, is_training_metric
 from hydrax.checkpoint import check_root, locked, make_way
 from hydrax.errors import ArgumentError, CallbackError, CheckpointError, NonFiniteError
 from hydrax.results import BestScores
@@ -44,11 +44,11 @@ class ModelCheckpoint(Callback):
     Hydrax did not write are never touched: if `last/` holds any that look like steps, the fit is refused before it
     trains.
 
-    Scores are compared per head. At each validation, the model of a head is kept as a snapshot if its score is better
-    than its best so far, or than the worst of its `save_top_k`. A tie is no improvement, and neither is a score that is
-    NaN or infinite. The check before training does not count. If a head never scored, or scored less often than
-    others, a folder holds its model from the moment at which the first head was kept there, and its score in
-    `heads.csv` is NaN.
+    Scores are compared per head. At each validation, or at the end of each epoch for a training metric, the model of a
+    head is kept as a snapshot if its score is better than its best so far, or than the worst of its `save_top_k`. A tie
+    is no improvement, and neither is a score that is NaN or infinite. The check before training does not count. If a
+    head never scored, or scored less often than others, a folder holds its model from the moment at which the first
+    head was kept there, and its score in `heads.csv` is NaN.
 
     If a callback raises, or all heads are lost, `last` is saved before the fit ends with its error. A running fit locks
     the folder: another fit that is to write there is refused with the name of the holder.
@@ -57,7 +57,8 @@ class ModelCheckpoint(Callback):
     due; the last good save stays.
 
     Args:
-      monitor: the validation metric that scores a head; if None, no best models are kept.
+      monitor: the metric that scores a head: one that validation logs, at each validation, or one that training logs,
+        by its mean at the end of each epoch. If None, no best models are kept.
       mode: "min" if a lower score is better, else "max".
       save_top_k: how many of the best models of each head to keep; each takes the memory of the models of all heads.
       every_n_train_steps: steps between two saves of `last`; a superstep ends there.
@@ -69,8 +70,8 @@ class ModelCheckpoint(Callback):
       dirpath: the folder; if None, `trainer.log_dir / "checkpoints"`. If that is None too, nothing is saved.
 
     Raises:
-      ArgumentError: an argument is out of range; in `setup`, before training, validation logs no metric called
-        `monitor`.
+      ArgumentError: an argument is out of range; in `setup`, before training, neither validation nor training logs a
+        metric called `monitor`.
       CheckpointError: in `setup`, `last` holds folders of others.
     """
 
@@ -116,6 +117,8 @@ class ModelCheckpoint(Callback):
         self._last_save_secs = self._last_try_secs = 0.0
         # Steps that train_time_interval asked for. The loop asks again, for the next step, before it reports the first.
         self._due_steps: set[int] = set()
+        self._is_due = False  # at the end of an epoch, for the next hook
+        self._by_epoch = False  # by the mean of a training metric
         self._best: BestScores | None = None
         self._best_model_path: Path | None = None
         self._last_model_path: Path | None = None
@@ -123,6 +126,10 @@ class ModelCheckpoint(Callback):
     @property
     def is_checkpoint(self) -> bool:
         return True
+
+    @property
+    def epoch_means(self) -> tuple[str, ...]:
+        return () if self.monitor is None else (self.monitor,)
 
     @property
     def best_scores(self) -> np.ndarray | None:
@@ -156,7 +163,7 @@ class ModelCheckpoint(Callback):
 
     def setup(self, event: Event) -> None:
         if event.stage == "fit" and self.monitor is not None:
-            _check_monitor(self.monitor, event.trainer.validation_metrics)
+            self._by_epoch = is_training_metric("ModelCheckpoint", self.monitor, event.trainer)
         folder = self._find_folder(event) if event.stage == "fit" else None
         self._folder = None  # until training starts
         if event.stage == "fit":
@@ -188,22 +195,34 @@ class ModelCheckpoint(Callback):
             self._save_last(event)
 
     def on_validation_end(self, event: Event) -> Control | None:
-        if self.monitor is None or event.stage != "fit":
-            return None
         # Step 0 is the check before training, with untrained models and a few batches.
-        if event.step == 0 or self._folder is None or self._best is None:
+        if self.monitor is None or event.stage != "fit" or event.step == 0 or self._by_epoch:
             return None
-        improved = self._best.take(event.metrics[self.monitor], event.step)
-        return Control(snapshot=improved) if improved.any() else None
+        return self._keep_best(event, event.metrics[self.monitor])
 
-    def on_train_epoch_end(self, event: Event) -> None:
+    def on_train_epoch_end(self, event: Event) -> Control | None:
         if self.every_n_epochs is not None:
             due = (event.epoch + 1) % self.every_n_epochs == 0
         else:
             none_given = self.every_n_train_steps is None and self.train_time_interval is None
             due = none_given and time.monotonic() - self._last_save_secs >= LAST_SECS
-        if due:
+        if self.monitor is None or not self._by_epoch:
+            if due:
+                self._save_last(event)
+            return None
+        # A save must hold the models that this hook is about to ask for, so it comes with the next hook.
+        self._is_due = due
+        return self._keep_best(event, event.epoch_mean(self.monitor))
+
+    def on_train_epoch_start(self, event: Event) -> None:
+        if self._is_due:
             self._save_last(event)
+
+    def _keep_best(self, event: Event, scores: np.ndarray) -> Control | None:
+        if self._folder is None or self._best is None:
+            return None
+        improved = self._best.take(scores, event.step)
+        return Control(snapshot=improved) if improved.any() else None
 
     def on_train_end(self, event: Event) -> None:
         self._save_last(event)
@@ -274,6 +293,7 @@ class ModelCheckpoint(Callback):
             self._last_save_secs = time.monotonic()
         self._last_try_secs = time.monotonic()  # otherwise train_time_interval would retry a failing save at every step
         self._due_steps.clear()
+        self._is_due = False
 
     def _write_ledger(self, event: Event) -> None:
         if self._folder is None:
@@ -312,15 +332,6 @@ def _check_count(name: str, value: int, fix: str) -> int:
             f"Count out of range: ModelCheckpoint({name}=...). Got {value!r}, expected an int of 1 or more. Fix: {fix}."
         )
     return int(value)
-
-
-def _check_monitor(monitor: str, logged: frozenset[str]) -> None:
-    if monitor not in logged:
-        names = ", ".join(sorted(logged)) or "none, as this fit has no validation"
-        raise ArgumentError(
-            f"Unknown validation metric: ModelCheckpoint(monitor=...). Got {monitor!r}, expected one of those that "
-            f"validation logs: {names}. Fix: monitor one of them, or log {monitor!r} in validation_step."
-        )
 
 
 @contextlib.contextmanager

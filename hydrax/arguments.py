@@ -49,6 +49,29 @@ def is_number(value: Any) -> TypeGuard[float]:
     return known and not math.isnan(value)
 
 
+def is_training_metric(callback: str, monitor: str, trainer: Any) -> bool:
+    """Tells whether a monitored metric is one of training; a validation metric of the same name comes first.
+
+    Args:
+      callback: name of the callback's class.
+      monitor: name of the metric.
+      trainer: the Trainer that the callback sees.
+
+    Raises:
+      ArgumentError: neither validation nor training logs it.
+    """
+    if monitor in trainer.validation_metrics:
+        return False
+    known = (("validation", trainer.validation_metrics), ("training", trainer.training_metrics))
+    names = "; ".join(f"of {stage}: {', '.join(sorted(logged)) or 'none'}" for stage, logged in known)
+    if monitor not in trainer.training_metrics:
+        raise ArgumentError(
+            f"Unknown metric to monitor: {callback}(monitor=...). Got {monitor!r}, expected a metric {names}. Fix: "
+            "monitor one of them, or log it in validation_step or training_step."
+        )
+    return True
+
+
 def require_meant(where: str, got: int, natural: int, unit: str) -> None:
     """Refuses a size that is so much larger than what it serves that it must be a mistake: it would take all memory.
 

@@ -82,6 +82,10 @@ class TrainerView(Protocol):
         """Names that validation logs during the fit; empty if there is no validation."""
 
     @property
+    def training_metrics(self) -> frozenset[str]:
+        """Names that training logs during the fit and whose means over an epoch a callback can ask for."""
+
+    @property
     def scalars(self) -> Mapping[str, float]:
         """The latest numbers of the run as a whole, by name: what callbacks passed to `log_scalars`."""
 
@@ -224,6 +228,15 @@ class Event:
     live: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, bool))
     error: BaseException | None = None
 
+    def epoch_mean(self, name: str) -> np.ndarray:
+        """Returns the mean of a training metric over the epoch, float32[H], in `on_train_epoch_end`.
+
+        Args:
+          name: the metric, with or without the suffix `_epoch`.
+        """
+        name = name.removesuffix("_epoch")
+        return self.metrics[f"{name}_epoch" if f"{name}_epoch" in self.metrics else name]
+
 
 @dataclasses.dataclass(frozen=True)
 class Control:
@@ -339,6 +352,19 @@ class Callback(StepCallback):
         Args:
           state: the values by name, as the checkpoint holds them.
         """
+
+    @property
+    def epoch_means(self) -> tuple[str, ...]:
+        """Training metrics whose means over each epoch this callback needs, even if they are logged by step only."""
+        return ()
+
+    @property
+    def needs_every_epoch(self) -> bool:
+        """Whether the hooks of epochs must be called for each epoch even if nothing is averaged over epochs.
+
+        A superstep then ends with each epoch, which costs time if epochs are short.
+        """
+        return True
 
     @property
     def is_checkpoint(self) -> bool:

@@ -357,7 +357,8 @@ class FitLoop:
         if self.state.faults:
             found = {name: self._without_lost(value) for name, value in found.items()}
         # As in Lightning, a name logged both by step and by epoch is also reported without a suffix.
-        both = found | {name.removesuffix("_epoch"): value for name, value in found.items()}
+        flags = self._fit.logged["training"]
+        both = found | {name: found[self._epoch_name(name)] for name in means if flags[name].on_epoch}
         self.state.metrics |= both
         self.state.add_to_kept(both)
         self.tell("on_train_epoch_end", metrics=found, epoch=self._schedule.epoch(self.state.step - 1))

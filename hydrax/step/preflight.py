@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -32,11 +32,13 @@ class TrainingShapes(NamedTuple):
       epoch: empty accumulators for the values that are logged on_epoch, by name.
       state: shapes of the state of one head.
       step: the step of one head as a jaxpr, in JAX's own operations.
+      names: the names that the user's step logs.
     """
 
     epoch: dict[str, Any]
     state: HeadsState
     step: Any
+    names: frozenset[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,26 +88,29 @@ class Preflight:
             )
         return cls(dataclasses.replace(program, structure=found[-1]), one, parts)
 
-    def training(self, data: Any, batch_size: int, accumulate: int) -> TrainingShapes:
+    def training(
+        self, data: Any, batch_size: int, accumulate: int, epoch_means: Collection[str] = ()
+    ) -> TrainingShapes:
         """Traces `training_step` or `update`, `configure_optimizers` and the second tier of callbacks.
 
         Args:
           data: the training dataset, columns `[N, ...]`, as arrays or shapes.
           batch_size: slots B of a batch.
           accumulate: micro-batches A of a step.
+          epoch_means: names to average over the epoch even if they are logged by step only.
         """
         shapes = _shapes(data)
         # First as an evaluation: what is logged on_epoch must be known before the state of a head has a form.
         accumulators = self.evaluation("training", shapes, batch_size, train=True)
         flags = self.program.logged["training"]
-        epoch = {name: a for name, a in accumulators.items() if flags[name].on_epoch}
+        epoch = {name: a for name, a in accumulators.items() if flags[name].on_epoch or name in epoch_means}
         _refuse_lists(self.program.module, self.inputs, self.parts[0])
         # Traced apart from the step, so that an error names this method.
         with _explained(self.program, "configure_optimizers", "traced hyper-parameters"):
             state = jax.eval_shape(self.program.init, self.inputs, _KEY, epoch)
         with _explained(self.program, self._training_method, _one_head_view(shapes, batch_size)):
             step = jax.make_jaxpr(self.program.train)(state, self._given(shapes, accumulate, batch_size))
-        return TrainingShapes(epoch, state, step)
+        return TrainingShapes(epoch, state, step, frozenset(accumulators))
 
     @property
     def _training_method(self) -> str:

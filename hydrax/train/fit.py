@@ -351,15 +351,18 @@ def check_fit(
         start = None if init_from is None else find_start(init_from, flight, rows.slices.ids)
         if sampling.shared:
             _refuse_batch_statistics(flight)
-        traced = flight.training(rows.data.shapes, sampling.batch_size, settings.accumulate_grad_batches)
+        # A metric that is logged both by step and by epoch may be asked for by either of its names.
+        asked = {name.removesuffix("_epoch") for callback in callbacks.values() for name in callback.epoch_means}
+        how = sampling.batch_size, settings.accumulate_grad_batches, asked
+        traced = flight.training(rows.data.shapes, *how)
         if validation is not None:
             empty = flight.evaluation("validation", validation.data.shapes, validation.source.batch_size)
             validation = dataclasses.replace(validation, empty=empty)
         schedule = _make_schedule(settings, sampling, validation is not None, callbacks, bool(traced.epoch))
         # One callback that needs each step makes all supersteps one step long.
         every_step = any(overrides(callback, "on_train_batch_end") for callback in callbacks.values())
-        how = traced, schedule, every_step, scratch, start
-        spec = FitSpec(settings, module, flight, inputs, sampling, validation, *how)
+        what = traced, schedule, every_step, scratch, start
+        spec = FitSpec(settings, module, flight, inputs, sampling, validation, *what)
         opened.pop_all()  # no error from here on: the caller closes the spec
     return spec
 
@@ -393,6 +396,8 @@ def _make_schedule(
     def heard(*hooks: str) -> bool:
         return any(overrides(callback, hook) for callback in callbacks.values() for hook in hooks)
 
+    waiting = [callback for callback in callbacks.values() if callback.needs_every_epoch]
+    needs_epochs = any(overrides(one, f"on_train_epoch_{end}") for one in waiting for end in ("start", "end"))
     batches = settings.limit("train", sampling.batches_per_epoch)
     steps = -(-batches // settings.accumulate_grad_batches)
     end = settings.total_steps(steps)
@@ -405,7 +410,7 @@ def _make_schedule(
         # A fit shorter than the interval would otherwise log nothing.
         log_every=min(settings.log_every_n_steps, steps),
         # A superstep ends at these only if something listens: with short epochs it would be cut into a few steps each.
-        stop_at_epochs=logs_epochs or heard("on_train_epoch_start", "on_train_epoch_end"),
+        stop_at_epochs=logs_epochs or needs_epochs,
         stop_at_logs=heard("on_train_steps_end", "on_train_batch_end"),
         min_steps=settings.least_steps(steps),
     )

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hydrax.arguments import no_attribute
+from hydrax.arguments import no_attribute, require
 from hydrax.engine import Fault
 from hydrax.errors import ArgumentError
 from hydrax.files import warn_if_unwritable, write_text
 from hydrax.lightning import TRAINER_ATTRIBUTES
 from hydrax.loop import Callback, Interrupts, TrainerView
 from hydrax.results import Heads, head_settings, write_csv
+from hydrax.slices import LEDGER_COLUMNS
 from hydrax.train.fit import PlannedFit
 from hydrax.train.module import HydraModule
 from hydrax.train.run import Run
@@ -108,6 +109,12 @@ class RunView(TrainerView):
         return frozenset(planned.logged["validation"] if planned and planned.spec.validation else ())
 
     @property
+    def training_metrics(self) -> frozenset[str]:
+        names = () if self._planned is None else self._planned.spec.traced.names
+        # A name that is logged by step and by epoch is also known with its suffix.
+        return frozenset((*names, *(f"{name}_epoch" for name in names)))
+
+    @property
     def scalars(self) -> Mapping[str, float]:
         return MappingProxyType(self._scalars)
 
@@ -163,7 +170,12 @@ class RunView(TrainerView):
         scores: np.ndarray | None = None,
         more: Mapping[str, np.ndarray] | None = None,
     ) -> list[dict[str, Any]]:
-        return self._running().ledger(self.metrics.get(monitor or "val_loss") if scores is None else scores, more)
+        if scores is None:
+            known = sorted({*self.metrics, *self.validation_metrics, *self.training_metrics})
+            where = "Trainer.ledger(monitor=...)"
+            require(monitor is None or monitor in known, where, monitor, f"one of {', '.join(known)}", "name a metric")
+            scores = self.metrics.get(monitor or "val_loss")
+        return self._running().ledger(scores, more)
 
     def save_ledger(
         self,
@@ -172,7 +184,10 @@ class RunView(TrainerView):
         scores: np.ndarray | None = None,
         more: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        write_csv(Path(path), self.ledger(monitor, scores, more))
+        # With all metrics, so that heads can be sorted by any of them.
+        taken = (*LEDGER_COLUMNS, *(more or {}))
+        metrics = {name: value for name, value in self.metrics.items() if name not in taken}
+        write_csv(Path(path), self.ledger(monitor, scores, {**(more or {}), **metrics}))
 
     def save_hparams(self) -> None:
         if self.log_dir is None or not self.module or not self.module.hparams:

@@ -5,11 +5,13 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
+import optax
 import pytest
 from heads_under_test import QUIET, PlainClassifier, data_of, rows_of
 
 import hydrax as hx
 from hydrax.callbacks import EarlyStopping, ModelCheckpoint
+from hydrax.datamodules import ArrayDataModule
 from hydrax.errors import ArgumentError
 
 NAN = np.nan
@@ -232,8 +234,9 @@ def test_a_snapshot_of_the_moment_of_a_stop_holds_what_was_scored(after):
     np.testing.assert_array_equal(found, np.concatenate([leaf.ravel() for leaf in kernels(after[6], 1)]))
 
 
-def test_a_metric_that_validation_does_not_log_is_refused_before_training():
-    with pytest.raises(ArgumentError, match="monitor=.*Got 'val_los', expected one of the validation metrics: score"):
+def test_a_metric_that_nothing_logs_is_refused_before_training():
+    names = "of validation: score; of training: accuracy, accuracy_epoch, noise, .*train_loss"
+    with pytest.raises(ArgumentError, match=f"monitor=.*Got 'val_los', expected a metric {names}"):
         fit(EarlyStopping("val_los"))
 
 
@@ -347,3 +350,71 @@ def test_a_model_reached_at_the_stop_itself_is_reported_with_the_epoch_that_ends
     assert "step 6" in result.ledger[1]["reason"]
     assert result.metrics["accuracy"][1] == means[6][1]
     assert np.isfinite(means[6][1])
+
+
+# ---- on a training metric
+
+
+class Sums(hx.HydraModule):
+    """One number per head, of which each step subtracts the mean of its rows; the loss is linear in it."""
+
+    def configure_model(self, key):
+        return {"w": jax.numpy.zeros(())}
+
+    def configure_optimizers(self):
+        return optax.sgd(1.0)
+
+    def training_step(self, model, batch, ctx):
+        # Falls at first and rises later: by hand below.
+        self.log("gap", jax.numpy.abs(model["w"] + 2.2) + 0 * batch["x"])
+        return model["w"] * batch["x"]
+
+
+def gaps(passes, per_pass):
+    """|w + 2.2| at each step, where w falls by 0.25 a step; its mean over each epoch."""
+    steps = np.abs(2.2 - 0.25 * np.arange(passes * per_pass))
+    return steps.reshape(passes, per_pass).mean(axis=1)
+
+
+def on_training(root, *callbacks, epochs=12, ckpt_path=None):
+    x = np.full(16, 0.25, np.float32)
+    data = ArrayDataModule({"x": x}, slices=hx.Slices.full(2, 16), batch_size=8)  # two steps an epoch
+    trainer = hx.Trainer(max_epochs=epochs, callbacks=callbacks, default_root_dir=root, **QUIET)
+    return trainer, trainer.fit(Sums(), data, ckpt_path)
+
+
+@pytest.mark.parametrize("monitor", ["gap", "gap_epoch"])
+def test_a_head_stops_by_the_mean_of_a_training_metric_over_epochs(tmp_path, monitor):
+    stopping = EarlyStopping(monitor, patience=2, restore_best_weights=True)
+    saver = ModelCheckpoint(monitor, dirpath=tmp_path / "saves")
+    trainer, result = on_training(tmp_path, stopping, saver)
+    means = gaps(12, 2)
+    best = int(means.argmin())  # epoch 4, from 0: the steps 9 and 10
+    assert result.step == 2 * (best + 3)
+    np.testing.assert_allclose(stopping.best_scores, means[best], rtol=1e-6)
+    np.testing.assert_allclose(saver.best_scores, means[best], rtol=1e-6)
+    assert saver.best_steps.tolist() == [2 * (best + 1)] * 2
+    np.testing.assert_allclose(result.heads.trainable["w"], -0.25 * 2 * (best + 1), rtol=1e-6)
+    np.testing.assert_allclose(result.metrics["gap_epoch"], means[best], rtol=1e-6)
+    kept = hx.Heads.load(tmp_path / "saves" / "best", Sums())
+    np.testing.assert_array_equal(kept.trainable["w"], result.heads.trainable["w"])
+    assert result.ledger[0]["reason"].startswith(f"{monitor} did not improve in 2 epochs (step ")
+
+
+def test_a_resumed_fit_keeps_the_best_of_a_training_metric_with_its_model(tmp_path):
+    how = {"mode": "min", "every_n_epochs": 1, "keep_last": 99}
+    on_training(tmp_path / "whole", ModelCheckpoint("gap", dirpath=tmp_path / "whole", **how), epochs=7)
+    whole = hx.Heads.load(tmp_path / "whole" / "best", Sums())
+    for step in (8, 10):  # before and with the best
+        folder = tmp_path / str(step)
+        saver = ModelCheckpoint("gap", dirpath=folder, **how)
+        on_training(folder, saver, epochs=7, ckpt_path=tmp_path / "whole" / "last" / str(step))
+        np.testing.assert_array_equal(hx.Heads.load(folder / "best", Sums()).trainable["w"], whole.trainable["w"])
+        assert saver.best_steps.tolist() == [10, 10]
+
+
+def test_a_fit_without_such_a_monitor_averages_nothing(tmp_path):
+    trainer, _ = on_training(tmp_path, epochs=1)
+    assert trainer._planned.spec.traced.epoch == {}
+    trainer, _ = on_training(tmp_path, EarlyStopping("train_loss"), epochs=1)
+    assert list(trainer._planned.spec.traced.epoch) == ["train_loss"]

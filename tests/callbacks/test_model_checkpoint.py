@@ -32,6 +32,7 @@ class FakeTrainer:
     log_dir: Path | None
     num_heads: int = 4
     validation_metrics: frozenset[str] = frozenset({"val_loss", "val_acc"})
+    training_metrics: frozenset[str] = frozenset({"train_loss"})
     snapshots: FakeHeads = field(default_factory=FakeHeads)
     saves: list[tuple[Path, int | None]] = field(default_factory=list)
     ledgers: list[tuple[Path, str | None, list[float] | None, dict[str, list[float]]]] = field(default_factory=list)
@@ -131,12 +132,12 @@ def test_the_check_before_training_and_other_stages_do_not_count(trainer, step, 
 
 
 @pytest.mark.parametrize("log_dir", [Path("run"), None])
-@pytest.mark.parametrize(
-    ("metrics", "names"), [({"val_loss", "val_acc"}, "val_acc, val_loss"), ((), "none, as this fit has no validation")]
-)
-def test_a_monitor_that_no_validation_logs_is_refused_before_training_with_the_names_there_are(log_dir, metrics, names):
+@pytest.mark.parametrize(("metrics", "names"), [({"val_loss", "val_acc"}, "val_acc, val_loss"), ((), "none")])
+def test_a_monitor_that_nothing_logs_is_refused_before_training_with_the_names_there_are(log_dir, metrics, names):
     trainer = FakeTrainer(log_dir, validation_metrics=frozenset(metrics))
-    with pytest.raises(ArgumentError, match=rf"Got 'val_los', expected one of .*: {names}\. Fix: "):
+    with pytest.raises(
+        ArgumentError, match=f"Got 'val_los', expected .* validation: {names}; of training: train_loss. Fix"
+    ):
         ModelCheckpoint("val_los").setup(at(0, trainer))
 
 

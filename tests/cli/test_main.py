@@ -34,6 +34,7 @@ class Mean(hx.HydraModule):
         return (batch["x"] - model["w"]) ** 2
 
     def validation_step(self, model, batch, ctx):
+        self.log("val_w", -model["w"] + 0 * batch["x"])
         return (batch["x"] - model["w"]) ** 2
 
 
@@ -92,6 +93,23 @@ def test_the_folder_of_checkpoints_does_too(capsys, folder):
 def test_heads_sorts_and_filters(capsys, folder, words, heads):
     status, printed = lines(capsys, "heads", folder, *words)
     assert (status, column(printed, "head")) == (0, heads)
+
+
+def test_heads_are_sorted_by_any_metric_that_was_logged_and_an_unknown_one_is_refused(capsys, result, folder):
+    order = np.argsort(-result.heads.trainable["w"], kind="stable")
+    assert column(lines(capsys, "heads", folder, "--sort", "val_w")[1], "head") == list(map(str, order))
+    assert cli.main(["heads", str(folder), "--sort", "val_ww"]) == 1
+    assert "Unknown column: --sort. Got 'val_ww'" in capsys.readouterr().err
+
+
+def test_any_metric_that_was_logged_is_the_score_of_a_ledger_and_an_unknown_one_is_refused(tmp_path):
+    x = np.arange(4, dtype=np.float32)
+    data = ArrayDataModule({"x": x}, val={"x": x}, slices=hx.Slices.prefix([2, 4], 4), batch_size=4)
+    trainer = hx.Trainer(max_steps=1, barebones=True, default_root_dir=tmp_path)
+    w = trainer.fit(Mean(0.5), data).heads.trainable["w"]
+    assert [row["score"] for row in trainer.ledger("val_w")] == (-np.asarray(w)).tolist()
+    with pytest.raises(hx.errors.ArgumentError, match="monitor=.*Got 'val_ww', expected one of .*val_w"):
+        trainer.ledger("val_ww")
 
 
 def test_what_is_no_number_comes_last(capsys, tmp_path):
