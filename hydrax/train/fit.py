@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -358,6 +358,7 @@ def check_fit(
         if validation is not None:
             empty = flight.evaluation("validation", validation.data.shapes, validation.source.batch_size)
             validation = dataclasses.replace(validation, empty=empty)
+        _refuse_equal_names(flight, set(traced.epoch))
         schedule = _make_schedule(settings, sampling, validation is not None, callbacks, bool(traced.epoch))
         # One callback that needs each step makes all supersteps one step long.
         every_step = any(overrides(callback, "on_train_batch_end") for callback in callbacks.values())
@@ -384,6 +385,29 @@ def _refuse_batch_statistics(flight: Preflight) -> None:
             'sampling="shared". Got a model with batch statistics, expected one that treats each row by itself, '
             'because all heads share the rows of a batch. Fix: use a layer norm, or sampling="own".'
         )
+
+
+def _refuse_equal_names(flight: Preflight, means: Set[str]) -> None:
+    """Refuses a logged name that another value is reported under, too.
+
+    Args:
+      flight: what the steps log.
+      means: the training metrics whose means over epochs are reported.
+    """
+    logged = flight.program.logged
+    training = logged["training"]
+    # A value that is reported both by step and by epoch gets a suffix for each.
+    derived = {f"{name}_epoch": name for name in means if training[name].on_step}
+    derived |= {f"{name}_step": name for name, entry in training.items() if entry.on_step and entry.on_epoch}
+    for stage in ("training", "validation"):
+        for name in logged.get(stage, {}):
+            if name in derived:
+                raise ModuleError(
+                    f"Two logged values have one name: {type(flight.program.module).__name__}, {name!r}. Got "
+                    f"self.log({name!r}) in {stage}, and {derived[name]!r} in training, which is reported by step and "
+                    f"by epoch as {derived[name]}_step and {derived[name]}_epoch, expected different names. Fix: "
+                    "rename one of them."
+                )
 
 
 def _make_schedule(

@@ -147,6 +147,17 @@ def logging_inside(transformation):
     return stepping(step)
 
 
+def logging_both(name, **how):
+    """Logs "score" by step and by epoch, and another value."""
+
+    def step(self, model, batch, ctx):
+        self.log("score", 1.0, on_step=True, on_epoch=True)
+        self.log(name, 2.0, **how)
+        return loss_of(self, model, batch, ctx)
+
+    return step
+
+
 def log_twice(self, model, batch, ctx):
     self.log("score", 1.0)
     self.log("score", 2.0)
@@ -317,6 +328,19 @@ def test_logging_inside_the_users_own_transformation_is_refused(run, parts):
 
 LOGS = [
     case("twice", stepping(log_twice), "logged twice in one step: self.log('score') in training_step"),
+    case("beside its step", stepping(logging_both("score_step")), "Two logged values have one name", "'score_step'"),
+    case("beside its epoch", stepping(logging_both("score_epoch", on_step=False, on_epoch=True)), "'score_epoch'"),
+    case(
+        "beside its epoch in validation",
+        lambda: fit(
+            module(
+                training_step=logging_both("other"),
+                validation_step=lambda self, model, batch, ctx: self.log("score_epoch", 1.0),
+            ),
+            data(val=arrays()),
+        ),
+        "self.log('score_epoch') in validation, and 'score' in training",
+    ),
     case("a string", logging(lambda m, b: "high"), "not a number: self.log('score') in training_step", "Got str"),
     case("a list", logging(lambda m, b: [1.0, 2.0]), "not a number: self.log('score')", "Got list", "[4]"),
     case("None", logging(lambda m, b: None), "not a number: self.log('score')", "Got NoneType"),
