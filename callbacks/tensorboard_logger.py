@@ -9,9 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hydrax import Callback, Event
+from hydrax import Callback, Event, TrainerView
 from hydrax.arguments import is_int, require
-from hydrax.loggers import EventFiles, HeadsOverTime, can_draw, heat_map, learning_curve, summaries
+from hydrax.loggers import (
+    EventFiles,
+    HeadsOverTime,
+    can_draw,
+    heat_map,
+    learning_curve,
+    of_live_heads,
+    summaries,
+    summary_writer,
+)
 
 if TYPE_CHECKING:
     from tensorboardX.proto.summary_pb2 import Summary
@@ -27,20 +36,26 @@ class TensorBoardLogger(Callback):
     Training metrics are logged at every step that `trainer.log_every_n_steps` divides, all others whenever they are
     computed. If `trainer.log_dir` is None, nothing is written. The tags are
 
-    - `<metric>/mean`, `/min`, `/q10`, `/median`, `/q90`, `/max`: over all heads, live or not, whose value is finite;
-    - `<metric>/heads`: a histogram over the same heads, for validation metrics;
-    - `heads/live`: number of heads that still learn;
-    - `heads/not_finite`: number of heads with NaN or infinity in one of the metrics logged together;
-    - `heads/steps_per_sec`: head-steps per second since the last training metrics, evaluation included;
-    - `learning_curve/<metric>`: figure, the metric against slice length, if there are three lengths or more;
-    - `heads_over_time/<metric>`: figure, a heat map of heads (ordered by slice length) and time;
+    - `metrics/<metric>`: the mean over heads whose value is finite;
+    - `plots/learning_curve/<metric>`: figure, the metric against slice length, if there are three lengths or more;
+    - `plots/heads_over_time/<metric>`: figure, a heat map of heads (ordered by slice length) and time;
+    - `run/live_heads`: number of heads that still learn;
+    - `run/not_finite_heads`: number of heads with NaN or infinity in one of the metrics logged together;
+    - `run/head_steps_per_sec`: head-steps per second since the last training metrics, evaluation included;
+    - `spread/<metric>/min`, `/q10`, `/median`, `/q90`, `/max`: over the same heads as the mean;
+    - `spread/<metric>/heads`: a histogram over them, for validation metrics;
     - any other tag: a number of the whole run that a callback passed to `trainer.log_scalars`.
 
-    From the end of the first epoch on, "Custom Scalars" has a margin chart (min, median, max) of each metric.
-    TensorBoard reads one layout per run, so a metric that is first logged later has no chart.
+    A training metric, such as the learning rate, is taken over the heads that still learn; validation and test metrics
+    over all heads, stopped or not.
 
-    Some heads also have a run of their own, `head_<id>`, with every metric under its plain name. "HParams" lists their
-    hyper-parameters, slice length, seed and axes beside their scores.
+    From the end of the first epoch on, "Custom Scalars" has a chart of each metric: its mean in the band between its
+    10 % and 90 % quantiles. TensorBoard reads one layout per run, so a metric that is first logged later has no chart.
+
+    Some heads also have a run of their own, `head_<id>`, with every metric under the same tag as the mean, so that one
+    card shows both. "HParams" lists their hyper-parameters, slice length, seed and axes beside their scores.
+
+    `experiment` writes anything else into the same run: figures, images, text, audio.
 
     Figures are drawn for the first four validation metrics and need matplotlib
     (`pip install 'hydrax-heads[plots]'`). They are drawn at the end of a fit and during it, but take at most 2 % of the
@@ -67,6 +82,9 @@ class TensorBoardLogger(Callback):
         _require(isinstance(figures, bool), "figures", figures, "True or False", "leave it out for True")
         self.max_head_runs, self.heads, self.figures = max_head_runs, heads, figures
         self._files: EventFiles | None = None
+        self._experiment: Any = None
+        self._trainer: TrainerView
+        self._waiting: list[tuple[Summary, int | None]] = []  # of `experiment`, before the files are open
         self._dropped = 0
         self._history: dict[str, HeadsOverTime] = {}
         self._begin()
@@ -86,6 +104,28 @@ class TensorBoardLogger(Callback):
     def num_dropped(self) -> int:
         """Number of logs that could not be written."""
         return self._dropped + (0 if self._files is None else self._files.num_dropped)
+
+    @property
+    def experiment(self) -> Any:
+        """A `tensorboardX.SummaryWriter` that writes into this run, for figures, images, text and the like.
+
+        Its methods, such as `add_figure(tag, figure)`, take the present step if they are given none. They return at
+        once, never raise because of a disk, and write nothing if the run writes nothing. Use it in the hooks of a
+        callback, up to and including `on_fit_end`.
+
+        >>> class Confusion(hx.Callback):
+        ...     def on_validation_end(self, event):
+        ...         event.trainer.logger.experiment.add_text("note", f"validated at step {event.step}")
+        """
+        if self._experiment is None:
+            self._experiment = summary_writer(self._write)
+        return self._experiment
+
+    def _write(self, summary: Summary, step: int | None) -> None:
+        if self._files is None:
+            self._waiting.append((summary, step))  # a callback before this one in the list hears each hook earlier
+        else:
+            self._files.add({"": summary}, self._trainer.global_step if step is None else step)
 
     def on_train_start(self, event: Event) -> None:
         self._begin()
@@ -110,13 +150,11 @@ class TensorBoardLogger(Callback):
             return
         rate = self._head_steps_per_sec(event)
         for row in due:
-            metrics = {name: values[row] for name, values in event.metrics.items()}
-            self._log(event, metrics, int(event.steps[row]), rate=rate)
+            self._log(event, of_live_heads(event, row), int(event.steps[row]), rate=rate)
 
     def on_validation_end(self, event: Event) -> None:
         self._log(event, event.metrics, event.step, histograms=True)
         if event.stage != "fit":
-            self._close()  # no later hook would: this is trainer.validate(), outside a fit
             return
         self._remember(event)
         if time.monotonic() - self._drawn_at > DRAW_SHARE * self._draw_secs:
@@ -134,17 +172,15 @@ class TensorBoardLogger(Callback):
 
     def on_fit_end(self, event: Event) -> None:
         self._draw(event)
-        self._close()
 
     def on_test_end(self, event: Event) -> None:
         self._log(event, event.metrics, event.step)
-        self._close()
-
-    def on_exception(self, event: Event) -> None:
-        self._close()
 
     def teardown(self, event: Event) -> None:
+        if self._waiting and self._files is None and event.trainer.log_dir is not None:
+            self._open(event)  # such as in a prediction, in which this logger has nothing of its own to write
         self._close()
+        self._waiting = []
 
     def state_dict(self) -> dict[str, Any]:
         arrays = {
@@ -182,9 +218,9 @@ class TensorBoardLogger(Callback):
         if self._files is None:
             self._open(event)  # validate or test, without a fit
         numbers = summaries.of_all_heads(metrics, histograms)
-        numbers["heads/live"] = int(np.count_nonzero(event.live))
+        numbers[f"{summaries.RUN}live_heads"] = int(np.count_nonzero(event.live))
         if rate is not None:
-            numbers["heads/steps_per_sec"] = rate
+            numbers[f"{summaries.RUN}head_steps_per_sec"] = rate
         numbers.update(event.trainer.scalars)
         of_heads = summaries.of_single_heads(metrics, list(self._own_runs.values()))
         assert self._files is not None
@@ -192,13 +228,14 @@ class TensorBoardLogger(Callback):
         # TensorBoard takes the columns of the HParams table from the first entry, so it waits until all scores exist.
         scores = sorted(event.trainer.validation_metrics) or list(metrics)
         if self._without_hparams and set(scores) <= set(metrics):
-            self._files.add({run: self._hparams(event, run, scores) for run in self._without_hparams}, step)
+            tags = [summaries.METRICS + name for name in scores]
+            self._files.add({run: self._hparams(event, run, tags) for run in self._without_hparams}, step)
             self._without_hparams = set()
 
-    def _hparams(self, event: Event, run: str, scores: Sequence[str]) -> Summary:
+    def _hparams(self, event: Event, run: str, tags: Sequence[str]) -> Summary:
         hparams = event.trainer.module.hparams if event.trainer.module else {}
         values = {**hparams, **self._settings[self._own_runs[run]], "head": None}  # the name of its run has the id
-        return summaries.hyperparameters(values, scores)
+        return summaries.hyperparameters(values, tags)
 
     def _places(self) -> list[int]:
         """Returns the positions of the heads that have runs of their own."""
@@ -233,9 +270,12 @@ class TensorBoardLogger(Callback):
         for name, history in self._history.items():
             if len(np.unique(lengths)) > 2:
                 title = f"after {history.steps[-1]} steps"
-                figures[f"learning_curve/{name}"] = learning_curve(lengths, history.latest, name, title)
+                figures[f"{summaries.PLOTS}learning_curve/{name}"] = learning_curve(
+                    lengths, history.latest, name, title
+                )
             if len(history.steps) > 1 and len(ids) > 1:
-                figures[f"heads_over_time/{name}"] = heat_map(history.steps, history.values, ids[history.places], name)
+                shown = heat_map(history.steps, history.values, ids[history.places], name)
+                figures[f"{summaries.PLOTS}heads_over_time/{name}"] = shown
         if figures:
             self._files.add({"": summaries.of_figures(figures)}, event.step)
         self._drawn_at = time.monotonic()
@@ -263,6 +303,10 @@ class TensorBoardLogger(Callback):
 
         self._charted = False
         self._files = EventFiles(folder, report, purge_step)
+        self._trainer = event.trainer
+        waiting, self._waiting = self._waiting, []
+        for summary, step in waiting:
+            self._write(summary, event.step if step is None else step)
 
     def _close(self) -> None:
         if self._files is None:

@@ -60,6 +60,22 @@ return found;
 """
 
 
+# Titles of the cards that a page shows, without the name of their group.
+READ_CARDS = """
+const found = [];
+const walk = (node) => {
+  if (node.nodeName === "CARD-VIEW") {
+    const title = node.querySelector(".tag, .card-title, tb-truncated-path");
+    if (title) found.push(title.textContent.trim());
+  }
+  if (node.shadowRoot) walk(node.shadowRoot);
+  for (const child of node.childNodes) walk(child);
+};
+walk(document.body);
+return found;
+"""
+
+
 class Classifier(hx.HydraModule):
     """Softmax regression, each head with its own learning rate."""
 
@@ -149,7 +165,7 @@ def main() -> None:
         assert result.log_dir is not None
         with tensorboard(result.log_dir) as address, browser() as page:
             pages = {
-                "time-series": "?tagFilter=val_loss#timeseries",
+                "time-series": "#timeseries",
                 "margin-charts": "#custom_scalars",
                 "figures": "#images",
                 "hparams": "#hparams",

@@ -209,7 +209,6 @@ TRAINER_ATTRIBUTES = {
     "received_sigterm": "use `interrupted`",
     "predictions": "use what `predict` returns",
     "profiler": "pass profiler to the Trainer; its table is printed at the end of the fit",
-    "logger_connector": "use `logger`",
     "max_epochs": "use `estimated_stepping_batches`, the steps of the fit, and `steps_per_epoch`",
     "max_steps": "use `estimated_stepping_batches`, the steps of the fit",
 }

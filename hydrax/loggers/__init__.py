@@ -10,7 +10,7 @@ Files, in reading order:
 """
 
 from hydrax.loggers import summaries
-from hydrax.loggers.event_files import EventFiles
+from hydrax.loggers.event_files import EventFiles, summary_writer
 from hydrax.loggers.plots import (
     CURVE_COLUMNS,
     HeadsOverTime,
@@ -21,7 +21,7 @@ from hydrax.loggers.plots import (
     to_pixels,
     to_png,
 )
-from hydrax.loggers.quantiles import finite
+from hydrax.loggers.quantiles import finite, of_live_heads
 from hydrax.loggers.remote_logger import RemoteLogger, missing_package
 
 __all__ = [
@@ -35,7 +35,9 @@ __all__ = [
     "heat_map",
     "learning_curve",
     "missing_package",
+    "of_live_heads",
     "summaries",
+    "summary_writer",
     "to_pixels",
     "to_png",
 ]

@@ -153,19 +153,44 @@ class EventFiles:
         self._files = {}
 
 
-def _record_writer() -> Callable[[str], Any]:
-    """Imports tensorboardX's record writer when the first one is needed, and without PyTorch.
+def summary_writer(write: Callable[[Summary, int | None], None]) -> Any:
+    """Makes a `tensorboardX.SummaryWriter` that hands its summaries on, with their steps, instead of writing a file."""
+    with _without_torch():
+        from tensorboardX import SummaryWriter
 
-    tensorboardX imports PyTorch where it is installed, only to name a type in annotations: two seconds and 200 MB. It
-    has no option against that, so the import is blocked in Python's own way, by None in `sys.modules`.
+    def add_scalars(main_tag: str, tag_scalar_dict: Mapping[str, float], *args: Any, **when: Any) -> None:
+        for tag, number in tag_scalar_dict.items():
+            writer.add_scalar(f"{main_tag}/{tag}", number, *args, **when)
+
+    # A file of its own could take the name of another one of the same second, and its thread dies of a full disk.
+    writer = SummaryWriter(".", write_to_disk=False)
+    file = writer.file_writer
+    file.add_summary = lambda summary, global_step=None, walltime=None: write(summary, global_step)
+    writer._get_file_writer = lambda: file
+    writer.add_scalars = add_scalars  # the original opens a file for each series
+    return writer
+
+
+def _record_writer() -> Callable[[str], Any]:
+    """Imports tensorboardX's record writer when the first one is needed."""
+    with _without_torch():
+        from tensorboardX.record_writer import RecordWriter
+    writer: Callable[[str], Any] = RecordWriter
+    return writer
+
+
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """Keeps tensorboardX from importing PyTorch.
+
+    It does so where it is installed, only to name a type in annotations: two seconds and 200 MB. It has no option
+    against that, so the import is blocked in Python's own way, by None in `sys.modules`.
     """
     absent = "torch" not in sys.modules
     if absent:
         sys.modules["torch"] = None  # type: ignore[assignment]
     try:
-        from tensorboardX.record_writer import RecordWriter
+        yield
     finally:
         if absent:
             del sys.modules["torch"]
-    writer: Callable[[str], Any] = RecordWriter
-    return writer

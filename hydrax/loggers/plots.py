@@ -177,7 +177,7 @@ def heat_map(steps: np.ndarray, values: np.ndarray, names: np.ndarray, label: st
     image = axes.imshow(shown, aspect="auto", interpolation="nearest", cmap="viridis", vmin=low, vmax=high)
     figure.colorbar(image, label=label, extend="both")
     for axis, ticks in ((axes.xaxis, steps), (axes.yaxis, names)):
-        places = np.unique(np.linspace(0, len(ticks) - 1, min(len(ticks), _MAX_TICKS)).round().astype(int))
+        places = range(0, len(ticks), -(-len(ticks) // _MAX_TICKS))  # evenly spaced, unlike rounded quantiles
         axis.set_ticks(places, [str(ticks[place]) for place in places])
     axes.set(xlabel="step", ylabel="head", title=title)
     return figure

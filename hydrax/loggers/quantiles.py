@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from hydrax.loop import Event
+
 QUANTILES = {"min": 0.0, "q10": 0.1, "median": 0.5, "q90": 0.9, "max": 1.0}
 STATISTICS = ("mean", *QUANTILES)
 _SHARES = np.array(list(QUANTILES.values()))
@@ -58,6 +60,20 @@ def spread_of_sorted(names: Iterable[str], table: np.ndarray, counts: np.ndarray
         for statistic, number in zip(STATISTICS, row, strict=True)
         if count
     }
+
+
+def of_live_heads(event: Event, row: int | np.integer) -> dict[str, np.ndarray]:
+    """Returns the training metrics of one step, float[H] by name, NaN for heads that are stopped.
+
+    A stopped head keeps the values of its last step: its learning rate and loss are not those of this step. Heads that
+    finish together, in the last superstep, count.
+
+    Args:
+      event: that of `on_train_steps_end`.
+      row: the step's place in it.
+    """
+    counts = event.live | ~event.live.any()
+    return {name: np.where(counts, values[row], np.nan) for name, values in event.metrics.items()}
 
 
 def finite(values: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from hydrax.errors import ArgumentError
 from hydrax.loggers.background import BackgroundWriter
 from hydrax.loggers.plots import can_draw, learning_curve
-from hydrax.loggers.quantiles import count_not_finite, spread
+from hydrax.loggers.quantiles import count_not_finite, of_live_heads, spread
 from hydrax.loop import Callback, Event
 
 MAX_WAITING = 1_000
@@ -98,7 +98,7 @@ class RemoteLogger(Callback):
 
     def on_train_steps_end(self, event: Event) -> None:
         for row in np.flatnonzero(event.steps % event.trainer.log_every_n_steps == 0):
-            self._write(event, {name: values[row] for name, values in event.metrics.items()}, int(event.steps[row]))
+            self._write(event, of_live_heads(event, row), int(event.steps[row]))
 
     def on_validation_end(self, event: Event) -> None:
         self._evaluated(event)

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 NUM_BINS = 30
 
+# The tab "Time Series" makes a group of each first part of a tag, in alphabetical order, and opens the first two: one
+# card for each metric, then the figures. The others stay closed until someone asks for them.
+METRICS, PLOTS, RUN, SPREAD = "metrics/", "plots/", "run/", "spread/"
+
 Numbers = dict[str, float | dict[str, Any]]
 """The content of a log by tag: a scalar, or the fields of a histogram."""
 
@@ -42,23 +46,26 @@ def of_all_heads(metrics: Mapping[str, np.ndarray], histograms: bool) -> Numbers
 
     Args:
       metrics: float[H] by name; a metric that is finite nowhere is left out.
-      histograms: whether to add the histogram `<metric>/heads` of each metric.
+      histograms: whether to add the histogram `spread/<metric>/heads` of each metric.
     """
     table, counts = sort_finite(metrics)
-    numbers: Numbers = {**spread_of_sorted(metrics, table, counts)}
+    numbers: Numbers = {}
+    for tag, number in spread_of_sorted(metrics, table, counts).items():
+        name, _, statistic = tag.rpartition("/")
+        numbers[METRICS + name if statistic == "mean" else SPREAD + tag] = number
     some = counts > 0
     if histograms and some.any():
-        tags = [f"{name}/heads" for name in itertools.compress(metrics, some)]
+        tags = [f"{SPREAD}{name}/heads" for name in itertools.compress(metrics, some)]
         numbers |= zip(tags, _histograms(table[some], counts[some]), strict=True)
-    numbers["heads/not_finite"] = count_not_finite(metrics)
+    numbers[f"{RUN}not_finite_heads"] = count_not_finite(metrics)
     return numbers
 
 
 def of_single_heads(metrics: Mapping[str, np.ndarray], positions: Sequence[int]) -> list[Numbers]:
-    """Returns the finite values of the head at each of some positions, each under the plain name of its metric."""
+    """Returns the finite values of the head at each of some positions, under the tags of the means of all heads."""
     chosen = np.array([values[positions] for values in metrics.values()], np.float64).T.tolist()
     return [
-        {name: value for name, value in zip(metrics, of_head, strict=True) if math.isfinite(value)}
+        {METRICS + name: value for name, value in zip(metrics, of_head, strict=True) if math.isfinite(value)}
         for of_head in chosen
     ]
 
@@ -76,11 +83,14 @@ def of_figures(figures: Mapping[str, Figure]) -> Summary:
 
 
 def margin_charts(metric_names: Sequence[str]) -> Summary:
-    """Returns a layout with a chart of each metric over time: its median between its minimum and its maximum."""
+    """Returns a layout with a chart of each metric over time: its mean in the band of its 10 % and 90 % quantiles."""
     from tensorboardX.summary import custom_scalars
 
     # The tags of a margin chart are [value, lower, upper].
-    charts = {name: ["Margin", [f"{name}/{word}" for word in ("median", "min", "max")]] for name in metric_names}
+    charts = {
+        name: ["Margin", [METRICS + name, *(f"{SPREAD}{name}/{word}" for word in ("q10", "q90"))]]
+        for name in metric_names
+    }
     summary: Summary = custom_scalars({"heads": charts})
     return summary
 

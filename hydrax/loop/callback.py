@@ -126,6 +126,14 @@ class TrainerView(Protocol):
         """The first callback that saves checkpoints, or None."""
 
     @property
+    def logger(self) -> Any:
+        """The first of `loggers`, or None: the TensorBoardLogger, unless another logger comes before it."""
+
+    @property
+    def loggers(self) -> list[Any]:
+        """The callbacks that write to a service with an interface of its own, which is their attribute `experiment`."""
+
+    @property
     def run_id(self) -> str:
         """The run's own random name, which its checkpoints carry and a resumed run keeps."""
 

@@ -140,6 +140,14 @@ class RunView(TrainerView):
         return next((callback for callback in self.callbacks if callback.is_checkpoint), None)
 
     @property
+    def logger(self) -> Any:
+        return next(iter(self.loggers), None)
+
+    @property
+    def loggers(self) -> list[Any]:
+        return [callback for callback in self.callbacks if hasattr(type(callback), "experiment")]
+
+    @property
     def run_id(self) -> str:
         return self._running().state.run_id
 

@@ -63,14 +63,14 @@ def test_saves_by_seconds_go_on_in_their_rhythm(fitted):
 
 def test_the_times_in_event_files_go_on(fitted):
     _, result, start, secs = fitted
-    times = [point.wall_time for point in EventAccumulator(str(result.log_dir)).Reload().Scalars("train_loss/mean")]
+    times = [point.wall_time for point in EventAccumulator(str(result.log_dir)).Reload().Scalars("metrics/train_loss")]
     assert len(times) == STEPS // 4
     assert np.diff(times).min() > 0
     assert start - 1 < times[0] < times[-1] < start + secs + 1
 
 
 def test_speeds_stay_true(fitted):
-    rates = EventAccumulator(str(fitted[1].log_dir)).Reload().Scalars("heads/steps_per_sec")
+    rates = EventAccumulator(str(fitted[1].log_dir)).Reload().Scalars("run/head_steps_per_sec")
     # Three heads, four steps, a pause or more.
     assert all(0 < rate.value <= 3 * 4 / PAUSE_SECS for rate in rates)
     assert rates

@@ -74,14 +74,26 @@ def shown(number):
 @pytest.mark.parametrize(("word", "of"), [("median", np.median), ("mean", np.mean), ("min", np.min), ("max", np.max)])
 def test_the_scalars_of_all_heads_stand_there_as_numbers(texts, result, metric, word, of):
     expected = shown(of(result.metrics[metric].astype(np.float64)))
-    found = texts(f"?tagFilter={metric}%2F{word}#timeseries", expected)
+    tag = f"metrics%2F{metric}" if word == "mean" else f"spread%2F{metric}%2F{word}"
+    found = texts(f"?tagFilter={tag}#timeseries", expected)
     row = found.index(".", found.index("Relative"))  # run, smoothed value, value, step
     assert found[row + 2 : row + 4] == [expected, "60"]
 
 
+def test_at_first_sight_there_is_one_card_for_each_metric_and_then_the_figures(pages, texts, browser):
+    groups = ("metrics", "plots", "run", "spread")
+    found = texts("#timeseries", *groups, *METRICS, "Relative")
+    expected = [f"metrics/{name}" for name in sorted(["train_loss", *METRICS])]
+    cards = pages.wait_for(lambda: browser.execute_script(pages.READ_CARDS), lambda found: set(expected) < set(found))
+    assert cards[: len(expected)] == expected
+    # Cards below the window are made as one scrolls.
+    assert {card.split("/")[0] for card in cards[len(expected) :]} == {"plots"}
+    assert list(dict.fromkeys(text for text in found if text in groups)) == list(groups)
+
+
 def test_eight_heads_stand_in_one_chart(texts, result):
     expected = [shown(result.metrics["val_loss"][head]) for head in HEADS]
-    found = texts("?tagFilter=%5Eval_loss%24#timeseries", "Relative", *expected)
+    found = texts("?tagFilter=%5Emetrics%2Fval_loss%24#timeseries", "Relative", *expected)
     rows = found[found.index("Relative") :]
     assert [rows[rows.index(f"head_{head}") + 2] for head in HEADS] == expected
 
@@ -92,14 +104,15 @@ def test_each_metric_has_a_margin_chart(texts, address, metric):
     [heads] = asked(address, "custom_scalars/layout")["category"]
     [chart] = [chart for chart in heads["chart"] if chart["title"] == metric]
     assert chart["margin"]["series"] == [
-        {"value": f"{metric}/median", "lower": f"{metric}/min", "upper": f"{metric}/max"}
+        {"value": f"metrics/{metric}", "lower": f"spread/{metric}/q10", "upper": f"spread/{metric}/q90"}
     ]
 
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_each_validation_metric_has_a_histogram_over_heads(texts, address, result, metric):
-    assert f"{metric}/heads" in texts("#histograms", f"{metric}/heads")
-    *_, (_, step, bins) = asked(address, "histograms/histograms", run=".", tag=f"{metric}/heads")
+    tag = f"spread/{metric}/heads"
+    assert tag in texts("#histograms", tag)
+    *_, (_, step, bins) = asked(address, "histograms/histograms", run=".", tag=tag)
     left, right, counts = np.array(bins).T
     assert (step, counts.sum()) == (60, 784)
     # The server makes its own bins from those in the file, so a count may be spread over two of them.
@@ -111,12 +124,12 @@ def test_each_validation_metric_has_a_histogram_over_heads(texts, address, resul
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_learning_curve_and_the_heat_map_are_shown(pages, texts, browser, metric):
-    tags = {f"learning_curve/{metric}", f"heads_over_time/{metric}"}
+    tags = {f"plots/learning_curve/{metric}", f"plots/heads_over_time/{metric}"}
     texts("#images", *tags)
     found = pages.wait_for(lambda: browser.execute_script(pages.READ_IMAGES), lambda found: tags <= set(found))
     assert {tag: tuple(found[tag]) for tag in tags} == {
-        f"learning_curve/{metric}": (700, 450),
-        f"heads_over_time/{metric}": (700, 600),
+        f"plots/learning_curve/{metric}": (700, 450),
+        f"plots/heads_over_time/{metric}": (700, 600),
     }
 
 

@@ -14,13 +14,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from hydrax import Event, PerHead
+from hydrax import Callback, Event, PerHead, Slices, Trainer
 from hydrax.callbacks import TensorBoardLogger, tensorboard_logger
 from hydrax.errors import ArgumentError
 from hydrax.loggers import plots
 
 LIVE = np.array([True, True, False, True])
-WORDS = ("mean", "min", "q10", "median", "q90", "max")
+
+
+def tags_of(metric: str) -> list[str]:
+    """Returns the tags of a metric's mean, minimum, quantiles and maximum."""
+    return [f"metrics/{metric}", *(f"spread/{metric}/{word}" for word in ("min", "q10", "median", "q90", "max"))]
 
 
 @dataclass
@@ -95,7 +99,7 @@ def test_the_spread_over_finite_heads_is_numpys(trainer, logger):
     logger.on_validation_end(at(7, trainer, {"val_loss": values}))
     logger.teardown(at(7, trainer))
     expected = [finite.mean(), *np.quantile(finite, [0, 0.1, 0.5, 0.9, 1])]
-    written = [points(trainer.log_dir, f"val_loss/{word}") for word in WORDS]
+    written = [points(trainer.log_dir, tag) for tag in tags_of("val_loss")]
     assert [step for [(step, _)] in written] == [7] * 6
     np.testing.assert_allclose([value for [(_, value)] in written], expected, rtol=1e-6)
 
@@ -103,22 +107,41 @@ def test_the_spread_over_finite_heads_is_numpys(trainer, logger):
 def test_a_stopped_head_is_part_of_the_spread(trainer, logger):
     logger.on_validation_end(at(1, trainer, {"val_loss": np.float32([1, 2, 99, 3])}))  # head 2 is not live
     logger.teardown(at(1, trainer))
-    assert points(trainer.log_dir, "val_loss/max") == [(1, 99.0)]
+    assert points(trainer.log_dir, "spread/val_loss/max") == [(1, 99.0)]
+
+
+def test_a_training_metric_leaves_out_heads_that_are_stopped(trainer, logger):
+    logger.on_train_start(at(0, trainer))
+    rates = np.float32([[1, 2, 99, 3]])  # head 2 is not live, and 99 is the rate of its last step
+    logger.on_train_steps_end(Event(trainer, "fit", 50, 0, {"rate": rates}, np.array([50]), LIVE))
+    finished = np.zeros(4, bool)  # all of them in one superstep
+    logger.on_train_steps_end(Event(trainer, "fit", 100, 0, {"rate": rates}, np.array([100]), finished))
+    logger.teardown(at(100, trainer))
+    assert points(trainer.log_dir, "spread/rate/max") == [(50, 3.0), (100, 99.0)]
+    assert points(trainer.log_dir, "metrics/rate") == [(50, 2.0), (100, 26.25)]
+
+
+def test_each_metric_has_one_tag_in_the_first_group_and_the_figures_are_the_second(trainer, logger):
+    fitted(trainer, logger)
+    tags = EventAccumulator(str(trainer.log_dir), {"images": 0}).Reload().Tags()
+    groups = sorted({tag.split("/")[0] for kind in ("scalars", "images", "histograms") for tag in tags[kind]})
+    assert groups == ["metrics", "plots", "run", "spread"]
+    assert sorted(tag for tag in tags["scalars"] if tag.startswith("metrics/")) == ["metrics/loss", "metrics/val_loss"]
 
 
 def test_a_metric_without_a_finite_head_writes_nothing_of_its_own(trainer, logger):
     logger.on_validation_end(at(1, trainer, {"val_loss": np.full(4, np.nan), "val_acc": np.ones(4)}))
     logger.teardown(at(1, trainer))
     tags = read(trainer.log_dir).Tags()["scalars"]
-    assert {tag for tag in tags if not tag.startswith("heads/")} == {f"val_acc/{word}" for word in WORDS}
+    assert {tag for tag in tags if not tag.startswith("run/")} == set(tags_of("val_acc"))
 
 
 def test_live_heads_and_heads_that_are_not_finite_in_any_metric_are_counted(trainer, logger):
     metrics = {"val_loss": np.float32([np.nan, 1, np.inf, 1]), "val_acc": np.float32([1, 1, np.nan, 1])}
     logger.on_validation_end(at(1, trainer, metrics))
     logger.teardown(at(1, trainer))
-    assert points(trainer.log_dir, "heads/live") == [(1, 3.0)]
-    assert points(trainer.log_dir, "heads/not_finite") == [(1, 2.0)]
+    assert points(trainer.log_dir, "run/live_heads") == [(1, 3.0)]
+    assert points(trainer.log_dir, "run/not_finite_heads") == [(1, 2.0)]
 
 
 def test_training_metrics_are_written_at_the_steps_that_log_every_n_steps_divides(trainer, logger):
@@ -126,7 +149,7 @@ def test_training_metrics_are_written_at_the_steps_that_log_every_n_steps_divide
     for first, last in [(1, 30), (31, 110), (111, 149), (150, 150)]:
         logger.on_train_steps_end(superstep(first, last, trainer))
     logger.teardown(at(150, trainer))
-    assert points(trainer.log_dir, "loss/max") == [(50, 53.0), (100, 103.0), (150, 153.0)]
+    assert points(trainer.log_dir, "spread/loss/max") == [(50, 53.0), (100, 103.0), (150, 153.0)]
 
 
 def test_the_speed_is_in_head_steps_per_second_since_the_log_before(trainer, logger, monkeypatch):
@@ -137,21 +160,21 @@ def test_the_speed_is_in_head_steps_per_second_since_the_log_before(trainer, log
         logger.on_train_steps_end(superstep(last - 49, last, trainer))
     logger.teardown(at(150, trainer))
     # 3 live heads, 50 steps, 2 s and 1 s
-    assert points(trainer.log_dir, "heads/steps_per_sec") == [(100, 75.0), (150, 150.0)]
+    assert points(trainer.log_dir, "run/head_steps_per_sec") == [(100, 75.0), (150, 150.0)]
 
 
 @pytest.mark.parametrize("hook", ["on_validation_end", "on_train_epoch_end", "on_test_end"])
 def test_evaluation_and_epochs_are_written_whenever_they_come(trainer, logger, hook):
     getattr(logger, hook)(at(33, trainer, {"some_loss": np.float32([1, 2, 3, 4])}))
     logger.teardown(at(33, trainer))
-    assert points(trainer.log_dir, "some_loss/median") == [(33, 2.5)]
+    assert points(trainer.log_dir, "spread/some_loss/median") == [(33, 2.5)]
 
 
 def test_validation_metrics_have_a_histogram_over_finite_heads(trainer, logger):
     values = np.random.default_rng(1).normal(size=500).astype(np.float32)
     logger.on_validation_end(at(9, trainer, {"val_loss": np.append(values, np.float32(np.nan))}))
     logger.teardown(at(9, trainer))
-    [histogram] = read(trainer.log_dir).Histograms("val_loss/heads")
+    [histogram] = read(trainer.log_dir).Histograms("spread/val_loss/heads")
     counts, edges = np.histogram(values.astype(np.float64), bins=30)
     assert histogram.step == 9
     assert histogram.histogram_value.num == 500
@@ -174,7 +197,10 @@ def test_every_metric_of_the_first_epoch_has_a_margin_chart_written_once(trainer
         logger.on_train_epoch_end(at(step, trainer, {"loss_epoch": np.ones(4)}))
     logger.teardown(at(100, trainer))
     assert charts(trainer.log_dir) == [
-        {name: (f"{name}/median", f"{name}/min", f"{name}/max") for name in ("loss", "val_loss", "loss_epoch")}
+        {
+            name: (f"metrics/{name}", f"spread/{name}/q10", f"spread/{name}/q90")
+            for name in ("loss", "val_loss", "loss_epoch")
+        }
     ]
 
 
@@ -182,13 +208,14 @@ def test_a_fit_that_ends_before_its_first_epoch_has_its_charts_too(trainer, logg
     logger.on_train_start(at(0, trainer))
     logger.on_train_steps_end(superstep(1, 50, trainer))
     logger.teardown(at(50, trainer))
-    assert charts(trainer.log_dir) == [{"loss": ("loss/median", "loss/min", "loss/max")}]
+    assert charts(trainer.log_dir) == [{"loss": ("metrics/loss", "spread/loss/q10", "spread/loss/q90")}]
 
 
 def test_a_test_after_the_fit_keeps_the_charts_of_the_fit(trainer, logger):
     logger.on_validation_end(at(50, trainer, {"val_loss": np.ones(4)}))
     logger.teardown(at(50, trainer))
     logger.on_test_end(at(50, trainer, {"test_loss": np.ones(4)}, stage="test"))
+    logger.teardown(at(50, trainer, stage="test"))
     assert list(charts(trainer.log_dir)[-1]) == ["val_loss", "test_loss"]
 
 
@@ -207,12 +234,13 @@ def test_a_resumed_fit_takes_the_place_of_what_was_logged_after_its_step(trainer
         for step, loss in losses:
             logger.on_validation_end(at(step, trainer, {"val_loss": np.full(4, loss)}))
         logger.teardown(at(150, trainer))
-    assert points(trainer.log_dir, "val_loss/median") == [(50, 1.0), (100, 2.0), (150, 4.0)]
+    assert points(trainer.log_dir, "spread/val_loss/median") == [(50, 1.0), (100, 2.0), (150, 4.0)]
 
 
 def test_two_files_begun_in_one_second_have_two_names(trainer, logger):
     for _ in range(3):
         logger.on_validation_end(at(50, trainer, {"val_loss": np.ones(4)}, stage="validate"))
+        logger.teardown(at(50, trainer, stage="validate"))
     assert len(list(trainer.log_dir.iterdir())) == 3
 
 
@@ -231,7 +259,8 @@ def test_without_a_log_dir_nothing_is_written_or_counted_as_lost(tmp_path, monke
 @pytest.mark.parametrize(("hook", "stage"), [("on_validation_end", "validate"), ("on_test_end", "test")])
 def test_an_evaluation_outside_a_fit_is_on_disk_when_it_ends(trainer, logger, hook, stage):
     getattr(logger, hook)(at(50, trainer, {"some_loss": np.ones(4)}, stage))
-    assert points(trainer.log_dir, "some_loss/max") == [(50, 1.0)]
+    logger.teardown(at(50, trainer, stage=stage))
+    assert points(trainer.log_dir, "spread/some_loss/max") == [(50, 1.0)]
 
 
 def test_no_thread_is_left_after_teardown(trainer, logger):
@@ -271,13 +300,14 @@ def fitted(trainer, logger, *, steps=(50, 100)):
     logger.teardown(at(steps[-1], trainer))
 
 
-def test_single_heads_have_runs_of_their_own_with_plain_names(trainer, logger):
+def test_single_heads_have_runs_of_their_own_with_the_tags_of_the_means(trainer, logger):
     fitted(trainer, logger)
     assert sorted(path.name for path in trainer.log_dir.iterdir() if path.is_dir()) == [
         *("head_100", "head_101", "head_102", "head_103")
     ]
-    assert points(trainer.log_dir / "head_102", "loss") == [(50, 52.0), (100, 102.0)]
-    assert points(trainer.log_dir / "head_102", "val_loss") == [(50, 70.0), (100, 120.0)]
+    assert points(trainer.log_dir / "head_101", "metrics/loss") == [(50, 51.0), (100, 101.0)]
+    assert points(trainer.log_dir / "head_101", "metrics/val_loss") == [(50, 60.0), (100, 110.0)]
+    assert points(trainer.log_dir / "head_102", "metrics/val_loss") == [(50, 70.0), (100, 120.0)]  # it is stopped
 
 
 @pytest.mark.parametrize(
@@ -332,14 +362,14 @@ def test_the_table_of_hyper_parameters_has_a_line_for_each_run_with_its_scores(t
     assert (start.hparams["lr"].number_value, start.hparams["length"].number_value) == (0.3, 40.0)
     content = data["_hparams_/experiment"].plugin_data.content
     experiment = plugin_data_pb2.HParamsPluginData.FromString(content).experiment
-    assert [metric.name.tag for metric in experiment.metric_infos] == ["val_loss"]
+    assert [metric.name.tag for metric in experiment.metric_infos] == ["metrics/val_loss"]
 
 
 def test_the_figures_are_pictures_of_the_size_they_say(trainer, logger):
     fitted(trainer, logger)
     images = EventAccumulator(str(trainer.log_dir), {"images": 0}).Reload()
-    assert images.Tags()["images"] == ["learning_curve/val_loss", "heads_over_time/val_loss"]
-    [image] = images.Images("learning_curve/val_loss")
+    assert images.Tags()["images"] == ["plots/learning_curve/val_loss", "plots/heads_over_time/val_loss"]
+    [image] = images.Images("plots/learning_curve/val_loss")
     assert (image.step, image.encoded_image_string[:4]) == (100, b"\x89PNG")
     assert struct.unpack(">II", image.encoded_image_string[16:24]) == (image.width, image.height)
 
@@ -348,7 +378,7 @@ def test_heads_of_one_length_have_no_learning_curve(tmp_path, logger):
     trainer = FakeTrainer(tmp_path / "run", lengths=(10, 10, 10, 10))
     fitted(trainer, logger)
     assert EventAccumulator(str(trainer.log_dir), {"images": 0}).Reload().Tags()["images"] == [
-        "heads_over_time/val_loss"
+        "plots/heads_over_time/val_loss"
     ]
 
 
@@ -383,11 +413,87 @@ def test_a_resumed_fit_remembers_what_its_heat_map_showed(trainer, logger):
     again.teardown(at(100, trainer))
     state = again.state_dict()
     assert state["metrics"] == ["val/loss"]
-    np.testing.assert_array_equal(state["steps_0"], [50, 100])
-    np.testing.assert_array_equal(state["values_0"], [[2, 6], [4, 8], [1, 5], [3, 7]])  # the shortest slice first
+    np.testing.assert_array_equal(state["steps/val/loss"], [50, 100])
+    np.testing.assert_array_equal(
+        state["values/val/loss"], [[2, 6], [4, 8], [1, 5], [3, 7]]
+    )  # the shortest slice first
 
 
 def test_without_matplotlib_all_else_is_written(trainer, logger, monkeypatch):
     monkeypatch.setattr(tensorboard_logger, "can_draw", lambda: False)
     fitted(trainer, logger)
-    assert points(trainer.log_dir, "val_loss/min") == [(50, 50.0), (100, 100.0)]
+    assert points(trainer.log_dir, "spread/val_loss/min") == [(50, 50.0), (100, 100.0)]
+
+
+def test_a_callback_writes_figures_text_and_numbers_of_its_own_into_the_run(tmp_path):
+    from heads_under_test import NUM_ROWS, QUIET, PlainClassifier, data_of
+    from matplotlib.figure import Figure
+
+    class Own(Callback):
+        """Uses the writer in every hook that has something to show."""
+
+        def write(self, event, name):
+            event.trainer.logger.experiment.add_text(f"own/{name}", f"at {event.step}")
+
+        def setup(self, event):
+            self.write(event, "setup")
+
+        def on_train_steps_end(self, event):
+            event.trainer.logger.experiment.add_scalar("own/ten", 10, event.step)
+
+        def on_validation_end(self, event):
+            figure = Figure((2, 1), dpi=50)
+            figure.subplots().plot(event.metrics["val_loss"])
+            event.trainer.logger.experiment.add_figure("own/figure", figure)
+            event.trainer.logger.experiment.add_scalars("own/pair", {"a": 1.0, "b": 2.0}, event.step)
+
+        def on_fit_end(self, event):
+            self.write(event, "end")
+
+        def on_test_end(self, event):
+            self.write(event, "test")
+
+        def on_predict_end(self, event):
+            self.write(event, "predict")
+
+    first, last = Own(), Own()
+    data = data_of(Slices.random_subset([40, 17], NUM_ROWS, seed=1))
+    how = {**QUIET, "logger": True, "default_root_dir": tmp_path, "max_steps": 4, "log_every_n_steps": 2}
+    trainer = Trainer(callbacks=[first, TensorBoardLogger(figures=False), last], chunk=2, **how)
+    result = trainer.fit(PlainClassifier(), data)
+    trainer.test()
+    trainer.predict()
+    assert trainer.loggers == [trainer.logger]
+    found = EventAccumulator(str(result.log_dir), {"scalars": 0, "images": 0, "tensors": 0}).Reload()
+    steps = {
+        tag: [point.step for point in found.Tensors(f"own/{tag}/text_summary")] for tag in ("setup", "end", "test")
+    }
+    assert steps == {"setup": [0, 0, 4, 4, 4, 4], "end": [4, 4], "test": [4, 4]}
+    assert len(found.Tensors("own/predict/text_summary")) == 2
+    assert {point.step for point in found.Images("own/figure")} == {4}
+    assert (found.Images("own/figure")[0].width, found.Images("own/figure")[0].height) == (100, 50)
+    assert {(point.step, point.value) for point in found.Scalars("own/ten")} >= {(4, 10.0)}
+    assert found.Scalars("own/pair/b")[0].value == 2.0
+    assert [path.name for path in tmp_path.iterdir()] == ["hydrax_logs"]
+
+
+def test_a_writer_of_a_run_that_writes_nothing_is_silent(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    logger = TensorBoardLogger()
+    logger.on_train_start(at(0, FakeTrainer(None)))
+    logger.experiment.add_text("note", "nothing")
+    logger.experiment.add_scalars("pair", {"a": 1.0}, 3)
+    logger.experiment.flush()
+    logger.experiment.close()
+    logger.experiment.add_text("note", "nothing")
+    logger.teardown(at(1, FakeTrainer(None)))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("count", [3, 12, 13, 25, 100])
+def test_the_ticks_of_a_heat_map_are_evenly_spaced(count):
+    figure = plots.heat_map(10 * np.arange(1, count + 1), np.ones((2, count)), np.array([7, 9]), "loss")
+    labels = [int(label.get_text()) for label in figure.axes[0].get_xticklabels()]
+    assert labels[0] == 10
+    assert len(set(np.diff(labels))) == 1
+    assert 3 <= len(labels) <= 12

@@ -186,7 +186,7 @@ def check_logs(fitted, whole):
     assert len(set(rows)) == len(rows)
     assert set(rows) <= set(expected)
     assert {row for row in expected if row[0] > HEALS} <= set(rows)
-    points = EventAccumulator(str(fitted.result.log_dir)).Reload().Scalars("train_loss/mean")
+    points = EventAccumulator(str(fitted.result.log_dir)).Reload().Scalars("metrics/train_loss")
     assert [point.step for point in points][-(STEPS - HEALS) :] == list(range(HEALS + 1, STEPS + 1))
 
 

@@ -159,8 +159,8 @@ def test_the_learning_curve_s_run_can_be_read_by_tensorboard(small):
     events = EventAccumulator(str(small / "hydrax_logs" / "version_0"))
     events.Reload()
     # An epoch is 40 steps: 1257 rows in batches of 32.
-    assert [event.step for event in events.Scalars("val_accuracy/median")] == [40]
-    assert {"train_loss/mean", "val_loss/mean", "heads/live"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("spread/val_accuracy/median")] == [40]
+    assert {"metrics/train_loss", "metrics/val_loss", "run/live_heads"} <= set(events.Tags()["scalars"])
 
 
 def test_the_learning_curve_says_where_things_are_and_how_to_look_at_them(small_run):

@@ -154,7 +154,7 @@ def points_of(folder):
     points = {}
     for events in sorted({path.parent for path in folder.rglob("*tfevents*")}):
         read = EventAccumulator(str(events), {"scalars": 0}).Reload()
-        for tag in (tag for tag in read.Tags()["scalars"] if not tag.startswith("heads/")):
+        for tag in (tag for tag in read.Tags()["scalars"] if not tag.startswith("run/")):
             found = {(point.step, tag, events.name * (events != folder)): point.value for point in read.Scalars(tag)}
             assert len(found) == len(read.Scalars(tag))
             points |= found
@@ -195,7 +195,7 @@ def test_the_run_has_heads_of_every_fate(settings):
     assert {row["status"] for row in fitted.result.ledger} == {"ok", "stopped", "quarantined"}
     assert arrays["steps"].tolist() == list(range(1, fitted.result.step + 1))
     assert {step for step, _, metric in logs[0][TABLE] if metric == "train_loss"} == set(arrays["steps"].tolist())
-    assert {step for step, tag, _ in logs[0][POINTS] if tag == "train_loss/mean"} == set(arrays["steps"].tolist())
+    assert {step for step, tag, _ in logs[0][POINTS] if tag == "metrics/train_loss"} == set(arrays["steps"].tolist())
 
 
 @pytest.mark.parametrize(("step", "settings"), KILLS)
