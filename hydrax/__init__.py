@@ -7,7 +7,7 @@ Types and axes, used everywhere: H heads, N rows of the base dataset, B slots of
     HeadScalar = Float[Array, "heads"]      # one number per head
 
 Packages, in import order; each imports only from those before it, and its `__init__.py` lists its files:
-    errors, lightning, arguments, jaxlib_guard, loss, nn, trees, files   small things that stand alone
+    errors, lightning, arguments, jaxlib_guard, loss, nn, trees, files, notebook   small things that stand alone
     slices       which rows each head may learn from, and in which order
     step         one head: pure functions
     checkpoint   files of a saved step

@@ -159,7 +159,16 @@ def _refuse_repeats(jsonargparse: Any) -> None:
 def _parser(jsonargparse: Any, command: str) -> Any:
     from hydrax import callbacks, datamodules  # noqa: F401  # lets a config name their classes without a module
 
-    parser = jsonargparse.ArgumentParser(
+    titles = {"model": "Module", "data": "Data module", "trainer": "Trainer"}
+
+    class Parser(jsonargparse.ArgumentParser):  # type: ignore[misc]
+        """Names a group of arguments by what it is of; by default it shows the first line of the class's docstring."""
+
+        def add_argument_group(self, title: str, *args: Any, name: str | None = None, **kwargs: Any) -> Any:
+            title = titles.get(name or "", f"Arguments of {name}" if name else title)
+            return super().add_argument_group(title, *args, name=name, **kwargs)
+
+    parser = Parser(
         f"hydrax {command}",
         usage=f"hydrax {command} --config FILE [--trainer.ARGUMENT VALUE] [--model.ARGUMENT VALUE] ...",
         description=f"{COMMANDS[command].capitalize()}. Options on the command line override the config.",
@@ -172,8 +181,6 @@ def _parser(jsonargparse: Any, command: str) -> Any:
     parser.add_subclass_arguments(HydraModule, "model", required=True, help="class of the module, or its init_args")
     parser.add_subclass_arguments(DataModule, "data", required=True, help="class of the data module, or its init_args")
     parser.add_class_arguments(Trainer, "trainer")
-    for name, title in (("model", "Module"), ("data", "Data module"), ("trainer", "Trainer")):
-        parser.groups[name].title = title  # by default the first line of the class's docstring
     where = "checkpoint to read: a folder, last or best (default: last)"
     if command in ("fit", "plan"):
         where = "checkpoint to resume from: a folder, last, or auto (last if there is one)"

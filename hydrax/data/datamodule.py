@@ -15,6 +15,7 @@ from hydrax.data.access import is_source
 from hydrax.data.columns import check_form
 from hydrax.errors import DataError, SliceError
 from hydrax.lightning import DATA_ATTRIBUTES
+from hydrax.notebook import text_box
 from hydrax.slices import Slices, rotation
 
 if TYPE_CHECKING:
@@ -270,6 +271,9 @@ class DataModule:
         lines += self._lines("heads", lambda: self.slices().describe())
         lines += self._lines("epoch", lambda: f"{-(-int(self.slices().lengths.max()) // self.batch_size)} batches")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return text_box(str(self))
 
     def _lines(self, name: str, show: Callable[[], str | None]) -> list[str]:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from hydrax.notebook import text_box
 from hydrax.step import Lowering
 
 # Alone in its chunk a head shares no vector register with another, so its bits cannot depend on its place; nothing is
@@ -75,6 +76,9 @@ class Plan:
     def choice(self) -> Choice:
         """The part of the plan that bits depend on."""
         return Choice(self.chunk, self.lowering)
+
+    def _repr_html_(self) -> str:
+        return text_box(f"Plan\n{self}")
 
     def __str__(self) -> str:
         names = ("chunk", "steps_per_call", "backend", "devices", "waves", "sampling", "residence", "lowering", "how")

@@ -9,6 +9,7 @@ from hydrax.engine.flops import StepCost
 from hydrax.engine.limits import Limits
 from hydrax.engine.memory import Memory
 from hydrax.engine.plan import Plan
+from hydrax.notebook import text_box
 
 
 class Candidate(NamedTuple):
@@ -52,6 +53,9 @@ class PlanReport:
     def share_of_limit(self) -> float | None:
         """The share of that limit which the fit reaches; above 1 if the state stays in a cache."""
         return None if self.step_secs is None else self.least_secs / self.step_secs
+
+    def _repr_html_(self) -> str:
+        return text_box(f"Plan\n{self}")
 
     def __str__(self) -> str:
         memory, work, limits = self.memory, self.work, self.limits

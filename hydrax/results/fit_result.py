@@ -11,6 +11,7 @@ import numpy as np
 
 from hydrax.engine import Plan
 from hydrax.errors import ArgumentError
+from hydrax.notebook import table_box
 from hydrax.results.heads import Heads
 from hydrax.results.ledger import shortest, write_csv
 
@@ -118,6 +119,16 @@ class FitResult:
             rows = [{**row, "score": shortest(s)} for row, s in zip(rows, np.asarray(scores), strict=True)]
         write_csv(Path(path), rows)
         return Path(path)
+
+    def _repr_html_(self) -> str:
+        rows = []
+        for name, values in self.metrics.items():
+            known = values[np.isfinite(values)].astype(np.float64)
+            shown = (np.median(known), known.mean(), known.min(), known.max()) if known.size else [np.nan] * 4
+            rows.append([name, *(f"{number:.4g}" for number in shown), f"{known.size:,}"])
+        live = int(np.count_nonzero(self.live))
+        title = f"{len(self.heads):,} heads after {self.step:,} steps, {live:,} of them live"
+        return table_box(title, ("metric", "median", "mean", "min", "max", "heads"), rows)
 
     def __repr__(self) -> str:
         metrics = ", ".join(f"{name}={_median(value):.4g}" for name, value in self.metrics.items())

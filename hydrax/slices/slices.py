@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hydrax.errors import ArgumentError, SliceError
+from hydrax.notebook import text_box
 from hydrax.slices.arguments import (
     MAX_HEADS,
     MAX_ROWS,
@@ -46,7 +47,7 @@ from hydrax.slices.strata import Strata, Stratified
 from hydrax.slices.weights import copies_by_weight, dealt_by_class
 from hydrax.slices.windows import Windows
 
-_FEW_ROWS = 2**24  # `describe` walks at most this many rows, which takes about a second.
+_FEW_ROWS = 2**21  # `describe` walks at most this many rows: half a second where a random subset draws them.
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -535,12 +536,12 @@ class Slices:
         """
         lengths, num_rows, store = self.lengths, self.num_rows, self._store
         low, high, total = int(lengths.min()), int(lengths.max()), int(lengths.sum(dtype=np.int64))
-        few = total <= _FEW_ROWS
+        unused = store.num_unused_rows(_FEW_ROWS)
         lines = {
             "recipes": ", ".join(f"{kind} x {count:,}" for kind, count in store.recipes.kinds().items()),
             "lengths": f"min {low:,}, median {np.median(lengths):,.0f}, max {high:,}, total {total:,}",
             "share": f"{low / num_rows:.2%} to {high / num_rows:.2%} of the dataset",
-            "rows in no slice": f"{store.num_unused_rows():,}" if few else "not counted, there are many rows",
+            "rows in no slice": "not counted, there are many rows" if unused is None else f"{unused:,}",
             "repeats": "a head may hold a row more than once" if self.has_repeats else "no head holds a row twice",
             "axes": ", ".join(f"{name} ({np.unique(values).size})" for name, values in self._axes.items()),
             "memory": f"{store.size_bytes + sum(values.nbytes for values in self._axes.values()):,} bytes",
@@ -679,6 +680,9 @@ class Slices:
 
     def __hash__(self) -> int:
         return hash(self.digest())
+
+    def _repr_html_(self) -> str:
+        return text_box(self.describe())
 
     def __repr__(self) -> str:
         recipes = " + ".join(self._store.recipes.kinds())

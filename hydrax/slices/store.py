@@ -7,7 +7,7 @@ array per property, not one object per head, so 10^5 heads take a few bytes each
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -172,11 +172,28 @@ class RowStore:
             answer[own] = ask(self.parts[number], self._lines[at[own]], own)
         return answer
 
-    def num_unused_rows(self) -> int:
-        """Count the rows that no head holds, by walking all rows of all heads."""
-        used = [np.unique(rows) for _, rows in walk(self.lengths, self.take)]
-        # All slices of a complement may be empty: then there is nothing to concatenate.
-        return self.num_rows - np.unique(np.concatenate([np.empty(0, np.int32), *used])).size
+    def num_unused_rows(self, most: int) -> int | None:
+        """Count the rows that no head holds, or return None if that takes a walk over more than `most` rows.
+
+        The longest slices come first: mostly a few of them hold all rows, and then the others need no walk.
+        """
+        order = np.argsort(-self.lengths.astype(np.int64), kind="stable")
+        # No more heads than the walk may reach: there may be millions.
+        order = order[: 1 + np.searchsorted(np.cumsum(self.lengths[order], dtype=np.int64), most, side="right")]
+        used, walked = np.zeros(self.num_rows, bool), 0
+        for block in blocks(self.lengths[order], max(1, most // 32)):
+            heads = order[block]
+            walked += int(self.lengths[heads].sum(dtype=np.int64))
+            if walked > most:
+                return None
+            for _, rows in walk(self.lengths[heads], partial(self._take_of, heads)):
+                used[rows] = True
+            if walked >= self.num_rows and used.all():
+                break
+        return self.num_rows - int(np.count_nonzero(used))
+
+    def _take_of(self, heads: NDArray[np.int64], at: NDArray[np.int64], offsets: NDArray[Any]) -> NDArray[np.int32]:
+        return self.take(heads[at], offsets)
 
     def content(self) -> Iterator[bytes]:
         """Yield what two equal stores share, little-endian: kinds, windows, seeds and listed rows.

@@ -19,8 +19,8 @@ _MAX_LISTED = 1_000  # Numbers that a person may still want to read in a YAML fi
 class PerHead:
     """A hyper-parameter with one value for each head.
 
-    Inside a step, `self.hparams.<name>` is the value of the present head, a traced scalar. One compiled program serves
-    all heads, and new values compile nothing.
+    Inside a step, `self.hparams.<name>` is the value of the present head, a traced scalar or array. One compiled
+    program serves all heads, and new values compile nothing.
 
     >>> rates = PerHead([0.1, 0.01, 0.001])
     >>> rates[1]

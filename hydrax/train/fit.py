@@ -124,6 +124,7 @@ class FitSpec:
     def plan(self, choice: Choice = NO_CHOICE, waves: int = 1) -> Plan:
         """Returns the plan by rules, where neither the user nor the choice says otherwise."""
         sampling, slices = self.sampling, self.slices
+        refuses_shared = slices.has_repeats or _has_batch_statistics(self.flight)
         return make_plan(
             choice,
             **self.settings.of_plan,
@@ -136,8 +137,8 @@ class FitSpec:
             longest=1 if self.every_step else self.schedule.longest_superstep,
             drawn_on_host=sampling.drawn_on_host,
             row_bytes=sampling.data.fetched_row_bytes,
-            # With repeated rows, lengths do not tell how many distinct rows a slice holds.
-            live_share=None if slices.has_repeats else float(slices.lengths.mean() / slices.num_rows),
+            # For the remark that shared sampling would be faster, which must not be made where it is refused.
+            live_share=None if refuses_shared else float(slices.lengths.mean() / slices.num_rows),
         )
 
     def place(self, plan: Plan) -> PlannedFit:
@@ -377,9 +378,13 @@ def _refuse_large_sizes(settings: Settings, sampling: Sampling) -> None:
     require_meant("Trainer(accumulate_grad_batches=)", micro, batches, "batches in an epoch")
 
 
-def _refuse_batch_statistics(flight: Preflight) -> None:
+def _has_batch_statistics(flight: Preflight) -> bool:
     structure = flight.program.structure
-    if structure is not None and structure.has_batch_statistics:
+    return structure is not None and structure.has_batch_statistics
+
+
+def _refuse_batch_statistics(flight: Preflight) -> None:
+    if _has_batch_statistics(flight):
         raise ModuleError(
             f"Batch statistics would leak rows of other heads: {type(flight.program.module).__name__} with "
             'sampling="shared". Got a model with batch statistics, expected one that treats each row by itself, '

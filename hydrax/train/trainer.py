@@ -73,7 +73,7 @@ class Trainer(RunView):
       precision: "32-true", "bf16-mixed", "bf16-true" or "64-true".
       matmul_precision: how JAX multiplies float32, such as "highest"; None leaves it to JAX, which uses TF32 (three
         digits) on a GPU.
-      seed: of everything random: a head's key is fold_in(fold_in(key(seed), head id), step).
+      seed: seed of everything random; a head's key is fold_in(fold_in(key(seed), head id), step).
       sampling: "own": each head has its own rows in a step; "shared": all heads have the same rows, and each learns
         from those in its slice. The choice changes what a head learns; "shared" is faster for many small heads whose
         slices hold most rows. The batch then contains rows of other heads, which `ctx.mask` marks: a model that mixes

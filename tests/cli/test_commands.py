@@ -231,6 +231,13 @@ def test_help_says_what_each_option_does(capsys):
     assert headings == ["options", "Module", "Data module", "Trainer"]
 
 
+def test_the_help_of_a_class_has_a_heading_that_names_what_it_is(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "--data.help", "ArrayDataModule"])
+    headings = re.findall(r"^(?!usage)(\w[\w ]*):$", capsys.readouterr().out, re.MULTILINE)
+    assert headings == ["Data module"]
+
+
 @pytest.mark.parametrize(
     ("yaml_text", "words", "status", "parts"),
     [

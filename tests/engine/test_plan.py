@@ -1,7 +1,7 @@
 """The plan: what is chosen from shapes and the kind of machine alone."""
 
 import pytest
-from heads_under_test import PlainClassifier, data_of
+from heads_under_test import Classifier, PlainClassifier, data_of
 from sklearn.model_selection import KFold
 
 import hydrax as hx
@@ -108,6 +108,15 @@ def test_a_fit_speaks_of_shared_rows_for_the_slices_that_gain(slices, spoken):
     checked = check_fit(Settings(max_steps=1), PlainClassifier(), data_of(slices, val=None), {})
     checked.close()
     assert (checked.plan().remark is not None) == spoken
+
+
+def test_a_fit_does_not_speak_of_shared_rows_to_a_model_for_which_they_are_refused():
+    data = data_of(hx.Slices.leave_one_out(40), val=None)
+    with pytest.raises(hx.ModuleError, match="Batch statistics would leak"):
+        check_fit(Settings(max_steps=1, sampling="shared"), Classifier("norm_dropout"), data, {})
+    checked = check_fit(Settings(max_steps=1), Classifier("norm_dropout"), data, {})
+    checked.close()
+    assert checked.plan().remark is None
 
 
 # ---- rows that are fetched

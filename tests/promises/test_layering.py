@@ -19,11 +19,11 @@ ROOT = Path(__file__).parents[2]
 
 # A package imports only from those before it; docs/design.md draws the same order.
 ORDER = (
-    *("errors", "lightning", "arguments", "jaxlib_guard", "loss", "nn", "trees", "files"),
+    *("errors", "lightning", "arguments", "jaxlib_guard", "loss", "nn", "trees", "files", "notebook"),
     *("slices", "step", "checkpoint", "engine", "data", "results", "loop", "train", "loggers", "cli"),
 )
 # No I/O and no global state: what these compute follows from their arguments alone.
-PURE = {"errors", "lightning", "arguments", "loss", "nn", "trees", "slices", "step"}
+PURE = {"errors", "lightning", "arguments", "loss", "nn", "trees", "notebook", "slices", "step"}
 PLUG_INS = ("callbacks", "datamodules")
 # The only imports of plug-ins, all of them late: the Trainer's default callbacks, and the classes that a config names.
 REACHES_PLUG_INS = {"hydrax/__init__.py", "hydrax/train/trainer.py", "hydrax/cli/commands.py"}

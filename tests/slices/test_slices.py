@@ -27,6 +27,7 @@ from hydrax.slices import sets as row_sets
 from hydrax.slices.bits import Bits
 from hydrax.slices.lists import Lists, Unlisted
 from hydrax.slices.slices import Slices
+from hydrax.slices.store import RowStore
 
 
 def some_of_each():
@@ -380,7 +381,22 @@ def test_whether_rows_repeat_is_worked_out_once(monkeypatch):
 
 
 def test_describe_does_not_walk_what_is_large():
-    assert "rows in no slice: not counted" in Slices.full(20, 10**6).describe()
+    assert "rows in no slice: not counted" in Slices.window(range(20), 10**6, 10**8).describe()
+
+
+def test_describe_stops_as_soon_as_all_rows_are_found(monkeypatch):
+    walked = []
+    take = RowStore.take
+
+    def counted(self, heads, offsets):
+        found = take(self, heads, offsets)
+        walked.append(found.size)
+        return found
+
+    monkeypatch.setattr(RowStore, "take", counted)
+    assert "rows in no slice: 0" in Slices.random_subset([0.5] * 10_000, 1_000).describe()
+    assert sum(walked) < 200_000  # of 5,000,000
+    assert "rows in no slice: 0" in Slices.leave_one_out(10_000).describe()
 
 
 def test_repr_is_one_short_line():
