@@ -165,12 +165,17 @@ class Run:
 
 
 def run(module: hx.HydraModule, data: hx.DataModule, ckpt_path: Any = None, callbacks: Any = (), **how: Any) -> Run:
-    """Fits, and takes down every array."""
+    """Fits, also until Ctrl-C ends the fit in order, and takes down every array."""
     curves = Curves()
     with tempfile.TemporaryDirectory() as root:
         settings = {**QUIET, "chunk": CHUNK, "default_root_dir": root, **how}
         trainer = hx.Trainer(**settings, callbacks=[*callbacks, curves])
-        result = trainer.fit(module, data, ckpt_path)
+        try:
+            result = trainer.fit(module, data, ckpt_path)
+        except KeyboardInterrupt:
+            if not trainer._has_result:
+                raise
+            result = trainer.result
     logged = {f"step.{name}": values for name, values in curves.by_name().items()}
     logged |= {f"latest.{name}": values for name, values in result.metrics.items()}
     return Run(trainer, result, {**state_of(trainer), **logged})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -71,9 +72,14 @@ def run(command: str, argv: Sequence[str]) -> int:
 
 
 def _fit(made: Any) -> int:
-    result = made.trainer.fit(made.model, made.data, ckpt_path=made.ckpt_path)
-    print(result)
-    return _INTERRUPTED if result.interrupted else 0
+    try:
+        print(made.trainer.fit(made.model, made.data, ckpt_path=made.ckpt_path))
+    except KeyboardInterrupt:
+        with contextlib.suppress(ArgumentError):  # of a fit that did not end in order
+            print(made.trainer.result)
+            return _INTERRUPTED
+        raise
+    return 0
 
 
 def _validate(made: Any) -> int:

@@ -44,7 +44,8 @@ class FitResult:
       log_dir: the run's folder, or None if nothing was written.
       ledger: one dict a head: head, recipe, seed, length, score, status, reason, axes of its slices, `PerHead` values.
       plan: how the fit was executed; its chunk and lowering shaped the heads' bits.
-      interrupted: whether Ctrl-C ended the fit; `ckpt_path="last"` resumes it.
+      interrupted: whether Ctrl-C ended the fit, which then raised KeyboardInterrupt; this is `trainer.result`. If the
+        run was saved, `ckpt_path="last"` resumes it.
     """
 
     heads: Heads

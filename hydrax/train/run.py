@@ -154,7 +154,10 @@ class Run:
         """Why the fit stopped, in a sentence or two."""
         state, settings = self.state, self.planned.spec.settings
         if self._interrupts.signal is not None:
-            return f'interrupted at step {state.step}; fit(..., ckpt_path="last") resumes from a checkpoint.'
+            # Without a checkpoint there is nothing to resume.
+            saved = any(getattr(callback, "last_model_path", None) for callback in self.callbacks.values())
+            hint = '; fit(..., ckpt_path="last") resumes from the checkpoint' if saved else ", and nothing was saved"
+            return f"interrupted at step {state.step}{hint}."
         if self._interrupts.came:
             return f"a callback asked for the end at step {state.step}."
         num_lost, ended = len(state.faults), "all heads have stopped."

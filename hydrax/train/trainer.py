@@ -170,6 +170,7 @@ class Trainer(RunView):
         self.log_every_n_steps = log_every_n_steps
         self.datamodule: DataModule | None = None
         self._settings = settings
+        self._has_result = False  # whether the last fit ended in order
 
     # Fit.
 
@@ -198,14 +199,14 @@ class Trainer(RunView):
 
         Raises:
           HydraxError: something does not fit; raised before anything compiles.
+          KeyboardInterrupt: Ctrl-C ended the fit after the steps in flight; everything is saved, and `trainer.result`
+            is what the fit would have returned. A second Ctrl-C raises at once.
           SystemExit: SIGTERM arrived; everything is saved, and the status is 143.
-
-        Ctrl-C ends the fit after the steps in flight, saves, and returns with `result.interrupted`; a second Ctrl-C
-        raises KeyboardInterrupt at once.
         """
         check_types(module, datamodule)
         self._module, self.datamodule = module, datamodule
         self._planned = self._run = self._log_dir = None
+        self._has_result = False
         self._evaluated, self._scalars = {}, {}
         checkpoint_path, init_from = self._find_beginning(ckpt_path, init_from)
         with open_stage(self._settings, module, datamodule, "fit"), contextlib.ExitStack() as opened:
@@ -232,10 +233,26 @@ class Trainer(RunView):
                 while not self._run.train():
                     self._run = self._start_smaller(spec, checkpoint_path, emit, timed)
                 self._run.loop.tell("on_fit_end")
+        self._has_result = True
         self._say(f"`Trainer.fit` stopped: {self._run.end_message}")
         if self._interrupts.exit_status is not None:
             sys.exit(self._interrupts.exit_status)
-        return self._result(self._run)
+        if self.interrupted:
+            raise KeyboardInterrupt  # after the teardown, as Lightning does: a script must not go on to its next fit
+        return self.result
+
+    @property
+    def result(self) -> FitResult:
+        """The result of the last fit, also of one that Ctrl-C ended and that has therefore returned nothing.
+
+        Raises:
+          ArgumentError: there was no fit, or it ended with an error.
+        """
+        if self._run is None or not self._has_result:
+            raise no_run()
+        state, plan = self._run.state, self._run.planned.plan
+        how = self._log_dir, self.ledger(), plan, self.interrupted
+        return FitResult(self.heads, self.metrics, state.live, state.step, *how)
 
     @checked_call
     def plan(
@@ -445,11 +462,6 @@ class Trainer(RunView):
         resume.load_data_state(step := Path(last), self.datamodule)
         # Memory may have run out twice since that checkpoint, so its chunk need not be the last plan's.
         return self._start(planned, step, emit, timed, {"chunk": resume.read_choice(step).chunk})
-
-    def _result(self, run: Run) -> FitResult:
-        state, plan = run.state, run.planned.plan
-        how = self._log_dir, self.ledger(), plan, self.interrupted
-        return FitResult(self.heads, self.metrics, state.live, state.step, *how)
 
     def _close(self) -> None:
         if self._planned is not None:

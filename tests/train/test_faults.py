@@ -10,7 +10,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from heads_under_test import NUM_ROWS, Classifier, PlainClassifier, data_of, differing, run
+from heads_under_test import NUM_ROWS, QUIET, Classifier, PlainClassifier, data_of, differing, run
 
 import hydrax as hx
 from hydrax.callbacks import ModelCheckpoint
@@ -80,6 +80,28 @@ def test_after_ctrl_c_the_run_is_saved_and_goes_on_to_the_same_bits(tmp_path, wh
     assert differing(at_the_end(resumed.arrays), whole) == []
 
 
+def test_ctrl_c_raises_after_the_teardown_and_the_trainer_has_the_result(tmp_path, caplog):
+    told, sends = [], Sends("on_validation_start")
+    notes = hx.callbacks.LambdaCallback(teardown=lambda event: told.append("teardown"))
+    trainer = hx.Trainer(callbacks=[sends, notes], default_root_dir=tmp_path, **{**QUIET, **HOW})
+    with caplog.at_level(logging.INFO, "hydrax"), pytest.raises(KeyboardInterrupt):
+        trainer.fit(PlainClassifier(), data_of(SLICES))
+    assert told == ["teardown"]
+    assert trainer.result.interrupted
+    assert trainer.result.step == trainer.global_step == AT
+    assert f'interrupted at step {AT}; fit(..., ckpt_path="last") resumes from the checkpoint.' in caplog.text
+    last = hx.Heads.load(trainer.result.log_dir / "checkpoints" / "last", PlainClassifier())
+    np.testing.assert_array_equal(last.trainable["kernel"], trainer.result.heads.trainable["kernel"])
+
+
+def test_with_checkpointing_off_nobody_is_sent_to_a_checkpoint(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "hydrax"):
+        how = {**HOW, "enable_checkpointing": False, "default_root_dir": tmp_path}
+        broken = run(PlainClassifier(), data_of(SLICES), None, [Sends("on_validation_start")], **how)
+    assert broken.result.interrupted
+    assert f"interrupted at step {AT}, and nothing was saved." in caplog.text
+
+
 def test_ctrl_c_in_the_middle_of_a_save_lets_it_end(tmp_path, whole):
     broken = fit(tmp_path, ModelCheckpoint(every_n_train_steps=4), Sends("on_save_checkpoint", at=4))
     assert (broken.result.interrupted, broken.result.step) == (True, 4)
@@ -94,8 +116,12 @@ def test_ctrl_c_when_all_is_done_changes_nothing(tmp_path, whole):
 
 
 def test_a_second_ctrl_c_raises_at_once(tmp_path):
+    sends = Sends("on_train_steps_end", times=2)
+    trainer = hx.Trainer(callbacks=[sends], default_root_dir=tmp_path, **{**QUIET, **HOW})
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path, Sends("on_train_steps_end", times=2))
+        trainer.fit(PlainClassifier(), data_of(SLICES))
+    with pytest.raises(ArgumentError, match="There is no run"):
+        _ = trainer.result
 
 
 def test_sigterm_saves_and_exits_with_143(tmp_path, whole):
