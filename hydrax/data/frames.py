@@ -11,8 +11,8 @@ from hydrax.errors import DataError
 
 def is_frame(value: Any) -> bool:
     """Whether a value is a table with named columns, and not one column of it."""
-    # All three implement the dataframe interchange protocol, which a pandas.Series does not.
-    return hasattr(value, "__dataframe__") and not isinstance(value, type)
+    # All three export themselves to Arrow, as a column of them does, but a column has no columns.
+    return hasattr(value, "__arrow_c_stream__") and hasattr(value, "columns") and not isinstance(value, type)
 
 
 def frame_columns(frame: Any, stage: str) -> dict[Any, np.ndarray]:
