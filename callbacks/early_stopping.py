@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from hydrax import Callback, Control, Event
-from hydrax.arguments import is_int, is_number, is_training_metric, require
+from hydrax.arguments import is_choice, is_int, is_number, is_training_metric, require
 
 MODES = ("min", "max")
 
@@ -51,7 +51,7 @@ class EarlyStopping(Callback):
         divergence_threshold: float | None = None,
         restore_best_weights: bool = False,
     ) -> None:
-        _require(mode in MODES, "mode", mode, '"min" or "max"', 'pass "min" for a loss, "max" for an accuracy')
+        _require(is_choice(mode, MODES), "mode", mode, '"min" or "max"', 'pass "min" for a loss, "max" for an accuracy')
         whole = is_int(patience, least=1)
         _require(
             whole, "patience", patience, "an int of 1 or more", "pass 1 to stop at the first score that is no better"

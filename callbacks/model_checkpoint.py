@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from hydrax import Callback, Control, Event, Heads
-from hydrax.arguments import is_int, is_number, is_training_metric
+from hydrax.arguments import is_choice, is_int, is_number, is_training_metric
 from hydrax.checkpoint import check_root, locked, make_way
 from hydrax.errors import ArgumentError, CallbackError, CheckpointError, NonFiniteError
+from hydrax.files import as_path
 from hydrax.results import BestScores
 
 MODES = ("min", "max")
@@ -87,7 +88,7 @@ class ModelCheckpoint(Callback):
         keep_last: int = 2,
         dirpath: str | Path | None = None,
     ) -> None:
-        if mode not in MODES:
+        if not is_choice(mode, MODES):
             raise ArgumentError(
                 f'Unknown mode: ModelCheckpoint(mode=...). Got {mode!r}, expected "min" or "max". '
                 'Fix: "min" for a loss, "max" for an accuracy.'
@@ -111,7 +112,9 @@ class ModelCheckpoint(Callback):
         self.train_time_interval, self._interval_secs = train_time_interval, interval_secs
         self.save_last = save_last
         self.keep_last = _check_count("keep_last", keep_last, "pass save_last=False to keep none")
-        self.dirpath = None if dirpath is None else Path(dirpath).absolute()  # so that os.chdir has no effect
+        self.dirpath = (
+            None if dirpath is None else as_path("ModelCheckpoint(dirpath=...)", dirpath).absolute()
+        )  # so that os.chdir has no effect
         self._folder: Path | None = None
         self._lock: TextIO | None = None
         self._last_save_secs = self._last_try_secs = 0.0

@@ -77,7 +77,8 @@ class TensorBoardLogger(Callback):
     def __init__(self, max_head_runs: int = 8, heads: Sequence[int] | None = None, figures: bool = True) -> None:
         whole = is_int(max_head_runs, least=0)
         _require(whole, "max_head_runs", max_head_runs, "an int of 0 or more", "leave it out for 8")
-        ids = heads is None or (isinstance(heads, Iterable) and all(is_int(head) for head in heads))
+        listed = isinstance(heads, Iterable) and getattr(heads, "ndim", 1) > 0  # an array without axes has no items
+        ids = heads is None or (listed and all(is_int(head) for head in heads))
         _require(ids, "heads", heads, "a list of head ids", "leave it out for an even choice")
         _require(isinstance(figures, bool), "figures", figures, "True or False", "leave it out for True")
         self.max_head_runs, self.heads, self.figures = max_head_runs, heads, figures

@@ -72,6 +72,15 @@ def is_training_metric(callback: str, monitor: str, trainer: Any) -> bool:
     return True
 
 
+def is_choice(value: Any, allowed: Collection[str | None]) -> bool:
+    """Tells whether a value is one of some strings or None; an array, which `in` would compare one by one, is not.
+
+    >>> is_choice("min", ("min", "max")), is_choice(np.array(["min"]), ("min", "max"))
+    (True, False)
+    """
+    return isinstance(value, str | None) and value in allowed
+
+
 def require_meant(where: str, got: int, natural: int, unit: str) -> None:
     """Refuses a size that is so much larger than what it serves that it must be a mistake: it would take all memory.
 

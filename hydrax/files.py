@@ -12,6 +12,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydrax.arguments import require
+
+
+def as_path(where: str, value: Any) -> Path:
+    """Returns an argument as a path; `where` names it in errors.
+
+    Raises:
+      ArgumentError: it is no path, or one that no file system takes.
+    """
+    require(isinstance(value, str | os.PathLike), where, value, "a str or a Path", "pass the name of a file or folder")
+    try:
+        fits = b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:  # a lone surrogate
+        fits = False
+    require(fits, where, value, "a name that a file system takes", "leave out the odd characters")
+    return Path(value)
+
 
 def write_text(path: Path, text: str, *, sync: bool = False) -> Path:
     """Writes a text file as UTF-8; a reader sees the old file or the whole new one.

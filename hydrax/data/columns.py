@@ -230,7 +230,8 @@ def _check_readable(name: str, column: Any) -> None:
             f"with one entry per row. Fix: pass {dense} of it; for rows that do not fit into memory, write a source "
             "whose __getitem__ returns one dense row."
         )
-    if np.ma.is_masked(column):  # NumPy would drop the mask, and heads would learn from what it hides
+    masked = isinstance(column, np.ma.MaskedArray) and column.dtype.names is None and np.ma.is_masked(column)
+    if masked:  # NumPy would drop the mask, and heads would learn from what it hides
         count = np.count_nonzero(np.ma.getmaskarray(column))
         raise DataError(
             f"A column is masked: {name}. Got {count} masked values, expected an array without a "

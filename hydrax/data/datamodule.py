@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import numpy as np
 
-from hydrax.arguments import check_init_calls, checked_call, is_int, naming, no_attribute, require
+from hydrax.arguments import check_init_calls, checked_call, is_choice, is_int, naming, no_attribute, require
 from hydrax.data.access import is_source
 from hydrax.data.columns import check_form
 from hydrax.errors import DataError, SliceError
@@ -224,7 +224,7 @@ class DataModule:
           ArgumentError: `sampling` is neither "own" nor "shared".
         """
         where = f"{type(self).__name__}.index_dataset(sampling=)"
-        require(sampling in ("own", "shared"), where, sampling, "'own' or 'shared'", "omit it for 'own'")
+        require(is_choice(sampling, ("own", "shared")), where, sampling, "'own' or 'shared'", "omit it for 'own'")
         draw = functools.partial(
             rotation.index_batch,
             self.slices(),
@@ -365,7 +365,13 @@ def check_settings(datamodule: DataModule) -> None:
         ("residence", ("auto", "device", "host")),
     ):
         value = getattr(datamodule, name)
-        require(value in allowed, f"{kind}.{name}", value, f"one of {', '.join(allowed)}", f'set {name}="{allowed[0]}"')
+        require(
+            is_choice(value, allowed),
+            f"{kind}.{name}",
+            value,
+            f"one of {', '.join(allowed)}",
+            f'set {name}="{allowed[0]}"',
+        )
 
 
 def check_slices(slices: Any, make: Callable[[], Any], num_rows: int, num_heads: int | None = None) -> Slices:

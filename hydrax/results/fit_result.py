@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hydrax.arguments import is_choice
 from hydrax.engine import Plan
 from hydrax.errors import ArgumentError
 from hydrax.notebook import table_box
@@ -67,7 +68,7 @@ class FitResult:
         Raises:
           ArgumentError: no metric of that name was logged, or no head has a finite value.
         """
-        if monitor not in self.metrics or mode not in ("min", "max"):
+        if not is_choice(monitor, self.metrics) or not is_choice(mode, ("min", "max")):
             raise ArgumentError(
                 f"There is no best head: FitResult.best({monitor!r}, {mode!r}). Expected one of "
                 f'{", ".join(sorted(self.metrics))}, and "min" or "max". Fix: name a metric that was logged.'

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from hydrax import checkpoint
-from hydrax.arguments import is_int
+from hydrax.arguments import is_choice, is_int, naming
 from hydrax.data import check_dataset, num_rows
 from hydrax.errors import ArgumentError, ModuleError
+from hydrax.files import as_path
 from hydrax.results.export import export
 from hydrax.step import HeadInputs, HeadModule, HeadProgram, Hyperparameters, Preflight, Structure, per_head_values
 from hydrax.trees import dotted, leaves_by_path
@@ -76,7 +77,7 @@ class Heads:
         Raises:
           ArgumentError: there are no such heads, or none is selected.
         """
-        if isinstance(heads, jax.Array | np.ndarray) and heads.ndim == 0:
+        if isinstance(heads, jax.Array | np.ndarray) and heads.ndim == 0 and jnp.issubdtype(heads.dtype, jnp.integer):
             heads = heads.item()
         if is_int(heads):
             index = _place(heads, len(self))
@@ -85,7 +86,7 @@ class Heads:
             return _model(self._aux.structure, trainable, state)
         try:
             picked = np.arange(len(self))[heads]
-        except (IndexError, TypeError):
+        except (IndexError, OverflowError, TypeError, ValueError):
             picked = np.zeros(0, int)
         # NumPy also takes None, True and nested lists as indices, but they select no heads.
         if np.ndim(picked) != 1 or not picked.size:
@@ -125,7 +126,7 @@ class Heads:
           ArgumentError: `reduce` or `batch_size` is invalid.
           DataError: x holds no arrays, or arrays of unequal length.
         """
-        if reduce not in (None, "mean"):
+        if not is_choice(reduce, (None, "mean")):
             raise ArgumentError(
                 f"Unknown reduction: Heads.predict(reduce=). Got {reduce!r}, expected None or 'mean'. Fix: drop it."
             )
@@ -152,7 +153,7 @@ class Heads:
         hparams = {} if self.hparams is None else self.hparams.to_json()
         meta = {"kind": "heads", "ids": self.ids.tolist(), "hparams": hparams}
         tree = {"heads": {"trainable": self.trainable, "state": self.state}}
-        return checkpoint.save(Path(path), 0, tree, meta, run="heads")
+        return checkpoint.save(as_path("Heads.save(path=)", path), 0, tree, meta, run="heads")
 
     def export(self, path: str | Path, head: int | None = None) -> Path:
         """Writes parameters and other state of the models by name to one file, for use without Hydrax.
@@ -176,7 +177,7 @@ class Heads:
             with self._own_width():
                 trainable, state = jax.tree.map(lambda a: a[place], (trainable, state))
         leaves = leaves_by_path(trainable) | leaves_by_path(state)
-        return export(dict(zip(dotted(leaves), leaves.values(), strict=True)), Path(path))
+        return export(dict(zip(dotted(leaves), leaves.values(), strict=True)), as_path("Heads.export(path=)", path))
 
     @overload
     @classmethod
@@ -197,7 +198,8 @@ class Heads:
           ArgumentError: there is no such head.
           CheckpointError: there is no checkpoint, it is damaged, or holds heads of another module.
         """
-        return checkpoint.first_sound(Path(path), lambda step: cls._read(step, module, head))
+        place = as_path("Heads.load(path=)", path)
+        return checkpoint.first_sound(place, lambda step: cls._read(step, module, head))
 
     @classmethod
     def _read(cls, step: Path, module: HeadModule, head: int | None) -> Any:
@@ -304,7 +306,7 @@ def load_with(kind: type[HeadModule], path: str | Path, head: int | None, given:
         arguments = _arguments(kind, {**_kept(checkpoint.read_meta(step)), **given}, given, step)
         return Heads._read(step, kind(**arguments), head)
 
-    return checkpoint.first_sound(Path(path), read)
+    return checkpoint.first_sound(as_path("load_from_checkpoint(path=)", path), read)
 
 
 def _kept(meta: Mapping[str, Any]) -> Hyperparameters:
@@ -367,7 +369,8 @@ def _call_one(structure: Structure, trainable: Any, state: Any, args: Any, kwarg
             f"A model cannot be called: heads(...). Got {type(model).__name__}, expected a callable. Fix: apply your "
             "own function to heads[k], or under jax.vmap to heads.trainable."
         )
-    return model(*args, **kwargs)
+    with naming("the model of one head", ArgumentError):
+        return model(*args, **kwargs)
 
 
 @functools.partial(jax.jit, static_argnums=0)

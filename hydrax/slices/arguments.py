@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrax.arguments import is_int, is_number
+from hydrax.arguments import is_choice, is_int, is_number
 from hydrax.errors import ArgumentError, SliceError
 
 MAX_ROWS = 2**31 - 1  # Rows are int32.
@@ -34,11 +34,17 @@ def array_of(name: str, values: Any) -> NDArray[Any]:
             f"Lists of unequal lengths: argument {name}. Got {values!r:.60}, expected a plain array. "
             "Fix: make all lists the same length."
         ) from error
+    except Exception as error:  # such as JAX's typed keys, which NumPy cannot hold
+        raise ArgumentError(
+            f"Not an array: argument {name}. Got {values!r:.60} ({type(error).__name__}), expected what numpy.asarray "
+            "takes. Fix: pass a list of numbers."
+        ) from error
 
 
 def entries(name: str, values: Any, fix: str) -> Iterable[Any]:
     """Check that values can be iterated over, without consuming a generator."""
-    if not isinstance(values, Iterable):
+    # An array without axes has the method of an iterable, but nothing to iterate over.
+    if not isinstance(values, Iterable) or (hasattr(values, "ndim") and values.ndim == 0):
         raise ArgumentError(
             f"Not iterable: argument {name}. Got {values!r:.60}, expected a list or a generator. Fix: {fix}."
         )
@@ -267,7 +273,7 @@ def sets_of_splits(
     splits: Iterable[Any], num_rows: int, part: str
 ) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
     """Yield one part of every split, "train" or "test", in the form that `kept_sets` takes."""
-    if part not in ("train", "test"):
+    if not is_choice(part, ("train", "test")):
         raise ArgumentError(
             f"Unknown part of a split: argument part. Got {part!r}, expected 'train' or 'test'. "
             "Fix: pass 'train' for the rows to learn from, or 'test' for those held out."

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from hydrax.arguments import is_int
 from hydrax.errors import ArgumentError
-from hydrax.slices.arguments import MAX_ROWS, array_of, is_mixed
+from hydrax.slices.arguments import MAX_HEADS, array_of, is_mixed
 
 Axes = dict[str, NDArray[Any]]
 
@@ -42,9 +42,9 @@ def crossed(num_slices: int, kept: Axes, axes: Mapping[str, Any]) -> tuple[NDArr
     values = {name: _values(name, given) for name, given in axes.items()}
     sizes = (num_slices, *(column.size for column in values.values()))
     num_heads = int(np.prod(sizes, dtype=object))  # As Python ints, which cannot overflow.
-    if num_heads > MAX_ROWS:
+    if num_heads > MAX_HEADS:
         raise ArgumentError(
-            f"Product has too many heads: argument axes. Got {num_heads}, expected at most {MAX_ROWS}. "
+            f"Product has too many heads: argument axes. Got {num_heads}, expected at most {MAX_HEADS}. "
             "Fix: pass fewer values."
         )
     at, *places = np.unravel_index(np.arange(num_heads), sizes)
@@ -79,9 +79,9 @@ def joined(parts: Sequence[Axes]) -> Axes:
 def _values(name: str, given: Any) -> NDArray[Any]:
     """Return the values of an axis: 0..n-1 for a count n, otherwise the values given."""
     if is_int(given):
-        if not 1 <= given <= MAX_ROWS:
+        if not 1 <= given <= MAX_HEADS:
             raise ArgumentError(
-                f"Axis without values: argument {name}. Got {given}, expected a count of 1 or more. "
+                f"Axis without values: argument {name}. Got {given}, expected a count from 1 to {MAX_HEADS}. "
                 f"Fix: pass a count such as `{name}=5`, which stands for 0, 1, 2, 3, 4."
             )
         return np.arange(given)

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from hydrax.arguments import is_choice
 from hydrax.errors import ArgumentError
 from hydrax.slices.arguments import whole_number
 from hydrax.slices.permutation import GOLDEN, Array, mix, permute
@@ -99,7 +100,7 @@ def cursor(batch: int, lengths: np.ndarray, batch_size: int, small_slices: Small
     # The two limits keep batch * width <= 2**62, inside int64.
     batch = whole_number("batch", batch, 0, 2**40)
     batch_size = whole_number("batch_size", batch_size, 1, 2**22)
-    if small_slices not in ("mask", "wrap"):
+    if not is_choice(small_slices, ("mask", "wrap")):
         raise ArgumentError(
             f"Unknown mode for small slices: argument small_slices. Got {small_slices!r}, expected 'mask' or 'wrap'. "
             "Fix: 'mask' pads the batch, 'wrap' fills it from the next passes."

@@ -38,6 +38,11 @@ class PerHead:
     def __init__(self, values: ArrayLike | Sequence[Any]) -> None:
         try:
             array = np.array(values)
+        except TypeError as error:  # such as JAX's typed keys, which NumPy cannot hold
+            raise ArgumentError(
+                f"PerHead holds values that are not numbers: argument `values`. Got {values!r:.60}, expected floats, "
+                "ints or bools. Fix: pass a list of numbers."
+            ) from error
         except ValueError as error:
             raise ArgumentError(
                 "PerHead holds arrays of different shapes: argument `values`. Got no common shape, expected [H, ...]. "
@@ -80,7 +85,7 @@ class PerHead:
         """
         try:
             picked = self.values[heads]
-        except (IndexError, TypeError, ValueError) as error:
+        except (IndexError, OverflowError, TypeError, ValueError) as error:
             raise ArgumentError(
                 f"No such head: PerHead[...]. Got {heads!r:.60} ({error}), expected ints below {len(self)}, a slice or "
                 f"a mask of {len(self)} bools. Fix: heads count from 0."

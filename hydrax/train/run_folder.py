@@ -8,6 +8,7 @@ from typing import Any
 
 from hydrax import checkpoint
 from hydrax.errors import ArgumentError, CheckpointError
+from hydrax.files import as_path
 
 _PREFIX = "version_"
 
@@ -18,7 +19,7 @@ def check_root(root: Any) -> Path:
         raise ArgumentError(
             f'Invalid Trainer argument: default_root_dir. Got {root!r}, expected a path. Fix: leave it out for ".".'
         )
-    return Path(root)
+    return as_path("Trainer(default_root_dir=)", root)
 
 
 def make_run_folder(root: Path) -> Path:
@@ -51,7 +52,7 @@ def find_checkpoint(ckpt_path: Any, root: Path, saver: Any) -> Path | None:
             '"last", "best" or "auto". Fix: pass the folder that ModelCheckpoint wrote.'
         )
     if ckpt_path is None or ckpt_path not in ("last", "auto", "best"):
-        return None if ckpt_path is None else Path(ckpt_path)
+        return None if ckpt_path is None else as_path("ckpt_path", ckpt_path)
     kind = "best" if ckpt_path == "best" else "last"
     folder = getattr(saver, "dirpath", None)
     found = getattr(saver, f"{kind}_model_path", None) or find_newest(kind, root, folder and Path(folder))

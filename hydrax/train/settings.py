@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hydrax.arguments import invalid_argument, is_int, is_number
+from hydrax.arguments import invalid_argument, is_choice, is_int, is_number
 from hydrax.errors import ArgumentError
 
 MATMUL_PRECISIONS = ("default", "high", "highest", "bfloat16", "tensorfloat32", "float32")
@@ -60,6 +60,10 @@ class Settings:
         for name, value in vars(self).items():
             if isinstance(value, np.integer | np.floating):
                 object.__setattr__(self, name, value.item())
+            elif hasattr(value, "__array__") and not isinstance(value, np.generic):  # `==` would compare its items
+                raise _error(
+                    name, value, "a plain value instead of an array", "pass value.item(), or a list of devices"
+                )
         for name in ("max_steps", "max_epochs", "min_steps", "min_epochs", "check_val_every_n_epoch"):
             if getattr(self, name) is not None:
                 self._check_count(name)
@@ -229,7 +233,7 @@ class Settings:
             )
 
     def _check_choice(self, name: str, allowed: tuple[str, ...]) -> None:
-        if getattr(self, name) not in allowed:
+        if not is_choice(getattr(self, name), allowed):
             raise _error(name, getattr(self, name), f"one of {', '.join(allowed)}", f'pass {name}="{allowed[0]}"')
 
 

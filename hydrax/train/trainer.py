@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hydrax import checkpoint
-from hydrax.arguments import checked_call
+from hydrax.arguments import checked_call, is_choice
 from hydrax.data import DataModule
 from hydrax.engine import NO_CHOICE, Blocks, Engine, PlanReport
 from hydrax.errors import ArgumentError
@@ -350,7 +350,7 @@ class Trainer(RunView):
         Raises:
           ArgumentError: there is no such reduction; or as `test`.
         """
-        if reduce not in (None, "mean"):
+        if not is_choice(reduce, (None, "mean")):
             raise ArgumentError(
                 f'Unknown reduction: Trainer.predict(reduce=). Got {reduce!r}, expected None or "mean". Fix: drop it.'
             )
@@ -508,7 +508,8 @@ class Trainer(RunView):
                 "No heads to evaluate: Trainer. Got no fit before, no heads and no ckpt_path, expected one of these. "
                 "Fix: fit first, or pass heads=Heads.load(path, module)."
             )
-        module, datamodule = check_types(module or self.module, datamodule or self.datamodule)
+        module = self.module if module is None else module
+        module, datamodule = check_types(module, self.datamodule if datamodule is None else datamodule)
         if ckpt_path is not None:
             heads = Heads.load(self._find_checkpoint(ckpt_path) or ckpt_path, module)
         if not isinstance(heads, Heads | None):
