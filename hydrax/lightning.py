@@ -152,7 +152,7 @@ MODULE_ATTRIBUTES = {
     "parameters": "return the optimiser alone, such as optax.adam(1e-3); Hydrax passes the parameters to it",
     "named_parameters": "`result.heads.trainable` has the arrays of all heads by name",
     "register_buffer": "keep a constant in `__init__`, and state in the model, as an `nnx.Variable`",
-    "freeze": f"{_SPLIT}",
+    "freeze": "define `is_trained(self, name, leaf)`: False freezes a parameter",
     "unfreeze": f"{_SPLIT}",
     "train": _MODE,
     "eval": _MODE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from hydrax.arguments import require
 from hydrax.errors import CallbackError, ModuleError
 from hydrax.step.logged import is_metric, masked_mean
+from hydrax.trees import named_leaves
 
 _GUARDS = ("host_to_device", "device_to_host", "device_to_device")
 
@@ -160,7 +162,7 @@ def read_metrics(where: str, values: Any, taken: Collection[str]) -> dict[str, j
 
 
 def check_same_form(new: Any, old: Any, where: str) -> Any:
-    """Returns `new` if it can replace `old`: the same structure and shapes, and dtypes that `old` can hold.
+    """Returns `new` in arrays if it can replace `old`: same structure and shapes, and dtypes that `old` can hold.
 
     Args:
       where: what it is a part of, for error messages.
@@ -182,7 +184,41 @@ def check_same_form(new: Any, old: Any, where: str) -> Any:
                 f"{jnp.result_type(a)}{list(jnp.shape(a))}, expected {jnp.result_type(b)}{list(jnp.shape(b))}. Fix: "
                 "keep the shape and dtype of every array from step to step."
             )
-    return new
+    # Python numbers too, such as a flag that a layer sets.
+    return jax.tree.map(lambda a: a if isinstance(a, jax.Array) else jnp.asarray(a), new)
+
+
+def check_unchanged(new: Any, old: Any, model: Any, where: str) -> None:
+    """Refuses a step that changes parameters: those after it come from the optimiser, so the change would be lost.
+
+    Args:
+      new: the parameters of the model after the step.
+      old: those that it received.
+      model: the model after the step.
+      where: name of the step, for error messages.
+    """
+    after, before = named_leaves(new), named_leaves(old)
+    # By identity: inside a trace an untouched array is still the same tracer.
+    changed = [name for name in before if after.get(name) is not before[name]]
+    changed += [name for name in after if name not in before]
+    changed = [name for name in changed if not _is_normalized(model, name)]
+    if changed:
+        raise ModuleError(
+            f"A step changes a parameter: {where}, {changed[0]}. Got another array in the model after the step, "
+            "expected the one that came in, since only the optimiser changes parameters. Fix: change it in `update`, "
+            "with head.replace(trainable=...), or return False for this name from is_trained."
+        )
+
+
+def _is_normalized(model: Any, name: str) -> bool:
+    """Whether a layer of Flax puts a normalised weight in place of a parameter, to compute with it in this call."""
+    # Late: a model can hold such a layer only if Flax is imported already.
+    nnx: Any = sys.modules.get("flax.nnx")
+    for key in name.split(".") if nnx is not None else ():
+        if isinstance(model, nnx.WeightNorm | nnx.SpectralNorm):
+            return True
+        model = getattr(model, key, None)
+    return False
 
 
 def _holds(old: Any, new: Any) -> bool:

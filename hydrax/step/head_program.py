@@ -14,10 +14,12 @@ import optax
 from hydrax.errors import CallbackError, HydraxError, ModuleError
 from hydrax.step.checks import check_same_form, read_logged, read_loss, read_metrics
 from hydrax.step.context import Context
+from hydrax.step.dependence import dependent
+from hydrax.step.explain import explained
 from hydrax.step.finite import is_finite
 from hydrax.step.logged import Logged, Recorder, accumulator_of, empty_accumulator, is_metric
 from hydrax.step.lowering import Lowering, lower
-from hydrax.step.model import Parts, Structure, split
+from hydrax.step.model import Parts, Structure, split, why_nothing_trains
 from hydrax.step.module import HeadModule, bind, has_own_update
 from hydrax.step.state import HeadInputs, HeadsState, StepInput, select
 from hydrax.step.step_callback import StepCallback, StepInfo
@@ -65,10 +67,17 @@ class HeadProgram:
         """Builds the fresh model of the head, in parts."""
         # By id and not by position, so that a head starts the same whatever else is trained.
         key = jax.random.fold_in(jax.random.fold_in(base_key, inputs.ids), _INIT_KEY)
-        model = bind(self.module, inputs.per_head, "configure")[0].configure_model(key)
-        trainable, state, structure = split(model)
+        bound = bind(self.module, inputs.per_head, "configure")[0]
+        model = bound.configure_model(key)
+        with explained(self.module, "is_trained", "a name and an array"):
+            trainable, state, structure = split(model, bound.is_trained)
+        if not jax.tree.leaves(trainable):
+            got, fix = why_nothing_trains(model)
+            raise ModuleError(
+                f"A model has nothing to train: {type(self.module).__name__}.configure_model. Got {got}. Fix: {fix}."
+            )
         stored = None if self.precision == "bf16-mixed" else _FLOATS.get(self.precision)
-        return Parts(_strong(_cast(trainable, stored)), _strong(state), structure)
+        return Parts(_cast(_strong(trainable), stored), _strong(state), structure)
 
     def init(self, inputs: HeadInputs, base_key: jax.Array, epoch: dict[str, Any], start: Any = None) -> HeadsState:
         """Makes the state of the head before its first step.
@@ -240,14 +249,11 @@ class HeadProgram:
         model = self._model(trainable, state, train=ctx.train)
         bound, recorder = bind(self.module, inputs.per_head, stage)
         output = getattr(bound, f"{stage}_step")(model, batch, ctx)
-        if isinstance(output, Mapping):
-            model = output.get("model", model)
         loss = read_loss(output, f"{stage}_step", ctx.mask, self.padding.get(stage), optional=stage != "training")
         name = _LOSS_NAMES[stage]
         if loss is not None and name not in recorder.logged:
             recorder.add(name, loss, prog_bar=True, on_step=None, on_epoch=None)
-        # The state is checked and then dropped: evaluation must not change a head, whatever the model does to itself.
-        check_same_form(self._structure.read_state(model), state, "state")
+        # The state of the model is dropped: evaluation must not change a head, whatever the model does to itself.
         return self._read_logs(recorder, ctx.mask)
 
     def predict(self, head: Any, given: StepInput) -> Any:
@@ -286,12 +292,26 @@ class HeadProgram:
         rows = given.rows if given.data.numbers is None else gather(given.data.numbers)
         return batch, Context(given.key, given.mask, rows, given.step, given.inputs.ids, train)
 
-    def _clip(self, gradients: Any) -> Any:
+    def _clip(self, gradients: Any, update: Callable[[Any], Any]) -> Any:
+        """Clips gradients by the Trainer's arguments.
+
+        The norm counts only parameters whose updates depend on some gradient, not those that the optimiser freezes,
+        such as with `optax.set_to_zero`.
+
+        Args:
+          update: makes the updates of the optimiser from gradients.
+        """
         if self.clip_val is None:
             return gradients
         # Inside the head axis, so each head is clipped by its own norm.
         if self.clip_algorithm == "norm":
-            return optax.clip_by_global_norm(self.clip_val).update(gradients, optax.EmptyState())[0]
+            leaves, tree = jax.tree.flatten(gradients)
+            traced, shapes = jax.make_jaxpr(update, return_shape=True)(gradients)
+            moving = jax.tree.leaves(dependent(traced, [True] * len(leaves), shapes))
+            counted = [leaf for leaf, moves in zip(leaves, moving, strict=True) if moves]
+            clipped = iter(optax.clip_by_global_norm(self.clip_val).update(counted, optax.EmptyState())[0])
+            found = [next(clipped) if moves else leaf for leaf, moves in zip(leaves, moving, strict=True)]
+            return jax.tree.unflatten(tree, found)
         bound = self.clip_val
 
         def clip(g: jax.Array) -> jax.Array:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from hydrax.errors import ModuleError
+from hydrax.trees import dotted
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -24,13 +27,20 @@ class Structure(Protocol):
 
     Attributes:
       has_batch_statistics: whether the model is known to compute statistics over the rows of a batch.
+      is_pure: whether a step returns the model with its new state, instead of changing it in place.
     """
 
     @property
     def has_batch_statistics(self) -> bool: ...
 
+    @property
+    def is_pure(self) -> bool: ...
+
     def merge(self, trainable: Any, state: Any) -> Any:
         """Builds the ordinary model from these arrays."""
+
+    def read_trainable(self, model: Any) -> Any:
+        """Reads the arrays of a model that are trained, in the form that `split` returned them."""
 
     def read_state(self, model: Any) -> Any:
         """Reads the arrays of a model that are not trained, in the form that `split` returned them."""
@@ -53,38 +63,80 @@ class Parts(NamedTuple):
     structure: Structure
 
 
-def split(model: Any) -> Parts:
+IsTrained = Callable[[str, Any], bool]
+"""Whether an array is trained, by its dotted name and itself; see `HeadModule.is_trained`."""
+
+
+def split(model: Any, is_trained: IsTrained | None = None) -> Parts:
     """Splits a model into its parts.
 
     Args:
       model: an `nnx.Module` (Linen modules through `nnx.bridge.ToNNX`), a mapping of Linen variables with "params",
         or any pytree whose floating-point arrays are its parameters (Equinox modules, dicts, dataclasses).
+      is_trained: asked for each floating-point array that is an `nnx.Param`, in "params", or in any other pytree and
+        there not in an `equinox.nn.State`. None trains all of these.
+
+    Raises:
+      ModuleError: there is a Python number among the parameters, or `is_trained` returned no bool.
     """
     # Flax takes a third of a second to import. A model can be an nnx.Module only if it is imported already.
     nnx: Any = sys.modules.get("flax.nnx")
     if nnx is not None and isinstance(model, nnx.Module):
-        # Intermediates are what one call stored with `sow`, not state that the next call needs.
         _mark_arrays(model, nnx)
-        graphdef, params, _, rest = nnx.split(model, nnx.Param, nnx.Intermediate, ...)
+        params = {path: param.get_value() for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+        names = dotted([tuple(map(str, path)) for path in params])
+        asked = zip(names, params.items(), strict=True)
+        frozen = frozenset(path for name, (path, value) in asked if not _trains(name, value, is_trained))
+        trainable = _trained_params(nnx, frozen)
+        # Intermediates are what one call stored with `sow`, not state that the next call needs.
+        graphdef, trained, _, rest = nnx.split(model, trainable, nnx.Intermediate, ...)
         statistics = bool(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
         # Pure dicts: merging nnx States of Variables under `grad` raises TraceContextError (flax#5050).
-        return Parts(nnx.to_pure_dict(params), nnx.to_pure_dict(rest), NnxStructure(graphdef, statistics))
+        return Parts(nnx.to_pure_dict(trained), nnx.to_pure_dict(rest), NnxStructure(graphdef, statistics, frozen))
     if isinstance(model, Mapping) and "params" in model:
-        state = {name: value for name, value in model.items() if name != "params"}
-        return Parts(model["params"], state, LinenStructure("batch_stats" in state))
-    leaves, treedef = jax.tree.flatten(model)
-    kinds = tuple(_kind(leaf) for leaf in leaves)
-    static = tuple(leaf if kind == "static" else None for leaf, kind in zip(leaves, kinds, strict=True))
-    structure = PytreeStructure(treedef, kinds, tuple(map(_Static, static)))
+        others = {name: value for name, value in model.items() if name != "params"}
+        split_params = _split_pytree(model["params"], is_trained)
+        if not jax.tree.leaves(split_params.state):
+            return Parts(model["params"], others, LinenStructure("batch_stats" in others))
+        structure = LinenStructure("batch_stats" in others, split_params.structure)
+        return Parts(split_params.trainable, {**others, "params": split_params.state}, structure)
+    return _split_pytree(model, is_trained)
+
+
+def _split_pytree(model: Any, is_trained: IsTrained | None) -> Parts:
+    flat, treedef = jax.tree_util.tree_flatten_with_path(model)
+    _refuse_numbers(flat)
+    leaves = [leaf for _, leaf in flat]
+    names = dotted([tuple(jax.tree_util.keystr((key,), simple=True) for key in path) for path, _ in flat])
+    # A State of Equinox is known for what it is; it can be in the model only if Equinox is imported.
+    eqx: Any = sys.modules.get("equinox")
+    is_state, statistics = [False] * len(leaves), False
+    if eqx is not None:
+        is_state = _below(model, (eqx.nn.State, eqx.nn.StateIndex))
+        statistics = any(_below(model, (eqx.nn.BatchNorm,)))
+    kinds = []
+    for name, leaf, known in zip(names, leaves, is_state, strict=True):
+        is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic)
+        trains = is_array and not known and _trains(name, leaf, is_trained)
+        kinds.append("trainable" if trains else "state" if is_array else "static")
+    static = tuple(_Static(leaf if kind == "static" else None) for leaf, kind in zip(leaves, kinds, strict=True))
+    structure = PytreeStructure(treedef, tuple(kinds), static, statistics)
     return Parts(structure.pick(leaves, "trainable"), structure.pick(leaves, "state"), structure)
+
+
+def _trained_params(nnx: Any, frozen: frozenset[Any]) -> Any:
+    """Returns the filter of nnx that selects every `nnx.Param` except those at these paths."""
+    return (lambda path, value: isinstance(value, nnx.Param) and path not in frozen) if frozen else nnx.Param
 
 
 @dataclasses.dataclass(frozen=True)
 class NnxStructure:
-    """An `nnx.Module` without its variables."""
+    """An `nnx.Module` without its variables; `frozen` holds the paths of each `nnx.Param` that is not trained."""
 
     graphdef: Any
     has_batch_statistics: bool
+    frozen: frozenset[Any] = frozenset()
+    is_pure = False
 
     def merge(self, trainable: Any, state: Any) -> nnx.Module:
         from flax import nnx  # late, as in `split`
@@ -92,10 +144,16 @@ class NnxStructure:
         model: nnx.Module = nnx.merge(self.graphdef, trainable, state)
         return model
 
+    def read_trainable(self, model: nnx.Module) -> Any:
+        from flax import nnx  # late, as in `split`
+
+        return nnx.to_pure_dict(nnx.state(model, _trained_params(nnx, self.frozen)))
+
     def read_state(self, model: nnx.Module) -> Any:
         from flax import nnx  # late, as in `split`
 
-        return nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Any(nnx.Param, nnx.Intermediate))))
+        trained = _trained_params(nnx, self.frozen)
+        return nnx.to_pure_dict(nnx.state(model, nnx.Not(nnx.Any(trained, nnx.Intermediate))))
 
     def set_mode(self, model: nnx.Module, train: bool) -> None:
         # This changes the graphdef, so it is done inside the trace, on a merged model, and never kept.
@@ -107,15 +165,26 @@ class NnxStructure:
 
 @dataclasses.dataclass(frozen=True)
 class LinenStructure:
-    """Linen variables: "params" are trained, every other collection is state."""
+    """Linen variables: "params" are trained, every other collection is state.
+
+    If some of "params" are not trained, `params` is the structure of that collection; else it is None.
+    """
 
     has_batch_statistics: bool
+    params: Structure | None = None
+    is_pure = True
 
     def merge(self, trainable: Any, state: Any) -> dict[str, Any]:
-        return {"params": trainable, **state}
+        if self.params is None:
+            return {"params": trainable, **state}
+        return {**state, "params": self.params.merge(trainable, state["params"])}
+
+    def read_trainable(self, model: Mapping[str, Any]) -> Any:
+        return model["params"] if self.params is None else self.params.read_trainable(model["params"])
 
     def read_state(self, model: Mapping[str, Any]) -> Any:
-        return {name: value for name, value in model.items() if name != "params"}
+        others = {name: value for name, value in model.items() if name != "params"}
+        return others if self.params is None else {**others, "params": self.params.read_state(model["params"])}
 
     def set_mode(self, model: Any, train: bool) -> None:
         """Does nothing: Linen modules take the mode as an argument of `apply`, and the step has `ctx.train`."""
@@ -128,7 +197,8 @@ class PytreeStructure:
     treedef: Any
     kinds: tuple[str, ...]
     static: tuple[_Static, ...]
-    has_batch_statistics = False  # unknown: a plain pytree does not say
+    has_batch_statistics: bool = False  # a pytree without layers of Equinox does not say
+    is_pure = True
 
     def pick(self, leaves: list[Any], kind: str) -> Any:
         """Keeps the leaves of one kind, with None elsewhere, so that optimiser masks see the model's own paths."""
@@ -142,8 +212,34 @@ class PytreeStructure:
         ]
         return self.treedef.unflatten(leaves)
 
+    def read_trainable(self, model: Any) -> Any:
+        return self.pick(self._leaves(model), "trainable")
+
     def read_state(self, model: Any) -> Any:
-        return self.pick(jax.tree.leaves(model), "state")
+        return self.pick(self._leaves(model), "state")
+
+    def _leaves(self, model: Any) -> list[Any]:
+        try:
+            flat, treedef = jax.tree_util.tree_flatten_with_path(model)
+        except ValueError as error:  # what Equinox says of a State that was replaced by another
+            raise ModuleError(
+                'The state of a model was not returned: the "model" of a step. Got a state that is used up '
+                f'({error!s:.60}...), expected the new one. Fix: return {{"loss": loss, "model": (model, state)}}.'
+            ) from error
+        if str(treedef) != str(self.treedef):
+            raise ModuleError(
+                f'A step changes the structure of a model: its "model". Got {treedef!s:.300}, expected '
+                f"{self.treedef!s:.300}. Fix: return the model in the form that configure_model gave it."
+            )
+        for (path, leaf), kind, fixed in zip(flat, self.kinds, self.static, strict=True):
+            # A flag, such as that of inference mode, belongs to the call and not to the model.
+            is_number = isinstance(leaf, int | float | complex) and not isinstance(leaf, bool)
+            if kind == "static" and (isinstance(leaf, jax.Array) or is_number and leaf != fixed.value):
+                raise ModuleError(
+                    f'A step changes what is no array: the "model" of a step, {jax.tree_util.keystr(path)}. Got '
+                    f"{leaf!r:.60}, expected {fixed.value!r:.60} as before. Fix: make it an array in configure_model."
+                )
+        return [leaf for _, leaf in flat]
 
     def set_mode(self, model: Any, train: bool) -> None:
         """Does nothing: a plain pytree has no switch, and the step has `ctx.train`."""
@@ -175,7 +271,47 @@ def _mark_arrays(model: nnx.Module, nnx: Any) -> None:
                 setattr(node, name, nnx.data(value))
 
 
-def _kind(leaf: Any) -> str:
-    if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
-        return "static"
-    return "trainable" if jnp.issubdtype(leaf.dtype, jnp.inexact) else "state"
+def why_nothing_trains(model: Any) -> tuple[str, str]:
+    """Says what was found in place of parameters, and what to do about it."""
+    if jax.tree.leaves(split(model).trainable):
+        return "False from is_trained for every array, expected True for at least one", "return True for some names"
+    nnx: Any = sys.modules.get("flax.nnx")
+    if nnx is not None and isinstance(model, nnx.Module):
+        found = nnx.state(model, lambda path, value: isinstance(value, nnx.Variable))
+        kinds = sorted({type(variable).__name__ for _, variable in nnx.to_flat_state(found)})
+        got = f"variables of type {', '.join(kinds)}" if kinds else "no variable"
+        return f"{got}, expected a floating-point nnx.Param", "write nnx.Param(...) for each array to train"
+    # Such as a Linen module whose variables were never created.
+    return "no floating-point array, expected at least one", "return a model whose parameters are already created"
+
+
+def _trains(name: str, value: Any, is_trained: IsTrained | None) -> bool:
+    """Whether a candidate is trained: it holds floating-point numbers, and the user's hook agrees."""
+    if not all(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in jax.tree.leaves(value)):
+        return False
+    answer = True if is_trained is None else is_trained(name, value)
+    if not isinstance(answer, bool | np.bool_):
+        raise ModuleError(
+            f"is_trained returned no bool: is_trained({name!r}, ...). Got {answer!r:.60}, expected True or False. Fix: "
+            'return for example not name.startswith("encoder.").'
+        )
+    return bool(answer)
+
+
+def _below(model: Any, kinds: tuple[type, ...]) -> list[bool]:
+    """Tells for each leaf whether it is in a node of one of these types."""
+    parts = jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, kinds))
+    return [isinstance(part, kinds) for part in parts for _ in jax.tree.leaves(part)]
+
+
+def _refuse_numbers(flat: Sequence[tuple[Any, Any]]) -> None:
+    """Refuses Python numbers in plain containers: a parameter is meant, and it would never be trained."""
+    containers = (jax.tree_util.DictKey, jax.tree_util.SequenceKey)
+    for path, leaf in flat:
+        is_number = isinstance(leaf, int | float | complex) and not isinstance(leaf, bool | np.generic)
+        if is_number and all(isinstance(key, containers) for key in path):
+            raise ModuleError(
+                f"A parameter is a Python number: configure_model, {jax.tree_util.keystr(path)}. Got {leaf!r}, "
+                f"expected an array, as only arrays are trained. Fix: write jnp.array({leaf * 1.0!r}) to train it, or "
+                "keep it in an attribute of the module."
+            )

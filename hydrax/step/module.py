@@ -31,9 +31,24 @@ class HeadModule:
           key: PRNG key of this head. Models of different heads differ only by this key and by `PerHead` values.
 
         Returns:
-          An `nnx.Module`, Linen variables, or any pytree of arrays, such as an Equinox module.
+          An `nnx.Module`, Linen variables, or any pytree of arrays, such as an Equinox module or the
+          `(model, state)` of `equinox.nn.make_with_state`.
         """
         raise _missing(self, "configure_model(self, key)", "return MLP(rngs=nnx.Rngs(key))")
+
+    def is_trained(self, name: str, leaf: jax.Array) -> bool:
+        """Decides whether an array of the model is trained; by default every parameter is.
+
+        It is asked for each floating-point or complex array that is an `nnx.Param`, in Linen's "params", or anywhere in
+        another pytree, except in an `equinox.nn.State`. An array that is not trained belongs to the state of the model:
+        it has no gradient and no optimiser state, does not count for `gradient_clip_val`, and keeps what a step returns
+        for it.
+
+        Args:
+          name: its path in the model, as `Heads.export` writes it, such as "encoder.0.kernel".
+          leaf: the array; only its shape and dtype may be read.
+        """
+        return True
 
     def configure_optimizers(self) -> optax.GradientTransformation:
         """Builds the optimiser of one head.
@@ -57,7 +72,8 @@ class HeadModule:
         Returns:
           The loss, float `[B]`: Hydrax averages it over the live slots. A float scalar is accepted only where no slot
           can be padding. Alternatively, a dict with the loss as "loss" and, if the model is a plain pytree with state
-          of its own (such as Linen's batch statistics), the changed model as "model".
+          of its own (such as Linen's batch statistics), the changed model as "model": everything in it is kept except
+          the parameters, which must be those that came in.
         """
         raise _missing(self, "training_step(self, model, batch, ctx)", "return one loss for each slot, [B]")
 

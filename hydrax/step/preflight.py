@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hydrax.arguments import is_number
-from hydrax.errors import HydraxError, ModuleError
+from hydrax.errors import ModuleError
+from hydrax.step.explain import explained
 from hydrax.step.head_program import HeadProgram
 from hydrax.step.hparams import Hyperparameters
 from hydrax.step.logged import empty_accumulator
@@ -78,14 +78,8 @@ class Preflight:
             found.append(parts.structure)  # not the arrays: a tracer must not outlive its trace
             return parts[:2]
 
-        with _explained(program, "configure_model", "a PRNG key"):
+        with explained(program.module, "configure_model", "a PRNG key"):
             parts = jax.eval_shape(build, one, _KEY)
-        # Such as a Linen module whose variables were never created.
-        if not jax.tree.leaves(parts[0]):
-            raise ModuleError(
-                f"A model has nothing to train: {type(program.module).__name__}.configure_model. Got no floating-point "
-                "array, expected at least one. Fix: return a model whose parameters are already created."
-            )
         return cls(dataclasses.replace(program, structure=found[-1]), one, parts)
 
     def training(
@@ -106,9 +100,9 @@ class Preflight:
         epoch = {name: a for name, a in accumulators.items() if flags[name].on_epoch or name in epoch_means}
         _refuse_lists(self.program.module, self.inputs, self.parts[0])
         # Traced apart from the step, so that an error names this method.
-        with _explained(self.program, "configure_optimizers", "traced hyper-parameters"):
+        with explained(self.program.module, "configure_optimizers", "traced hyper-parameters"):
             state = jax.eval_shape(self.program.init, self.inputs, _KEY, epoch)
-        with _explained(self.program, self._training_method, _one_head_view(shapes, batch_size)):
+        with explained(self.program.module, self._training_method, _one_head_view(shapes, batch_size)):
             step = jax.make_jaxpr(self.program.train)(state, self._given(shapes, accumulate, batch_size))
         return TrainingShapes(epoch, state, step, frozenset(accumulators))
 
@@ -133,14 +127,14 @@ class Preflight:
             return self.program.evaluate(stage, head, given, train)
 
         method = self._training_method if train else f"{stage}_step"
-        with _explained(self.program, method, _one_head_view(shapes, batch_size)):
+        with explained(self.program.module, method, _one_head_view(shapes, batch_size)):
             found = jax.eval_shape(run, self.parts, self._given(shapes, batch_size))
         return {name: empty_accumulator(accumulator) for name, accumulator in found.items()}
 
     def prediction(self, data: Any, batch_size: int) -> Any:
         """Traces `predict_step`, whose output must have the slots as its leading axis; returns its shapes."""
         shapes = _shapes(data)
-        with _explained(self.program, "predict_step", _one_head_view(shapes, batch_size)):
+        with explained(self.program.module, "predict_step", _one_head_view(shapes, batch_size)):
             output = jax.eval_shape(self.program.predict, self.parts, self._given(shapes, batch_size))
         # Padding slots are cut off by the caller, which needs the slots in front.
         for leaf in jax.tree.leaves(output) or [None]:
@@ -200,54 +194,6 @@ def _lists_numbers(value: Any) -> bool:
     return (
         isinstance(value, np.ndarray | jax.Array) and value.ndim == 1 and len(value) > 1 and value.dtype.kind in "fiu"
     )
-
-
-@contextlib.contextmanager
-def _explained(program: HeadProgram, method: str, view: str) -> Iterator[None]:
-    """Turns an error raised while a user's method is traced into one that names the method and the shapes it received.
-
-    Args:
-      method: name of the method.
-      view: what the method received, in words.
-    """
-    where = f"{type(program.module).__name__}.{method}"
-    try:
-        yield
-    except HydraxError:
-        raise  # it already says what is wrong
-    # Before the group below, which holds its base class.
-    except jax.errors.TracerBoolConversionError as error:
-        raise ModuleError(
-            f"Python control flow depends on a traced value: {where}. Got a Python `if`, `while`, `and` or `assert` on "
-            f"a traced array, expected conditions on shapes only; the step got {view} for one head. Fix: use jnp.where "
-            "or jax.lax.cond."
-        ) from error
-    except (
-        jax.errors.ConcretizationTypeError,
-        jax.errors.TracerArrayConversionError,
-        jax.errors.TracerIntegerConversionError,
-    ) as error:
-        raise ModuleError(
-            f"Python needs the value of a traced array: {where}. Got float(), int(), numpy, a shape or a range on a "
-            f"traced array ({_first_line(error)}), expected jax.numpy on arrays; the step got {view} for one head. "
-            "Fix: use jax.numpy; a PerHead value is traced, so it cannot be a size."
-        ) from error
-    except Exception as error:
-        fix = "see the line of yours that the cause above names"
-        if getattr(type(program.module), method) is getattr(HeadModule, method):
-            fix = f"define {method}; the default calls the model on the whole batch, with all its columns"
-        if "concrete values" in str(error):  # what jax.numpy says of a traced shape, in a plain TypeError
-            fix = "a PerHead value is traced, so it cannot be a size"
-        if type(error).__name__ == "TraceContextError":  # Flax has no public name for it
-            fix = "call an nnx model with dropout or batch statistics on the whole batch, not inside jax.vmap"
-        raise ModuleError(
-            f"A method failed while it was traced for one head: {where} got {view} for one head. Got "
-            f"{type(error).__name__}: {_first_line(error)}, expected it to run on these shapes. Fix: {fix}."
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200].rstrip(".")
 
 
 def _one_head_view(shapes: Any, batch_size: int) -> str:

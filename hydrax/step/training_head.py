@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from hydrax.errors import ModuleError
-from hydrax.step.checks import check_same_form, read_logged, read_loss
+from hydrax.step.checks import check_same_form, check_unchanged, read_logged, read_loss
 from hydrax.step.context import Context
 from hydrax.step.logged import Logged, Recorder, masked_mean
 from hydrax.step.lowering import Lowering, lower
@@ -52,7 +52,7 @@ class Tools:
       structure: turns arrays into a model.
       model: builds a model in training mode from (trainable, state), in the precision that it computes in.
       optimizer: builds the optimiser.
-      clip: clips gradients.
+      clip: clips gradients, given also the function that makes updates from them.
       lowering: in which forms operations are computed.
       padding: why a slot can be padding, or None if none can.
     """
@@ -62,7 +62,7 @@ class Tools:
     structure: Structure
     model: Callable[[Any, Any], Any]
     optimizer: Callable[[], optax.GradientTransformation]
-    clip: Callable[[Any], Any]
+    clip: Callable[[Any, Callable[[Any], Any]], Any]
     lowering: Lowering
     padding: str | None
 
@@ -136,19 +136,27 @@ class TrainingHead:
 
         def run(trainable: Any) -> tuple[jax.Array, tuple[dict[str, Any], Any]]:
             model, recorder = tools.model(trainable, self.state), Recorder("training")
+            before = tools.structure.read_trainable(model)
             with tools.recording(recorder):
                 output = loss_function(model, batch, ctx)
+            # `==` and not `is`: each access makes a new bound method.
+            is_step = loss_function == tools.module.training_step
             # An nnx model has changed in place; pure models, such as Linen variables, come as a new object.
-            if isinstance(output, Mapping):
-                model = output.get("model", model)
+            if isinstance(output, Mapping) and "model" in output:
+                model = output["model"]
+            elif is_step and tools.structure.is_pure and tools.structure.has_batch_statistics:
+                raise ModuleError(
+                    f"A step does not return the state of its model: {name}. Got the loss alone, expected the model "
+                    'too, since it has batch statistics. Fix: return {"loss": loss, "model": model}.'
+                )
             loss = read_loss(output, name, ctx.mask, tools.padding)
             assert loss is not None
-            # `==` and not `is`: each access makes a new bound method.
-            if loss_function == tools.module.training_step and "train_loss" not in recorder.logged:
+            if is_step and "train_loss" not in recorder.logged:
                 recorder.add("train_loss", loss, prog_bar=True, on_step=None, on_epoch=None)
             # Values leave the differentiated function as its outputs; a traced one kept aside would leak.
             entries.update({n: dataclasses.replace(entry, value=None) for n, entry in recorder.logged.items()})
             logs = {n: read_logged(n, entry.value, "training", ctx.mask) for n, entry in recorder.logged.items()}
+            check_unchanged(tools.structure.read_trainable(model), before, model, name)
             state = check_same_form(tools.structure.read_state(model), self.state, "state")
             return masked_mean(loss, ctx.mask), (logs, state)
 
@@ -183,9 +191,14 @@ class TrainingHead:
                 f"Gradients and parameters differ in structure: head.apply. Got {got}, expected {expected}. Fix: pass "
                 "all that head.gradient returns as the gradient."
             )
+        optimizer = tools.optimizer()
+
+        def update(gradients: Any) -> Any:
+            return optimizer.update(gradients, self.opt_state, self.trainable)
+
         # Here and not in the user's optimiser, so that callbacks see gradients before and after.
-        clipped = tools.clip(gradients)
-        updates, opt_state = tools.optimizer().update(clipped, self.opt_state, self.trainable)
+        clipped = tools.clip(gradients, lambda gradients: update(gradients)[0])
+        updates, opt_state = update(clipped)
         return dataclasses.replace(
             self,
             trainable=optax.apply_updates(self.trainable, updates),

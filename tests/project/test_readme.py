@@ -83,6 +83,11 @@ def update_guide(tmp_path_factory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
+def freezing(tmp_path_factory) -> dict[str, Any]:
+    return run("docs/freeze-and-fine-tune.md", tmp_path_factory.mktemp("freezing"))
+
+
+@pytest.fixture(scope="module")
 def saving(tmp_path_factory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("saving")
     return run("docs/saving.md", folder) | {"folder": folder}
@@ -322,6 +327,20 @@ def test_the_guide_s_generators_come_near_the_mean_of_the_data(update_guide):
     made = update_guide["game"].heads.trainable["generator"]
     assert made.shape == (8,)
     assert np.all(np.abs(made - 2) < 1)  # they start at 0
+
+
+def encoders(result):
+    return np.stack([head.encoder.kernel.get_value() for head in result.heads])
+
+
+def test_what_the_page_about_freezing_freezes_stays_and_the_rest_learns(freezing):
+    fresh = np.asarray(freezing["frozen"].heads.state["encoder"]["kernel"])
+    np.testing.assert_array_equal(encoders(freezing["two_rates"])[0], fresh[0])  # its learning rate is 0
+    assert np.abs(encoders(freezing["two_rates"])[1:] - fresh[1:]).max(axis=(1, 2)).min() > 1e-3
+    assert np.abs(encoders(freezing["unfrozen"]) - fresh).max(axis=(1, 2)).min() > 1e-3
+    np.testing.assert_array_equal(encoders(freezing["tuned"]), [freezing["pretrained"].encoder.kernel.get_value()] * 3)
+    for name in ("frozen", "two_rates", "unfrozen", "tuned"):
+        assert np.all(freezing[name].metrics["train_loss"] < 0.2)  # the variance of the targets is 0.43
 
 
 def test_the_heads_that_the_page_about_saving_loads_are_those_that_it_saved(saving):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core as jex
 
 from hydrax.step.lowering import convolutions, pooling, products, reductions
@@ -104,7 +105,13 @@ def lower(fun: Callable[..., Any], lowering: Lowering) -> Callable[..., Any]:
             return out
 
         closed = jax.make_jaxpr(flat)(*leaves)
-        return jax.tree.unflatten(out_tree, _Interpreter(rules).run(closed.jaxpr, closed.consts, leaves))
+        found = _Interpreter(rules).run(closed.jaxpr, closed.consts, leaves)
+        # A constant among the results is a Python number in the jaxpr.
+        arrays = [
+            value if isinstance(value, jax.Array) else jnp.asarray(value, aval.dtype)
+            for value, aval in zip(found, closed.out_avals, strict=True)
+        ]
+        return jax.tree.unflatten(out_tree, arrays)
 
     return lowered
 

@@ -1,0 +1,60 @@
+"""Errors of the user's methods while they are traced, in terms of one head."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import jax
+
+from hydrax.errors import HydraxError, ModuleError
+from hydrax.step.module import HeadModule
+
+
+@contextlib.contextmanager
+def explained(module: HeadModule, method: str, view: str) -> Iterator[None]:
+    """Turns an error raised while a user's method is traced into one that names the method and the shapes it received.
+
+    Args:
+      module: the user's module.
+      method: name of the method.
+      view: what the method received, in words.
+    """
+    where = f"{type(module).__name__}.{method}"
+    try:
+        yield
+    except HydraxError:
+        raise  # it already says what is wrong
+    # Before the group below, which holds its base class.
+    except jax.errors.TracerBoolConversionError as error:
+        raise ModuleError(
+            f"Python control flow depends on a traced value: {where}. Got a Python `if`, `while`, `and` or `assert` on "
+            f"a traced array, expected conditions on shapes only; the step got {view} for one head. Fix: use jnp.where "
+            "or jax.lax.cond."
+        ) from error
+    except (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.TracerArrayConversionError,
+        jax.errors.TracerIntegerConversionError,
+    ) as error:
+        raise ModuleError(
+            f"Python needs the value of a traced array: {where}. Got float(), int(), numpy, a shape or a range on a "
+            f"traced array ({_first_line(error)}), expected jax.numpy on arrays; the step got {view} for one head. "
+            "Fix: use jax.numpy; a PerHead value is traced, so it cannot be a size."
+        ) from error
+    except Exception as error:
+        fix = "see the line of yours that the cause above names"
+        if getattr(type(module), method) is getattr(HeadModule, method):
+            fix = f"define {method}; the default calls the model on the whole batch, with all its columns"
+        if "concrete values" in str(error):  # what jax.numpy says of a traced shape, in a plain TypeError
+            fix = "a PerHead value is traced, so it cannot be a size"
+        if type(error).__name__ == "TraceContextError":  # Flax has no public name for it
+            fix = "call an nnx model with dropout or batch statistics on the whole batch, not inside jax.vmap"
+        raise ModuleError(
+            f"A method failed while it was traced for one head: {where} got {view} for one head. Got "
+            f"{type(error).__name__}: {_first_line(error)}, expected it to run on these shapes. Fix: {fix}."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200].rstrip(".")
