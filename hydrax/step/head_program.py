@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,12 +22,13 @@ from hydrax.step.logged import Logged, Recorder, accumulator_of, empty_accumulat
 from hydrax.step.lowering import Lowering, lower
 from hydrax.step.model import Parts, Structure, split, why_nothing_trains
 from hydrax.step.module import HeadModule, bind, has_own_update
+from hydrax.step.optimizer import build_optimizer, update_with
 from hydrax.step.state import HeadInputs, HeadsState, StepInput, select
 from hydrax.step.step_callback import StepCallback, StepInfo
 from hydrax.step.training_head import Tools, TrainingHead, finish_update, start_update
 
 # Keys that no training step uses: training folds the step into a head's key, and steps stay below 2**31.
-_INIT_KEY, _EVAL_KEY = np.uint32(2**32 - 1), np.uint32(2**32 - 2)
+_INIT_KEY, _EVAL_KEY, _OPTIMIZER_KEY = np.uint32(2**32 - 1), np.uint32(2**32 - 2), np.uint32(2**32 - 3)
 _LOSS_NAMES = {"training": "train_loss", "validation": "val_loss", "test": "test_loss"}
 _FLOATS = {"bf16-mixed": jnp.bfloat16, "bf16-true": jnp.bfloat16, "64-true": jnp.float64}
 
@@ -96,7 +98,7 @@ class HeadProgram:
         return HeadsState(
             trainable=trainable,
             state=state,
-            opt_state=_strong(self._optimizer(inputs).init(trainable)),
+            opt_state=_strong(self._optimizer(inputs, base_key).init(trainable)),
             callbacks={key: _strong(self._call(key, "init", trainable)) for key in self.callbacks},
             epoch=epoch,
             live=jnp.array(True),
@@ -139,9 +141,10 @@ class HeadProgram:
         inputs = given.inputs
         # A function of head and step alone: a resumed head draws what an uninterrupted one draws.
         key = jax.random.fold_in(jax.random.fold_in(given.key, inputs.ids), given.step)
+        optimizer = functools.partial(self._optimizer, inputs, given.key)
         # One micro-batch needs no scan, and may have an `update` of the user's own.
         update = self._update_once if len(given.rows) == 1 else self._accumulate
-        done, logs = update(head, given._replace(key=key))
+        done, logs = update(head, given._replace(key=key), optimizer)
         applied = done.applied
         # Callbacks see the values of this head, traced scalars, where the module has a `PerHead`.
         hparams = bind(self.module, inputs.per_head, "configure")[0].hparams
@@ -163,16 +166,20 @@ class HeadProgram:
         )
         return new, logs | self._callback_metrics(callbacks, info, logs), done.loss, applied.gradients
 
-    def _update_once(self, head: HeadsState, given: StepInput) -> tuple[TrainingHead, dict[str, Any]]:
+    def _update_once(
+        self, head: HeadsState, given: StepInput, optimizer: Callable[[], Any]
+    ) -> tuple[TrainingHead, dict[str, Any]]:
         """Runs the module's `update` on the single batch; returns the head after it and what it logs."""
         batch, ctx = self._batch(given._replace(rows=given.rows[0], mask=given.mask[0]), train=True)
-        one = self._training_head(head, given.inputs)
+        one = self._training_head(head, given.inputs, optimizer)
         done = one.tools.module.update(one, batch, ctx)
         if has_own_update(self.module):
             done = finish_update(done, one, f"{type(self.module).__name__}.update")
         return done, self._read_logs(one.tools.recorder, ctx.mask)
 
-    def _accumulate(self, head: HeadsState, given: StepInput) -> tuple[TrainingHead, dict[str, Any]]:
+    def _accumulate(
+        self, head: HeadsState, given: StepInput, optimizer: Callable[[], Any]
+    ) -> tuple[TrainingHead, dict[str, Any]]:
         """Does the same with the mean gradient of the micro-batches; each passes the state of the model to the next.
 
         A micro-batch without a live slot has weight 0: it changes neither gradient nor state, nor what is logged.
@@ -181,14 +188,18 @@ class HeadProgram:
         # Micro-batches weigh the same, however many live slots they have; one without any does not count.
         weights = live / jnp.maximum(live.sum(), 1)
 
-        def micro(carry: Any, xs: Any) -> Any:
-            state, total = carry
-            number, rows, mask, weight = xs
+        def prepare(trainable: Any, state: Any, number: Any, rows: Any, mask: Any) -> Any:
             key = jax.random.fold_in(given.key, number)
             batch, ctx = self._batch(given._replace(key=key, rows=rows, mask=mask), train=True)
-            one = self._training_head(head._replace(state=state), given.inputs)
-            loss, gradients, moved = one.gradient(one.tools.module.training_step, batch, ctx)
-            logs = self._read_logs(one.tools.recorder, mask)
+            one = self._training_head(head._replace(trainable=trainable, state=state), given.inputs, optimizer)
+            return one, (one.tools.module.training_step, batch, ctx)
+
+        def micro(carry: Any, xs: Any) -> Any:
+            state, total = carry
+            *which, weight = xs
+            one, of = prepare(head.trainable, state, *which)
+            loss, gradients, moved = one.gradient(*of)
+            logs = self._read_logs(one.tools.recorder, which[-1])
             total = jax.tree.map(
                 lambda t, g: t + jnp.where(weight > 0, g * weight, 0).astype(t.dtype), total, gradients
             )
@@ -201,10 +212,21 @@ class HeadProgram:
         (state, gradients), (losses, logs) = jax.lax.scan(micro, (head.state, zeros), xs)
         mean: Callable[[Any], jax.Array] = lambda values: jnp.where(live, values * weights, 0).sum()  # noqa: E731
         logs = {name: value.reduce() if is_metric(value) else mean(value) for name, value in logs.items()}
-        one = self._training_head(head._replace(state=state), given.inputs)
-        return one.replace(loss=mean(losses)).apply(gradients), logs
 
-    def _training_head(self, head: HeadsState, inputs: HeadInputs) -> TrainingHead:
+        def value_fn(trainable: Any) -> jax.Array:
+            def micro(state: Any, xs: Any) -> Any:
+                *which, weight = xs
+                one, of = prepare(trainable, state, *which)
+                loss, moved = one.evaluate(*of)
+                return select(weight > 0, moved.state, state), loss
+
+            return mean(jax.lax.scan(micro, head.state, xs)[1])
+
+        one = self._training_head(head._replace(state=state), given.inputs, optimizer)
+        loss = mean(losses)
+        return one.replace(loss=loss).apply(gradients, value=loss, value_fn=value_fn), logs
+
+    def _training_head(self, head: HeadsState, inputs: HeadInputs, optimizer: Callable[[], Any]) -> TrainingHead:
         """Makes the head that an update receives."""
         bound, recorder = bind(self.module, inputs.per_head, "training")
         tools = Tools(
@@ -212,7 +234,8 @@ class HeadProgram:
             recorder=recorder,
             structure=self._structure,
             model=lambda trainable, state: self._model(trainable, state, train=True),
-            optimizer=lambda: self._optimizer(inputs),
+            optimizer=optimizer,
+            update_with=functools.partial(update_with, self.module),
             clip=self._clip,
             lowering=self.lowering,
             padding=self.padding.get("training"),
@@ -223,9 +246,10 @@ class HeadProgram:
         """Returns what the module's own `update` logs, as accumulators by name; arguments as in `evaluate`."""
         trainable, state = head
         # The accumulators are not known yet, so this is an update without callbacks and without an epoch.
-        opt_state = self._optimizer(given.inputs).init(trainable)
+        optimizer = functools.partial(self._optimizer, given.inputs, given.key)
+        opt_state = optimizer().init(trainable)
         fresh = HeadsState(trainable, state, opt_state, callbacks={}, epoch={}, live=jnp.array(True))
-        _, logs = self._update_once(fresh, given._replace(rows=given.rows[None], mask=given.mask[None]))
+        _, logs = self._update_once(fresh, given._replace(rows=given.rows[None], mask=given.mask[None]), optimizer)
         return {name: accumulator_of(value, given.mask) for name, value in logs.items()}
 
     # ---- evaluation
@@ -351,16 +375,10 @@ class HeadProgram:
                 "cause above names."
             ) from error
 
-    def _optimizer(self, inputs: HeadInputs) -> optax.GradientTransformation:
+    def _optimizer(self, inputs: HeadInputs, base_key: jax.Array) -> optax.GradientTransformation:
         # Built anew inside every trace, so that hyper-parameters may be traced scalars without inject_hyperparams.
-        optimizer = bind(self.module, inputs.per_head, "configure")[0].configure_optimizers()
-        if not isinstance(optimizer, optax.GradientTransformation):
-            raise ModuleError(
-                f"configure_optimizers returned no optimiser: {type(self.module).__name__}.configure_optimizers. Got "
-                f"{type(optimizer).__name__}, expected an optax.GradientTransformation. Fix: return for example "
-                "optax.adamw(1e-3)."
-            )
-        return optimizer
+        key = jax.random.fold_in(jax.random.fold_in(base_key, inputs.ids), _OPTIMIZER_KEY)
+        return build_optimizer(self.module, inputs.per_head, key)
 
 
 def fault_names(head: HeadsState) -> list[str]:

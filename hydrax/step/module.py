@@ -54,10 +54,15 @@ class HeadModule:
         """Builds the optimiser of one head.
 
         A `PerHead` hyper-parameter is a traced scalar here: `optax.adamw(self.hparams.lr)` works, a Python `if` on it
-        does not.
+        works only if it comes out the same for all heads.
+
+        It may also be written `configure_optimizers(self, key)`. The key belongs to this head and stays the same during
+        the run, for optimisers that keep a key in their state: `optax.noisy_sgd(0.1, key=key)`.
 
         Returns:
-          An optax transformation.
+          An optax transformation. If it takes extra arguments (`optax.GradientTransformationExtraArgs`), it gets the
+          loss as `value`, the gradient before clipping as `grad`, and the loss as a function of the parameters as
+          `value_fn`.
         """
         raise _missing(self, "configure_optimizers(self)", "return optax.adamw(1e-3)")
 
@@ -97,8 +102,11 @@ class HeadModule:
         Returns:
           The head after the step.
         """
-        _, gradients, head = head.gradient(self.training_step, batch, ctx)
-        return head.apply(gradients)
+        before = head
+        loss, gradients, head = head.gradient(self.training_step, batch, ctx)
+        # For optimisers that search along a line: the loss of the same batch, from the same state of the model.
+        value_fn = lambda p: before.replace(trainable=p).evaluate(self.training_step, batch, ctx)[0]  # noqa: E731
+        return head.apply(gradients, value=loss, value_fn=value_fn)
 
     def validation_step(self, model: Any, batch: Any, ctx: Context) -> Any:
         """Evaluates one head on one batch of the validation set.

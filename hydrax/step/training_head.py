@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -52,6 +53,7 @@ class Tools:
       structure: turns arrays into a model.
       model: builds a model in training mode from (trainable, state), in the precision that it computes in.
       optimizer: builds the optimiser.
+      update_with: calls its `update` with extra arguments.
       clip: clips gradients, given also the function that makes updates from them.
       lowering: in which forms operations are computed.
       padding: why a slot can be padding, or None if none can.
@@ -62,6 +64,7 @@ class Tools:
     structure: Structure
     model: Callable[[Any, Any], Any]
     optimizer: Callable[[], optax.GradientTransformation]
+    update_with: Callable[..., tuple[Any, Any]]
     clip: Callable[[Any, Callable[[Any], Any]], Any]
     lowering: Lowering
     padding: str | None
@@ -131,35 +134,8 @@ class TrainingHead:
           ModuleError: the function returned no loss, or logs a name twice.
         """
         tools = self.tools
-        name = getattr(loss_function, "__name__", "a loss function")
         entries: dict[str, Logged] = {}
-
-        def run(trainable: Any) -> tuple[jax.Array, tuple[dict[str, Any], Any]]:
-            model, recorder = tools.model(trainable, self.state), Recorder("training")
-            before = tools.structure.read_trainable(model)
-            with tools.recording(recorder):
-                output = loss_function(model, batch, ctx)
-            # `==` and not `is`: each access makes a new bound method.
-            is_step = loss_function == tools.module.training_step
-            # An nnx model has changed in place; pure models, such as Linen variables, come as a new object.
-            if isinstance(output, Mapping) and "model" in output:
-                model = output["model"]
-            elif is_step and tools.structure.is_pure and tools.structure.has_batch_statistics:
-                raise ModuleError(
-                    f"A step does not return the state of its model: {name}. Got the loss alone, expected the model "
-                    'too, since it has batch statistics. Fix: return {"loss": loss, "model": model}.'
-                )
-            loss = read_loss(output, name, ctx.mask, tools.padding)
-            assert loss is not None
-            if is_step and "train_loss" not in recorder.logged:
-                recorder.add("train_loss", loss, prog_bar=True, on_step=None, on_epoch=None)
-            # Values leave the differentiated function as its outputs; a traced one kept aside would leak.
-            entries.update({n: dataclasses.replace(entry, value=None) for n, entry in recorder.logged.items()})
-            logs = {n: read_logged(n, entry.value, "training", ctx.mask) for n, entry in recorder.logged.items()}
-            check_unchanged(tools.structure.read_trainable(model), before, model, name)
-            state = check_same_form(tools.structure.read_state(model), self.state, "state")
-            return masked_mean(loss, ctx.mask), (logs, state)
-
+        run = functools.partial(self._run, loss_function, batch, ctx, entries)
         # Lowered after differentiation: the rules know no derivatives.
         differentiated = lower(jax.value_and_grad(run, has_aux=True), tools.lowering)
         (loss, (logs, state)), gradients = differentiated(self.trainable)
@@ -172,17 +148,67 @@ class TrainingHead:
             tools.recorder.add(n, value, entry.prog_bar, entry.on_step, entry.on_epoch)
         return loss, gradients, self.replace(state=state, loss=loss)
 
-    def apply(self, gradients: Any) -> TrainingHead:
+    def evaluate(self, loss_function: Callable[..., Any], batch: Any, ctx: Context) -> tuple[jax.Array, TrainingHead]:
+        """Computes a loss without its gradient, and logs nothing; arguments as in `gradient`.
+
+        Returns:
+          The loss, a float scalar, and the head with the state of the model after the call.
+        """
+        loss, (_, state) = self._run(loss_function, batch, ctx, {}, self.trainable)
+        return loss, self.replace(state=state)
+
+    def _run(
+        self, loss_function: Callable[..., Any], batch: Any, ctx: Context, entries: dict[str, Logged], trainable: Any
+    ) -> tuple[jax.Array, tuple[dict[str, Any], Any]]:
+        """Computes the mean loss with these parameters, what was logged, and the state of the model after the call.
+
+        How each value is reported is noted in `entries`.
+        """
+        tools = self.tools
+        name = getattr(loss_function, "__name__", "a loss function")
+        model, recorder = tools.model(trainable, self.state), Recorder("training")
+        before = tools.structure.read_trainable(model)
+        with tools.recording(recorder):
+            output = loss_function(model, batch, ctx)
+        # `==` and not `is`: each access makes a new bound method.
+        is_step = loss_function == tools.module.training_step
+        # An nnx model has changed in place; pure models, such as Linen variables, come as a new object.
+        if isinstance(output, Mapping) and "model" in output:
+            model = output["model"]
+        elif is_step and tools.structure.is_pure and tools.structure.has_batch_statistics:
+            raise ModuleError(
+                f"A step does not return the state of its model: {name}. Got the loss alone, expected the model "
+                'too, since it has batch statistics. Fix: return {"loss": loss, "model": model}.'
+            )
+        loss = read_loss(output, name, ctx.mask, tools.padding)
+        assert loss is not None
+        if is_step and "train_loss" not in recorder.logged:
+            recorder.add("train_loss", loss, prog_bar=True, on_step=None, on_epoch=None)
+        # Values leave the differentiated function as its outputs; a traced one kept aside would leak.
+        entries.update({n: dataclasses.replace(entry, value=None) for n, entry in recorder.logged.items()})
+        logs = {n: read_logged(n, entry.value, "training", ctx.mask) for n, entry in recorder.logged.items()}
+        check_unchanged(tools.structure.read_trainable(model), before, model, name)
+        state = check_same_form(tools.structure.read_state(model), self.state, "state")
+        return masked_mean(loss, ctx.mask), (logs, state)
+
+    def apply(
+        self, gradients: Any, *, value: Any = None, value_fn: Callable[[Any], jax.Array] | None = None
+    ) -> TrainingHead:
         """Makes one step of the optimiser; `gradient_clip_val` clips the gradients first.
 
         Args:
           gradients: shaped like `trainable`.
+          value: the loss, for optimisers that ask for it, such as `optax.contrib.reduce_on_plateau`. Default: the
+            attribute `loss`.
+          value_fn: a function of `trainable` that computes the loss again, for optimisers that search along a line,
+            such as `optax.lbfgs`:
+            `lambda p: head.replace(trainable=p).evaluate(loss_function, batch, ctx)[0]`.
 
         Returns:
           The head after the step.
 
         Raises:
-          ModuleError: the gradients have another structure.
+          ModuleError: the gradients have another structure, or the optimiser fails.
         """
         tools = self.tools
         got, expected = str(jax.tree.structure(gradients)), str(jax.tree.structure(self.trainable))
@@ -192,13 +218,29 @@ class TrainingHead:
                 "all that head.gradient returns as the gradient."
             )
         optimizer = tools.optimizer()
+        searched: list[bool] = []
 
-        def update(gradients: Any) -> Any:
-            return optimizer.update(gradients, self.opt_state, self.trainable)
+        def search(trainable: Any) -> jax.Array:
+            searched.append(True)
+            if value_fn is None:
+                raise ModuleError(
+                    "An optimiser evaluates the loss again: head.apply. Got no value_fn, expected a function of the "
+                    "parameters. Fix: pass value_fn=lambda p: head.replace(trainable=p).evaluate(loss_function, batch, "
+                    "ctx)[0]."
+                )
+            return value_fn(trainable)
+
+        extra = {"value": self.loss if value is None else value, "grad": gradients, "value_fn": search}
+
+        def update(gradients: Any) -> tuple[Any, Any]:
+            args = gradients, self.opt_state, self.trainable
+            return tools.update_with(optimizer, *args, extra=extra)
 
         # Here and not in the user's optimiser, so that callbacks see gradients before and after.
         clipped = tools.clip(gradients, lambda gradients: update(gradients)[0])
         updates, opt_state = update(clipped)
+        if searched:  # as the gradient of the step: the loss is differentiated inside the optimiser
+            updates, opt_state = lower(update, tools.lowering)(clipped)
         return dataclasses.replace(
             self,
             trainable=optax.apply_updates(self.trainable, updates),
