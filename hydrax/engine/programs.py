@@ -102,7 +102,10 @@ class Programs:
 
             lower, upper = (0, len(rows)) if whole else (begin, num_steps)
             state, values = lax.fori_loop(lower, upper, body, (state, values))
-            return self._restore_lost(before, state, values) if self._head.watched else (state, values)
+            if not self._head.watched:
+                return state, values
+            # A head that does not run is not lost: one may be NaN from the start, and a plan is tried with no step.
+            return self._restore_lost(before, state, values, before.live & (upper > lower))
 
         parts = ((given.inputs, 0), *((batches[name], axis) for name, axis in axes.items()))
         count = len(given.inputs.ids) // self._chunk if whole else num_chunks
@@ -114,15 +117,15 @@ class Programs:
         return jax.vmap(step, in_axes=(0, _heads_on(rows=None if self._draw.shared else 1, mask=1)))
 
     @staticmethod
-    def _restore_lost(before: HeadsState, state: HeadsState, values: dict[str, Any]) -> Any:
-        """Restores and freezes the heads that are NaN or infinite after these steps."""
+    def _restore_lost(before: HeadsState, state: HeadsState, values: dict[str, Any], ran: jax.Array) -> Any:
+        """Restores and freezes the heads that are NaN or infinite after these steps, if they ran."""
 
         def is_sound(old: HeadsState, new: HeadsState) -> jax.Array:
             return all_finite(new.trainable) & stays_finite((old.opt_state, old.state), (new.opt_state, new.state))
 
         # The losses of all steps as well as the arrays at the end: a NaN loss need not reach the parameters, for
         # example with `optax.zero_nans`.
-        lost = values["lost"].any(axis=0) | ~jax.vmap(is_sound)(before, state)
+        lost = (values["lost"].any(axis=0) | ~jax.vmap(is_sound)(before, state)) & ran
         # For all steps at once: which one it was is found by `roll_back`, and only if a head is lost.
         values = values | {"lost": jnp.broadcast_to(lost, values["lost"].shape)}
         state = select(lost, before, state)

@@ -254,3 +254,35 @@ def test_a_head_without_any_optimiser_state_is_watched_too():
     module = Bare(hx.PerHead(np.full(HEADS, -1)), hx.PerHead(np.full(HEADS, NEVER)))
     trainer.fit(module, ArrayDataModule(rows, slices=slices, batch_size=B, check_finite="off"))
     assert dict(trainer.quarantined) == {3: (0, "loss")}
+
+
+class FromTheStart(hx.HydraModule):
+    """Heads whose model is NaN before the first step."""
+
+    def __init__(self, bad: Any) -> None:
+        self.save_hyperparameters()
+
+    def configure_model(self, key):
+        return {"w": jnp.where(self.hparams.bad, jnp.nan, 0.0)}
+
+    def configure_optimizers(self):
+        return optax.sgd(0.1)
+
+    def training_step(self, model, batch, ctx):
+        return (model["w"] - batch["y"]) ** 2
+
+
+@pytest.fixture
+def four_steps():
+    data = ArrayDataModule({"y": np.ones(8, np.float32)}, slices=hx.Slices.full(2, 8), batch_size=8)
+    trainer = hx.Trainer(max_steps=4, **QUIET)
+    return trainer, lambda bad: trainer.fit(FromTheStart(hx.PerHead(bad)), data)
+
+
+def test_a_model_that_is_nan_from_the_start_is_lost_at_the_first_step(four_steps):
+    trainer, fit = four_steps
+    result = fit([False, True])
+    assert {head: (fault.step, fault.leaf) for head, fault in trainer.quarantined.items()} == {1: (0, "loss")}
+    np.testing.assert_allclose(result.heads.trainable["w"], [1 - 0.8**4, np.nan], rtol=1e-6)
+    with pytest.raises(NonFiniteError, match="All heads became NaN or infinite: training. Got head 0 at step 0: loss"):
+        fit([True, True])
