@@ -15,6 +15,7 @@ from hydrax.callbacks.mlflow_logger import MLflowLogger
 from hydrax.callbacks.model_checkpoint import ModelCheckpoint
 from hydrax.callbacks.model_summary import ModelSummary
 from hydrax.callbacks.progress_bar import ProgressBar
+from hydrax.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
 from hydrax.callbacks.tensorboard_logger import TensorBoardLogger
 from hydrax.callbacks.throughput_monitor import ThroughputMonitor
 from hydrax.callbacks.timer import Timer
@@ -34,6 +35,7 @@ __all__ = [
     "ModelCheckpoint",
     "ModelSummary",
     "ProgressBar",
+    "StochasticWeightAveraging",
     "TensorBoardLogger",
     "ThroughputMonitor",
     "Timer",

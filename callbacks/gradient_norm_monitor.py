@@ -14,6 +14,8 @@ from hydrax.arguments import require
 class GradientNormMonitor(Callback):
     """Logs `grad_norm`, the 2-norm of each head's gradient after clipping, as a training metric.
 
+    If `gradient_clip_val` clips, it also logs `grad_norm_before_clipping`.
+
     Args:
       by_group: whether to log `grad_norm/<group>` as well, for each outermost part of the model, such as a layer.
         Default: False.
@@ -29,6 +31,8 @@ class GradientNormMonitor(Callback):
 
     def metrics(self, state: Any, info: StepInfo) -> Mapping[str, Any]:
         found = {"grad_norm": optax.tree.norm(info.gradients)}
+        if info.unclipped is not info.gradients:
+            found["grad_norm_before_clipping"] = optax.tree.norm(info.unclipped)
         if self.by_group and isinstance(info.gradients, Mapping):
             found |= {f"grad_norm/{name}": optax.tree.norm(part) for name, part in info.gradients.items()}
         return found

@@ -235,7 +235,6 @@ CLASSES = {
     "RichProgressBar": _ONE_BAR,
     "TQDMProgressBar": _ONE_BAR,
     "SpikeDetection": "use `EarlyStopping(divergence_threshold=)`, for each head",
-    "StochasticWeightAveraging": f"{_EMA}, whose average is exponential",
     "EMAWeightAveraging": f"{_EMA}, which runs inside the program, for each head",
     "WeightAveraging": _EMA,
     "Logger": "derive from `hx.Callback`",
@@ -360,6 +359,14 @@ ARGUMENTS = {
         "update_every_n_steps": "leave it out: it is updated at each step",
         "update_starting_at_step": "pass start_step",
         "avg_fn": "pass decay",
+    },
+    "StochasticWeightAveraging": {
+        "swa_lrs": "give `StochasticWeightAveraging.schedule(lr, swa_lr, ...)` to the optimiser",
+        "swa_epoch_start": "pass start_step, a number of updates",
+        "annealing_epochs": "pass annealing_steps to `StochasticWeightAveraging.schedule`",
+        "annealing_strategy": "leave it out: the schedule is a cosine",
+        "avg_fn": "leave it out, or use `ExponentialMovingAverage`",
+        "device": "leave it out: the average lives beside the head",
     },
     "TensorBoardLogger": {
         "save_dir": _RUN_FOLDER,

@@ -146,7 +146,8 @@ def load_models(step: Path, head: int | None = None) -> dict[str, np.ndarray]:
       CheckpointError: it is damaged.
     """
     meta = read_meta(step)
-    wanted = _below(meta, ("heads", "trainable")) | _below(meta, ("heads", "state"))
+    trainable = _below(meta, ("evaluated", "trainable")) or _below(meta, ("heads", "trainable"))
+    wanted = trainable | _below(meta, ("heads", "state"))
     found = list(_read(step, wanted, head))
     return dict(zip(dotted(path[2:] for path, _ in found), (array for _, array in found), strict=True))
 

@@ -63,6 +63,7 @@ class Engine:
     Attributes:
       num_heads: H.
       structure: what the models of all heads have in common.
+      may_evaluate_others: whether the parameters to evaluate may differ from those that are trained.
       layout: the places of the heads.
       programs: the compiled programs by name.
     """
@@ -81,6 +82,7 @@ class Engine:
     ) -> None:
         self.num_heads = len(inputs.ids)
         self.structure = program.structure
+        self.may_evaluate_others = program.may_evaluate_others
         functions = Programs(program, layout.chunk, epoch, draw or HostBatches(2, shared=False))
         self.programs = {
             "init": Compiled(functions.init),
@@ -88,6 +90,7 @@ class Engine:
             "find_fault": Compiled(functions.find_fault),
             "evaluate": Compiled(functions.evaluate, donate=(0,), static=("stage",)),
             "predict": Compiled(functions.predict),
+            "evaluation_parameters": Compiled(functions.evaluation_parameters),
             "compute": Compiled(functions.compute),
             "finite": Compiled(functions.finite),
             "freeze": Compiled(functions.freeze),
@@ -265,6 +268,21 @@ class Engine:
 
     # ---- evaluation
 
+    def models(self, state: Blocks, as_they_are: np.ndarray) -> Blocks:
+        """Returns `(trainable, state)` of all heads as they are to be evaluated.
+
+        Args:
+          state: the state of all heads.
+          as_they_are: bool[H], heads whose present parameters are to be evaluated in any case.
+        """
+        present = heads_of(state)
+        if not self.may_evaluate_others:
+            return present
+        found = self._each(lambda block, inputs, one: self._run("evaluation_parameters", block, inputs, one), state)
+        if as_they_are.any():
+            found = self.select(as_they_are, tuple(trainable for trainable, _ in present), found)
+        return tuple((trainable, other) for trainable, (_, other) in zip(found, present, strict=True))
+
     def broadcast(self, tree: Any) -> Blocks:
         """Repeats a tree of one head for all heads."""
         return self._each(lambda block, inputs: self._run("broadcast", block, tree, inputs.ids))
@@ -434,7 +452,7 @@ def read_steps(blocks: Blocks, num_steps: int, places: np.ndarray) -> np.ndarray
 
 
 def heads_of(state: Blocks) -> Blocks:
-    """Picks `(trainable, state)` from the state of all heads: what evaluation needs."""
+    """Picks `(trainable, state)` from the state of all heads; see `Engine.models` for those to evaluate."""
     return tuple((one.trainable, one.state) for one in state)
 
 

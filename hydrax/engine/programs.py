@@ -214,6 +214,10 @@ class Programs:
 
         return self._map_chunks(jax.vmap(one), (head, given.inputs, *((rows, mask) if own else ())), num_chunks)
 
+    def evaluation_parameters(self, inputs: HeadInputs, state: HeadsState) -> Any:
+        """Returns the parameters to evaluate, `[H, ...]`."""
+        return jax.vmap(self._head.evaluation_parameters)(inputs, state)
+
     def compute(self, accumulators: dict[str, Any]) -> dict[str, jax.Array]:
         """Computes means and metrics from accumulators, `[H]` by name."""
         return jax.vmap(lambda one: {name: value.compute() for name, value in one.items()})(accumulators)

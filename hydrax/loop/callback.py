@@ -100,7 +100,11 @@ class TrainerView(Protocol):
 
     @property
     def heads(self) -> Heads:
-        """The heads as they are now."""
+        """The heads as they are now, with the parameters to evaluate (`HydraModule.evaluation_parameters`)."""
+
+    @property
+    def opt_state(self) -> Any:
+        """The state of the optimisers as it is now, leaves `[H, ...]`; also after the fit."""
 
     @property
     def head_shapes(self) -> Any:

@@ -405,7 +405,7 @@ class FitLoop:
     def _carry_out(self, callback: Callback, control: Control) -> None:
         key = next(key for key, known in self._keys.items() if known is callback)
         if control.snapshot is not None:
-            now, known = self._scored or (heads_of(self.state.heads), self.state.known())
+            now, known = self._scored or (self.state.models(self._engine), self.state.known())
             for slot, mask in enumerate(np.atleast_2d(control.snapshot)):
                 name = snapshot_name(key, slot)
                 if mask.any():
@@ -439,10 +439,11 @@ class FitLoop:
                 "Fix: return Control(snapshot=...) first."
             )
         # Callbacks that are called later for this event take snapshots of what was scored, not of what was restored.
-        self._scored = self._scored or (jax.tree.map(jnp.copy, heads_of(self.state.heads)), self.state.known())
+        self._scored = self._scored or (jax.tree.map(jnp.copy, self.state.models(self._engine)), self.state.known())
         models = self._engine.select(heads, self.state.snapshots[key], heads_of(self.state.heads))
         parts = zip(self.state.heads, models, strict=True)
         self.state.heads = tuple(one._replace(trainable=trainable, state=state) for one, (trainable, state) in parts)
+        self.state.restored = self.state.restored | (heads & ~self.state.live)
         self.state.restore(key, heads & ~self.lost)  # a head in quarantine has no metrics
 
     def _step_name(self, name: str) -> str:

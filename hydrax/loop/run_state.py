@@ -38,6 +38,7 @@ class RunState:
       step: optimiser updates dispatched.
       live: bool[H], False for heads that a callback stopped or that were lost.
       validated: bool[H], heads whose validation metrics are those of their present model.
+      restored: bool[H], heads that rest with a model restored from a snapshot, which holds parameters to evaluate.
       in_epoch: bool[H], heads about whose training the end of the present epoch has something to report.
       snapshots: the `(trainable, state)` that `Control.snapshot` kept, by `dispatch.snapshot_name`.
       kept: what was known of these models, by the same names.
@@ -57,6 +58,7 @@ class RunState:
     live: np.ndarray
     validated: np.ndarray
     in_epoch: np.ndarray
+    restored: np.ndarray
     snapshots: dict[str, Blocks] = dataclasses.field(default_factory=dict)
     kept: dict[str, Kept] = dataclasses.field(default_factory=dict)
     metrics: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -72,7 +74,11 @@ class RunState:
     def fresh(cls, engine: Engine, heads: Blocks) -> RunState:
         """Returns the state before the first step."""
         none = np.zeros(engine.num_heads, bool)
-        return cls(heads, 0, read_live(engine, heads), none, none)
+        return cls(heads, 0, read_live(engine, heads), none, none, none)
+
+    def models(self, engine: Engine) -> Blocks:
+        """Returns the `(trainable, state)` of all heads to evaluate, return and keep."""
+        return engine.models(self.heads, self.restored)
 
     def known(self) -> Kept:
         """Returns what is known of the present models."""
@@ -90,7 +96,9 @@ class RunState:
     def add_to_kept(self, found: dict[str, np.ndarray]) -> None:
         """Adds metrics that came at this step, but after its snapshots, to what is known of the models in these."""
         for kept in self.kept.values():
-            kept.metrics = kept.metrics | _merged(kept.step == self.step, found, kept.metrics)
+            # Of these names alone: the others keep their values.
+            known = {name: kept.metrics[name] for name in found if name in kept.metrics}
+            kept.metrics = kept.metrics | _merged(kept.step == self.step, found, known)
 
     def restore(self, snapshot: str, heads: np.ndarray) -> None:
         """Brings back what was known of some heads, bool[H], whose models were restored from a snapshot."""

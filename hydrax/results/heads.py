@@ -213,7 +213,10 @@ class Heads:
         )
         axes = (len(ids),) if head is None else ()
         parts = jax.tree.map(lambda a: jax.ShapeDtypeStruct((*axes, *a.shape), a.dtype), flight.parts)
-        like = {"heads": {"trainable": parts[0], "state": parts[1]}}
+        # A run may train other parameters than those to evaluate: then it holds both.
+        source = "evaluated" if any(leaf["path"][0] == "evaluated" for leaf in meta["leaves"]) else "heads"
+        like = {"heads": {"state": parts[1]}}
+        like.setdefault(source, {})["trainable"] = parts[0]
         dtypes = {tuple(leaf["path"]): leaf["dtype"] for leaf in meta["leaves"]}
         with jax.enable_x64(bool({"float64", "complex128"} & set(dtypes.values()))):
             # The run decides the precision, not the module: floats keep the width that they were trained in.
@@ -222,7 +225,8 @@ class Heads:
             structure = flight.program.structure
             assert structure is not None
             place = None if head is None else _place(head, len(ids))
-            found = checkpoint.load(step, like, head=place)["heads"]
+            found = checkpoint.load(step, like, head=place)
+            found = {"trainable": found[source]["trainable"], "state": found["heads"]["state"]}
         if head is not None:
             return _model(structure, found["trainable"], found["state"])
         return cls(found["trainable"], found["state"], structure, ids, _kept(meta))

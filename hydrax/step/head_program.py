@@ -24,7 +24,7 @@ from hydrax.step.model import Parts, Structure, split, why_nothing_trains
 from hydrax.step.module import HeadModule, bind, has_own_update
 from hydrax.step.optimizer import build_optimizer, update_with
 from hydrax.step.state import HeadInputs, HeadsState, StepInput, select
-from hydrax.step.step_callback import StepCallback, StepInfo
+from hydrax.step.step_callback import StepCallback, StepInfo, evaluates_others
 from hydrax.step.training_head import Tools, TrainingHead, finish_update, start_update
 
 # Keys that no training step uses: training folds the step into a head's key, and steps stay below 2**31.
@@ -149,7 +149,14 @@ class HeadProgram:
         # Callbacks see the values of this head, traced scalars, where the module has a `PerHead`.
         hparams = bind(self.module, inputs.per_head, "configure")[0].hparams
         info = StepInfo(
-            done.trainable, applied.clipped, applied.updates, done.loss, given.step, done.opt_state, hparams
+            done.trainable,
+            applied.clipped,
+            applied.updates,
+            done.loss,
+            given.step,
+            done.opt_state,
+            hparams,
+            applied.gradients,
         )
         # After the optimiser and before the logs, so that `metrics` sees the callback's state of this step.
         callbacks = {
@@ -253,6 +260,21 @@ class HeadProgram:
         return {name: accumulator_of(value, given.mask) for name, value in logs.items()}
 
     # ---- evaluation
+
+    @property
+    def may_evaluate_others(self) -> bool:
+        """Whether the parameters to evaluate may differ from those that are trained."""
+        own = type(self.module).evaluation_parameters is not HeadModule.evaluation_parameters
+        return own or any(map(evaluates_others, self.callbacks.values()))
+
+    def evaluation_parameters(self, inputs: HeadInputs, head: HeadsState) -> Any:
+        """Returns the parameters of the head to evaluate."""
+        bound = bind(self.module, inputs.per_head, "configure")[0]
+        with explained(self.module, "evaluation_parameters", "parameters and the state of the optimiser"):
+            found = bound.evaluation_parameters(head.trainable, head.opt_state)
+        for key in filter(lambda key: evaluates_others(self.callbacks[key]), self.callbacks):
+            found = self._call(key, "evaluation_parameters", found, head.callbacks[key])
+        return select(jnp.array(True), check_same_form(found, head.trainable, "evaluation_parameters"), head.trainable)
 
     def evaluate(self, stage: str, head: Any, given: StepInput, train: bool = False) -> dict[str, Any]:
         """Runs a step for one batch, and returns what it logs as accumulators by name.

@@ -98,8 +98,15 @@ def split(model: Any, is_trained: IsTrained | None = None) -> Parts:
         split_params = _split_pytree(model["params"], is_trained)
         if not jax.tree.leaves(split_params.state):
             return Parts(model["params"], others, LinenStructure("batch_stats" in others))
-        structure = LinenStructure("batch_stats" in others, split_params.structure)
-        return Parts(split_params.trainable, {**others, "params": split_params.state}, structure)
+        # Beside the collections, so that an array has the same name whether it is trained or not.
+        kept = dict(split_params.state)
+        if both := others.keys() & kept.keys():
+            raise ModuleError(
+                f"A layer has the name of a collection: configure_model. Got {min(both)!r} in both, expected different "
+                "names if some parameters are not trained. Fix: rename the layer."
+            )
+        structure = LinenStructure("batch_stats" in others, split_params.structure, tuple(kept))
+        return Parts(split_params.trainable, {**others, **kept}, structure)
     return _split_pytree(model, is_trained)
 
 
@@ -167,24 +174,27 @@ class NnxStructure:
 class LinenStructure:
     """Linen variables: "params" are trained, every other collection is state.
 
-    If some of "params" are not trained, `params` is the structure of that collection; else it is None.
+    If some of "params" are not trained, `params` is the structure of that collection and `layers` are its keys; else
+    it is None.
     """
 
     has_batch_statistics: bool
     params: Structure | None = None
+    layers: tuple[str, ...] = ()
     is_pure = True
 
     def merge(self, trainable: Any, state: Any) -> dict[str, Any]:
         if self.params is None:
             return {"params": trainable, **state}
-        return {**state, "params": self.params.merge(trainable, state["params"])}
+        others = {name: value for name, value in state.items() if name not in self.layers}
+        return {"params": self.params.merge(trainable, {name: state[name] for name in self.layers}), **others}
 
     def read_trainable(self, model: Mapping[str, Any]) -> Any:
         return model["params"] if self.params is None else self.params.read_trainable(model["params"])
 
     def read_state(self, model: Mapping[str, Any]) -> Any:
         others = {name: value for name, value in model.items() if name != "params"}
-        return others if self.params is None else {**others, "params": self.params.read_state(model["params"])}
+        return others if self.params is None else {**others, **self.params.read_state(model["params"])}
 
     def set_mode(self, model: Any, train: bool) -> None:
         """Does nothing: Linen modules take the mode as an argument of `apply`, and the step has `ctx.train`."""
@@ -309,7 +319,7 @@ def _refuse_numbers(flat: Sequence[tuple[Any, Any]]) -> None:
     containers = (jax.tree_util.DictKey, jax.tree_util.SequenceKey)
     for path, leaf in flat:
         is_number = isinstance(leaf, int | float | complex) and not isinstance(leaf, bool | np.generic)
-        if is_number and all(isinstance(key, containers) for key in path):
+        if is_number and path and all(isinstance(key, containers) for key in path):
             raise ModuleError(
                 f"A parameter is a Python number: configure_model, {jax.tree_util.keystr(path)}. Got {leaf!r}, "
                 f"expected an array, as only arrays are trained. Fix: write jnp.array({leaf * 1.0!r}) to train it, or "

@@ -66,6 +66,22 @@ class HeadModule:
         """
         raise _missing(self, "configure_optimizers(self)", "return optax.adamw(1e-3)")
 
+    def evaluation_parameters(self, parameters: Any, opt_state: Any) -> Any:
+        """Returns the parameters of one head to evaluate, if they are not those that are trained.
+
+        Some optimisers train one point and return another, such as
+        `optax.contrib.schedule_free_eval_params(opt_state, parameters)`. Validation, snapshots such as the best models,
+        `result.heads` and readers of checkpoints use what this method returns; training and resumed runs do not.
+
+        Args:
+          parameters: the trained parameters, as `TrainingHead.trainable`.
+          opt_state: the state of the optimiser.
+
+        Returns:
+          Parameters of the same structure and shapes.
+        """
+        return parameters
+
     def training_step(self, model: Any, batch: Any, ctx: Context) -> Any:
         """Computes the loss of one head on one batch. It must be pure: no side effects but `self.log`.
 

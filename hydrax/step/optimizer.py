@@ -29,8 +29,7 @@ def build_optimizer(module: HeadModule, per_head: Mapping[str, Any], key: jax.Ar
     """
 
     def call(values: Mapping[str, Any]) -> Any:
-        bound = bind(module, values, "configure")[0]
-        return bound.configure_optimizers(*[key] * _takes_key(module))
+        return configure(bind(module, values, "configure")[0], key)
 
     with explained(module, "configure_optimizers", "traced hyper-parameters"):
         try:
@@ -49,6 +48,11 @@ def build_optimizer(module: HeadModule, per_head: Mapping[str, Any], key: jax.Ar
             "optax.adamw(1e-3)."
         )
     return optimizer
+
+
+def configure(bound: HeadModule, key: jax.Array) -> Any:
+    """Calls `configure_optimizers` of a bound module, with the key if it takes one."""
+    return bound.configure_optimizers(*[key] * _takes_key(bound))
 
 
 def _takes_key(module: HeadModule) -> bool:

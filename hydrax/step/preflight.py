@@ -18,6 +18,7 @@ from hydrax.step.hparams import Hyperparameters
 from hydrax.step.logged import empty_accumulator
 from hydrax.step.model import Structure
 from hydrax.step.module import HeadModule, bind, has_own_update
+from hydrax.step.optimizer import configure, update_with
 from hydrax.step.state import DeviceRows, HeadInputs, HeadsState, StepInput
 
 # A shape alone: an actual key would be computed on the device.
@@ -104,6 +105,7 @@ class Preflight:
             state = jax.eval_shape(self.program.init, self.inputs, _KEY, epoch)
         with explained(self.program.module, self._training_method, _one_head_view(shapes, batch_size)):
             step = jax.make_jaxpr(self.program.train)(state, self._given(shapes, accumulate, batch_size))
+        jax.eval_shape(self.program.evaluation_parameters, self.inputs, state)
         return TrainingShapes(epoch, state, step, frozenset(accumulators))
 
     @property
@@ -165,8 +167,9 @@ def _refuse_lists(module: HeadModule, inputs: HeadInputs, trainable: Any) -> Non
         def update(inputs: HeadInputs, trainable: Any) -> Any:
             bound = bind(module, inputs.per_head, "configure")[0]
             vars(bound)["_hparams"] = Hyperparameters({**bound.hparams, name: value})
-            optimizer = bound.configure_optimizers()
-            return optimizer.update(trainable, optimizer.init(trainable), trainable)[0]
+            optimizer = configure(bound, jax.random.key(0))
+            extra = {"value": jnp.zeros(()), "grad": trainable, "value_fn": lambda _: jnp.zeros(())}
+            return update_with(module, optimizer, trainable, optimizer.init(trainable), trainable, extra=extra)[0]
 
         try:
             return jax.tree.map(jnp.shape, jax.eval_shape(update, inputs, trainable))

@@ -19,6 +19,7 @@ class StepInfo(NamedTuple):
       step: int32 scalar, the number of updates done before this one.
       opt_state: the state of the optimiser after the update.
       hparams: the hyper-parameters of the module; each `PerHead` is this head's value, a traced scalar.
+      unclipped: the gradients before clipping; the same object as `gradients` if nothing clips.
     """
 
     trainable: Any
@@ -28,13 +29,19 @@ class StepInfo(NamedTuple):
     step: jax.Array
     opt_state: Any = None
     hparams: Any = None
+    unclipped: Any = None
 
 
 class StepCallback:
     """The second tier of a callback; its state is carried along and saved with each head.
 
     The methods are traced into the training program, so they must be pure, and they cost nothing on the host.
+
+    Attributes:
+      evaluate: whether `evaluation_parameters` is called.
     """
+
+    evaluate: bool = True
 
     def init(self, head: Any) -> Any:
         """Second tier: creates the callback's state of one head.
@@ -65,8 +72,26 @@ class StepCallback:
         """
         return {}
 
+    def evaluation_parameters(self, parameters: Any, state: Any) -> Any:
+        """Second tier: returns the parameters of one head to evaluate in place of those that are trained.
+
+        Called after `HydraModule.evaluation_parameters`, which describes where they are used, unless the attribute
+        `evaluate` is False.
+
+        Args:
+          parameters: the parameters that would be evaluated otherwise.
+          state: the state of the callback.
+        """
+        return parameters
+
 
 def has_second_tier(callback: StepCallback) -> bool:
     """Whether a callback has anything to run inside the compiled program."""
     kind = type(callback)
-    return kind.on_step is not StepCallback.on_step or kind.metrics is not StepCallback.metrics
+    names = ("on_step", "metrics", "evaluation_parameters")
+    return any(getattr(kind, name) is not getattr(StepCallback, name) for name in names)
+
+
+def evaluates_others(callback: StepCallback) -> bool:
+    """Whether a callback may replace the parameters to evaluate."""
+    return callback.evaluate and type(callback).evaluation_parameters is not StepCallback.evaluation_parameters

@@ -30,7 +30,6 @@ from hydrax.engine import (
     count_flops,
     find_devices,
     head_inputs,
-    heads_of,
     lay_out,
     make_plan,
     measure_limits,
@@ -272,7 +271,7 @@ class PlannedFit:
     def validate(self, interrupts: Interrupts, state: RunState, limit: int | None = None) -> dict[str, np.ndarray]:
         """Runs the validation set with the present heads; what they log, float[H] by name."""
         assert self.validation is not None
-        return self.validation.run(self.engine, heads_of(state.heads), state.step, interrupts.check, limit)
+        return self.validation.run(self.engine, state.models(self.engine), state.step, interrupts.check, limit)
 
     def report(self, step_secs: float | None = None) -> PlanReport:
         """Describes the plan; measures the machine's limit on the first call, which takes a second or two.

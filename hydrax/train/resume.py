@@ -21,7 +21,7 @@ from hydrax.step import Lowering
 
 _log = logging.getLogger("hydrax")
 _ORIGINS = "init_from"
-_MARKS = ("validated", "in_epoch")  # fields of `RunState`, bool[H]
+_MARKS = ("validated", "in_epoch", "restored")  # fields of `RunState`, bool[H]
 
 
 def save(
@@ -54,6 +54,10 @@ def save(
     of_data = _savable(datamodule.state_dict(), "data module", type(datamodule).__name__, DataError)
     tree = {
         "heads": engine.read(state.heads),
+        # Readers of models take these, and a resumed run the heads; they are mostly the same.
+        "evaluated": {"trainable": engine.read(tuple(trainable for trainable, _ in state.models(engine)))}
+        if engine.may_evaluate_others
+        else {},
         "snapshots": {name: engine.read(kept) for name, kept in state.snapshots.items()},
         "kept": {name: vars(kept) for name, kept in state.kept.items()},
         "marks": {name: getattr(state, name) for name in _MARKS},
@@ -123,6 +127,7 @@ def load(step: Path, *, engine: Engine, callbacks: Mapping[str, Callback], finge
         # A checkpoint of an older version does not say: then heads are validated again, and the epoch counts.
         validated=marks.get("validated", np.zeros(engine.num_heads, bool)),
         in_epoch=marks.get("in_epoch", np.ones(engine.num_heads, bool)),
+        restored=marks.get("restored", np.zeros(engine.num_heads, bool)),
         snapshots={name: engine.scatter(found["snapshots"][name]) for name in kept},
         kept={
             name: Kept(one["step"], one["validated"], one.get("metrics", {}))

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from hydrax.data import DataModule
-from hydrax.engine import Fault, heads_of, is_out_of_memory
+from hydrax.engine import Fault, is_out_of_memory
 from hydrax.loop import (
     Callback,
     Dispatcher,
@@ -102,7 +102,12 @@ class Run:
     @property
     def heads(self) -> Heads:
         """The heads as they are now."""
-        return self._heads(heads_of(self.state.heads))
+        return self._heads(self.state.models(self.planned.engine))
+
+    @property
+    def opt_state(self) -> Any:
+        """What `TrainerView.opt_state` describes."""
+        return self.planned.engine.gather(tuple(block.opt_state for block in self.state.heads))
 
     def snapshots_of(self, callback: Callback, slot: int = 0) -> Heads | None:
         """Returns what `TrainerView.snapshots_of` describes."""

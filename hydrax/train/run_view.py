@@ -126,6 +126,10 @@ class RunView(TrainerView):
         return self._running().heads
 
     @property
+    def opt_state(self) -> Any:
+        return self._running().opt_state
+
+    @property
     def head_shapes(self) -> Any:
         return self._running().head_shapes
 

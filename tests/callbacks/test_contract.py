@@ -20,6 +20,7 @@ ARGUMENTS = {
     "LearningRateMonitor": {"source": "lr"},
     "LambdaCallback": {"on_fit_end": lambda event: None},
     "ModelCheckpoint": {"monitor": "val_loss", "every_n_train_steps": 4},
+    "StochasticWeightAveraging": {"start_step": 2, "evaluate": False},
     "MLflowLogger": {"tracking_uri": f"file://{tempfile.mkdtemp()}"},
     "WandbLogger": {"mode": "offline"},
 }

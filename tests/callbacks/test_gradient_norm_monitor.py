@@ -53,6 +53,8 @@ def test_the_norm_is_that_of_the_gradient_by_hand_after_clipping(fitted, head):
     norms = np.array([np.sqrt(sum((g**2).sum() for g in step.values())) for step in by_hand])
     scale = np.minimum(1, (clip or np.inf) / norms)
     np.testing.assert_allclose(logged["step.grad_norm"][head], norms * scale, rtol=1e-5)
+    unclipped = "step.grad_norm" if clip is None else "step.grad_norm_before_clipping"
+    np.testing.assert_allclose(logged[unclipped][head], norms, rtol=1e-5)
     of_kernel = [np.linalg.norm(step["kernel"]) for step in by_hand]
     np.testing.assert_allclose(logged["step.grad_norm/kernel"][head], of_kernel * scale, rtol=1e-5)
 

@@ -339,7 +339,10 @@ def test_what_the_page_about_freezing_freezes_stays_and_the_rest_learns(freezing
     assert np.abs(encoders(freezing["two_rates"])[1:] - fresh[1:]).max(axis=(1, 2)).min() > 1e-3
     assert np.abs(encoders(freezing["unfrozen"]) - fresh).max(axis=(1, 2)).min() > 1e-3
     np.testing.assert_array_equal(encoders(freezing["tuned"]), [freezing["pretrained"].encoder.kernel.get_value()] * 3)
-    for name in ("frozen", "two_rates", "unfrozen", "tuned"):
+    np.testing.assert_array_equal(
+        encoders(freezing["head_only"]), [freezing["pretrained"].encoder.kernel.get_value()] * 3
+    )
+    for name in ("frozen", "two_rates", "unfrozen", "head_only", "tuned"):
         assert np.all(freezing[name].metrics["train_loss"] < 0.2)  # the variance of the targets is 0.43
 
 

@@ -204,6 +204,10 @@ def test_the_hook_is_asked_for_each_parameter_by_the_name_that_exports_use(make,
     again = structure.merge(trainable, state)
     assert named_leaves(structure.read_trainable(again)).keys() == named_leaves(trainable).keys()
     assert named_leaves(structure.read_state(again)).keys() == named_leaves(state).keys()
+    # Freezing changes no name, so that weights of heads trained without it fit.
+    assert {*named_leaves(trainable), *named_leaves(state)} == {
+        name for part in split(model)[:2] for name in named_leaves(part)
+    }
     assert len(jax.tree.leaves((trainable, state))) == len(jax.tree.leaves(split(model)[:2]))
     assert hash(structure) == hash(split(make(), lambda name, leaf: not name.endswith("bias")).structure)
 
