@@ -226,7 +226,7 @@ CLASSES = {
     "BatchSizeFinder": "the plan fits heads into memory; the batch size affects training, so you choose it",
     "Checkpoint": "use `ModelCheckpoint`",
     "DeviceStatsMonitor": "use `ThroughputMonitor`, which measures head-steps and rows per second",
-    "GradientAccumulationScheduler": "pass accumulate_grad_batches to the Trainer",
+    "GradientAccumulationScheduler": "pass accumulate_grad_batches={0: 8, 4: 1} to the Trainer",
     "LearningRateFinder": "a sweep is one fit with `hx.PerHead` learning rates",
     "MLFlowLogger": "use `MLflowLogger`, a callback with one run for all heads",
     "ModelPruning": "use an optax transformation with a mask",

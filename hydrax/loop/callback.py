@@ -54,7 +54,7 @@ class TrainerView(Protocol):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser updates of an epoch."""
+        """Optimiser updates of the present epoch."""
 
     @property
     def slots_per_step(self) -> int:

@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from typing import NamedTuple
+
+
+class _Phase(NamedTuple):
+    """Epochs whose steps take equally many batches: the first of them, the step it begins at, and the batches."""
+
+    epoch: int
+    step: int
+    accumulate: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -11,7 +21,8 @@ class Schedule:
 
     Attributes:
       batches_per_epoch: index batches in which the longest slice makes one pass, after `limit_train_batches`.
-      accumulate: batches of one optimiser step; the last step of an epoch takes what is left.
+      accumulate: batches of one optimiser step; the last step of an epoch takes what is left. Or, for several numbers,
+        `(first epoch, batches)` of each, in order from epoch 0.
       max_steps: steps after which the fit ends.
       min_steps: no callback can end the fit or stop a head before this step.
       val_every_batches: batches between validations, or None for none.
@@ -22,7 +33,7 @@ class Schedule:
     """
 
     batches_per_epoch: int
-    accumulate: int
+    accumulate: int | tuple[tuple[int, int], ...]
     max_steps: int
     val_every_batches: int | None
     val_every_epochs: int | None
@@ -31,28 +42,53 @@ class Schedule:
     stop_at_logs: bool = True
     min_steps: int = 0
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return -(-self.batches_per_epoch // self.accumulate)
+    @functools.cached_property
+    def _phases(self) -> list[_Phase]:
+        given = ((0, self.accumulate),) if isinstance(self.accumulate, int) else self.accumulate
+        phases: list[_Phase] = []
+        for epoch, accumulate in given:
+            before = phases[-1] if phases else None
+            step = before.step + (epoch - before.epoch) * self._steps(before) if before else 0
+            phases.append(_Phase(epoch, step, accumulate))
+        return phases
+
+    def _steps(self, phase: _Phase) -> int:
+        """Steps of each epoch of a phase."""
+        return -(-self.batches_per_epoch // phase.accumulate)
+
+    def _phase_at(self, step: int) -> _Phase:
+        """Returns the phase of the step after `step`."""
+        phases = self._phases
+        # Nearly always there is one; this is asked for every step.
+        return phases[0] if len(phases) == 1 else next(one for one in reversed(phases) if one.step <= step)
+
+    def steps_in(self, epoch: int) -> int:
+        """Steps of an epoch."""
+        return self._steps(next(phase for phase in reversed(self._phases) if phase.epoch <= epoch))
 
     def epoch(self, step: int) -> int:
         """Returns the epoch of the step after `step`, which is the number of epochs finished after `step` steps."""
-        return step // self.steps_per_epoch
+        phase = self._phase_at(step)
+        return phase.epoch + (step - phase.step) // self._steps(phase)
 
     def is_epoch_end(self, step: int) -> bool:
         """Whether an epoch is finished once `step` steps are done."""
-        return step % self.steps_per_epoch == 0
+        phase = self._phase_at(step)
+        return (step - phase.step) % self._steps(phase) == 0
 
     def batches(self, step: int) -> int:
         """Batches consumed once `step` steps are done."""
+        phase = self._phase_at(step)
         # An epoch begins with a new window, so its last step may have fewer batches than the others.
-        epochs, rest = divmod(step, self.steps_per_epoch)
-        return epochs * self.batches_per_epoch + min(rest * self.accumulate, self.batches_per_epoch)
+        epochs, rest = divmod(step - phase.step, self._steps(phase))
+        whole = (phase.epoch + epochs) * self.batches_per_epoch
+        return whole + min(rest * phase.accumulate, self.batches_per_epoch)
 
     def steps_of(self, batches: int) -> int:
         """Returns the number of steps that consume this many batches."""
         epochs, rest = divmod(batches, self.batches_per_epoch)
-        return epochs * self.steps_per_epoch + -(-rest // self.accumulate)
+        phase = next(phase for phase in reversed(self._phases) if phase.epoch <= epochs)
+        return phase.step + (epochs - phase.epoch) * self._steps(phase) + -(-rest // phase.accumulate)
 
     def counts(self, step: int, num_steps: int) -> list[int]:
         """Batches of each of the next `num_steps` steps."""
@@ -87,7 +123,8 @@ class Schedule:
     @property
     def longest_superstep(self) -> int | None:
         """An upper bound for the steps of a superstep; None if only the end of the fit ends one."""
-        ends = [self.steps_per_epoch] * self.stop_at_epochs + [self.log_every] * self.stop_at_logs
+        longest = max(map(self._steps, self._phases))
+        ends = [longest] * self.stop_at_epochs + [self.log_every] * self.stop_at_logs
         return min(ends, default=None)
 
     def _is_log(self, step: int) -> bool:

@@ -104,7 +104,7 @@ class FitSpec:
     def step_cost(self) -> StepCost:
         """The least that a step of all heads has to do."""
         sampling = self.sampling
-        rows = self.settings.accumulate_grad_batches * sampling.batch_size * sampling.data.row_bytes
+        rows = self.settings.most_batches * sampling.batch_size * sampling.data.row_bytes
         # The state is read and written, hence twice.
         one = StepCost(count_flops(self.traced.step.jaxpr), 2 * tree_bytes(self.traced.state) + rows)
         return one.times(len(self.slices))
@@ -128,7 +128,7 @@ class FitSpec:
             choice,
             **self.settings.of_plan,
             num_heads=len(slices),
-            slots=self.settings.accumulate_grad_batches * sampling.batch_size,
+            slots=self.settings.most_batches * sampling.batch_size,
             backend=self.devices[0].platform,
             devices=len(self.devices),
             waves=waves,
@@ -220,7 +220,7 @@ class PlannedFit:
     @property
     def slots_per_step(self) -> int:
         """Slots of one head's update, those of all micro-batches, padding included."""
-        return self.spec.settings.accumulate_grad_batches * self.spec.sampling.batch_size
+        return self.spec.settings.most_batches * self.spec.sampling.batch_size
 
     @property
     def own_batches(self) -> np.ndarray | None:
@@ -318,7 +318,7 @@ def check_fit(
     Raises:
       HydraxError: something does not fit; nothing has compiled.
     """
-    if has_own_update(module) and settings.accumulate_grad_batches > 1:
+    if has_own_update(module) and settings.most_batches > 1:
         raise ArgumentError(
             "Invalid Trainer argument: accumulate_grad_batches. Got "
             f"{settings.accumulate_grad_batches}, expected 1 beside {type(module).__name__}.update, which sees one "
@@ -353,7 +353,7 @@ def check_fit(
             _refuse_batch_statistics(flight)
         # A metric that is logged both by step and by epoch may be asked for by either of its names.
         asked = {name.removesuffix("_epoch") for callback in callbacks.values() for name in callback.epoch_means}
-        how = sampling.batch_size, settings.accumulate_grad_batches, asked
+        how = sampling.batch_size, settings.most_batches, asked
         traced = flight.training(rows.data.shapes, *how)
         if validation is not None:
             empty = flight.evaluation("validation", validation.data.shapes, validation.source.batch_size)
@@ -373,7 +373,7 @@ def _refuse_large_sizes(settings: Settings, sampling: Sampling) -> None:
     require_meant(f"{rows.source}.batch_size", sampling.batch_size, slices.num_rows, "rows")
     if isinstance(settings.chunk, int):
         require_meant("Trainer(chunk=)", settings.chunk, len(slices), "heads")
-    batches, micro = sampling.batches_per_epoch, settings.accumulate_grad_batches
+    batches, micro = sampling.batches_per_epoch, settings.most_batches
     require_meant("Trainer(accumulate_grad_batches=)", micro, batches, "batches in an epoch")
 
 
@@ -427,25 +427,27 @@ def _make_schedule(
     waiting = [callback for callback in callbacks.values() if callback.needs_every_epoch]
     needs_epochs = any(overrides(one, f"on_train_epoch_{end}") for one in waiting for end in ("start", "end"))
     batches = settings.limit("train", sampling.batches_per_epoch)
-    steps = -(-batches // settings.accumulate_grad_batches)
-    end = settings.total_steps(steps)
     schedule = Schedule(
         batches_per_epoch=batches,
-        accumulate=settings.accumulate_grad_batches,
-        max_steps=end,
+        accumulate=settings.accumulation,
+        max_steps=0,  # until the steps of epochs are known
         val_every_batches=settings.validation_batches(batches) if validates else None,
         val_every_epochs=settings.check_val_every_n_epoch,
         # A fit shorter than the interval would otherwise log nothing.
-        log_every=min(settings.log_every_n_steps, steps),
+        log_every=min(settings.log_every_n_steps, -(-batches // settings.most_batches)),
         # A superstep ends at these only if something listens: with short epochs it would be cut into a few steps each.
         stop_at_epochs=logs_epochs or needs_epochs,
         stop_at_logs=heard("on_train_steps_end", "on_train_batch_end"),
-        min_steps=settings.least_steps(steps),
     )
-    if sampling.own_batches is None:
-        return schedule
-    # If the passes of the last head are no whole number of batches, it finishes before the last epoch ends.
-    return dataclasses.replace(schedule, max_steps=min(end, schedule.steps_of(int(sampling.own_batches.max()))))
+
+    def steps_of_epochs(epochs: int) -> int:
+        return schedule.steps_of(epochs * batches)
+
+    end, least = settings.total_steps(steps_of_epochs), settings.least_steps(steps_of_epochs)
+    if sampling.own_batches is not None:
+        # If the passes of the last head are no whole number of batches, it finishes before the last epoch ends.
+        end = min(end, schedule.steps_of(int(sampling.own_batches.max())))
+    return dataclasses.replace(schedule, max_steps=end, min_steps=least)
 
 
 def _fingerprint(spec: FitSpec, feed: Feed) -> dict[str, Any]:
@@ -455,13 +457,14 @@ def _fingerprint(spec: FitSpec, feed: Feed) -> dict[str, Any]:
     """
     settings, module, slices = spec.settings, spec.module, spec.slices
     names = (
-        *("seed", "precision", "accumulate_grad_batches", "limit_train_batches", "sampling", "passes"),
+        *("seed", "precision", "limit_train_batches", "sampling", "passes"),
         *("matmul_precision", "gradient_clip_val", "gradient_clip_algorithm"),
     )
     return {
         "module": type(module).__name__,
         "num_heads": len(slices),
         **{name: getattr(settings, name) for name in names},
+        "accumulate_grad_batches": _accumulation_mark(settings),
         "overfit_batches": settings.overfit_batches or None,  # 0 and 0.0 both mean off
         **{f"hparams.{name}": _mark(value) for name, value in module.hparams.items()},
         **{name: _mark(value) for name, value in per_head_values(module).items()},
@@ -469,6 +472,11 @@ def _fingerprint(spec: FitSpec, feed: Feed) -> dict[str, Any]:
         "slices": _with_digest(_outline(slices), slices.digest()),
         "data": _with_digest(str(spec.sampling.data), feed.digest()),
     }
+
+
+def _accumulation_mark(settings: Settings) -> Any:
+    first, *others = settings.accumulation
+    return [list(phase) for phase in (first, *others)] if others else first[1]  # lists, as JSON gives them back
 
 
 def _outline(slices: Slices) -> str:

@@ -82,7 +82,7 @@ class RunView(TrainerView):
 
     @property
     def steps_per_epoch(self) -> int:
-        return self._running().planned.schedule.steps_per_epoch
+        return self._running().planned.schedule.steps_in(self.current_epoch)
 
     @property
     def slots_per_step(self) -> int:

@@ -100,14 +100,14 @@ class Sampling:
           layout: layout of the heads.
           max_steps: most steps of a superstep.
         """
-        batches = max_steps * self.settings.accumulate_grad_batches
+        batches = max_steps * self.settings.most_batches
         max_rows = batches * self.batch_size * (1 if self.shared else len(self.slices))
         make = functools.partial(self._batches, max_steps=max_steps)
         return open_feed(self.data, make, layout, max_rows, self.slices.ids)
 
     def _batches(self, places: np.ndarray, max_steps: int) -> Batches:
         """Makes the index batches of the heads at these places, int[places]."""
-        accumulate = self.settings.accumulate_grad_batches
+        accumulate = self.settings.most_batches
         if self.index is not None:
             return GrainBatches(
                 self.index if self.frozen is None else self.index[: self.frozen].repeat(),

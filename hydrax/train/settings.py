@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ class Settings:
     val_check_interval: int | float = 1.0
     check_val_every_n_epoch: int | None = 1
     log_every_n_steps: int = 50
-    accumulate_grad_batches: int = 1
+    accumulate_grad_batches: int | Mapping[int, int] = 1
     gradient_clip_val: float | None = None
     gradient_clip_algorithm: str = "norm"
     precision: str = "32-true"
@@ -71,8 +71,8 @@ class Settings:
             least, most = getattr(self, f"min_{unit}"), getattr(self, f"max_{unit}")
             if least is not None and most is not None and least > most:
                 raise _error(f"min_{unit}", least, f"at most max_{unit}={most}", "the fit ends there in any case")
-        for name in ("log_every_n_steps", "accumulate_grad_batches"):
-            self._check_count(name)
+        self._check_count("log_every_n_steps")
+        self._check_accumulation()
         for name in ("chunk", "steps_per_call", "device_memory"):
             if getattr(self, name) != "auto":
                 self._check_count(name, '"auto" or an int of 1 or more')
@@ -146,12 +146,28 @@ class Settings:
         """The arguments that `make_plan` takes, as the user gave them."""
         return {name: getattr(self, name) for name in ("chunk", "steps_per_call", "lowering", "sampling")}
 
-    def total_steps(self, steps_per_epoch: int) -> int:
-        """Steps of a fit: whichever of `max_steps` and `max_epochs` is reached first."""
+    @property
+    def accumulation(self) -> tuple[tuple[int, int], ...]:
+        """`(first epoch, batches of one update)` of each number of batches, in order from epoch 0."""
+        given = self.accumulate_grad_batches
+        # As in Lightning: an update takes one batch before the first epoch that is named.
+        return ((0, given),) if isinstance(given, int) else tuple(sorted({0: 1, **given}.items()))
+
+    @property
+    def most_batches(self) -> int:
+        """The most batches of one update."""
+        return max(batches for _, batches in self.accumulation)
+
+    def total_steps(self, steps_of_epochs: Callable[[int], int]) -> int:
+        """Steps of a fit: whichever of `max_steps` and `max_epochs` is reached first.
+
+        Args:
+          steps_of_epochs: from a number of epochs to the steps that they take together.
+        """
         if self.fast_dev_run:
-            return steps_per_epoch  # of an epoch that `limit` has shortened
+            return steps_of_epochs(1)  # of an epoch that `limit` has shortened
         ends = [self.max_steps] if self.max_steps is not None else []
-        ends += [self.max_epochs * steps_per_epoch] if self.max_epochs is not None else []
+        ends += [steps_of_epochs(self.max_epochs)] if self.max_epochs is not None else []
         if not ends:
             raise ArgumentError(
                 "A fit has no end: Trainer(max_steps=, max_epochs=). Got neither, expected one of them. Fix: pass for "
@@ -159,9 +175,9 @@ class Settings:
             )
         return min(ends)
 
-    def least_steps(self, steps_per_epoch: int) -> int:
+    def least_steps(self, steps_of_epochs: Callable[[int], int]) -> int:
         """Returns the step before which no callback can end the fit or stop a head."""
-        return max(self.min_steps or 0, (self.min_epochs or 0) * steps_per_epoch)
+        return max(self.min_steps or 0, steps_of_epochs(self.min_epochs or 0))
 
     @property
     def passes(self) -> int | None:
@@ -178,6 +194,14 @@ class Settings:
         value = getattr(self, name)
         if not is_int(value, 1):
             raise _error(name, value, expected, f"pass for example {name}={8 if 'int' in expected else 1}")
+
+    def _check_accumulation(self) -> None:
+        value, name = self.accumulate_grad_batches, "accumulate_grad_batches"
+        expected = "an int of 1 or more, or a dict of such numbers by first epoch"
+        if not isinstance(value, Mapping):
+            self._check_count(name, expected)
+        elif not (value and all(is_int(epoch, 0) and is_int(count, 1) for epoch, count in value.items())):
+            raise _error(name, value, expected, "pass for example {0: 8, 4: 1}")
 
     def _check_limit(self, name: str) -> None:
         value = getattr(self, name)

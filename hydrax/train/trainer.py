@@ -67,7 +67,8 @@ class Trainer(RunView):
       val_check_interval: validate every n batches (int) or every fraction of an epoch (float).
       check_val_every_n_epoch: validate only in every n-th epoch; None counts `val_check_interval` across epochs.
       log_every_n_steps: steps between logs; an epoch's length if that is shorter.
-      accumulate_grad_batches: batches of one update; the update takes the mean gradient of those with live slots.
+      accumulate_grad_batches: batches of one update; the update takes the mean gradient of those with live slots. A
+        dict gives the number from each epoch on: {0: 8, 4: 1} takes 8 batches in epochs 0 to 3, and then 1.
       gradient_clip_val: bound for each head's own gradient; None does not clip.
       gradient_clip_algorithm: "norm" or "value".
       precision: "32-true", "bf16-mixed", "bf16-true" or "64-true".
@@ -127,7 +128,7 @@ class Trainer(RunView):
         val_check_interval: int | float = 1.0,
         check_val_every_n_epoch: int | None = 1,
         log_every_n_steps: int = 50,
-        accumulate_grad_batches: int = 1,
+        accumulate_grad_batches: int | Mapping[int, int] = 1,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str = "norm",
         precision: str = "32-true",

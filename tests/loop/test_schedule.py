@@ -32,7 +32,7 @@ def cuts(calendar, limit=50, dues=()):
 )
 def test_batches_consumed_by_step(batches, accumulate, steps_per_epoch, consumed):
     calendar = schedule(batches_per_epoch=batches, accumulate=accumulate)
-    assert calendar.steps_per_epoch == steps_per_epoch
+    assert calendar.steps_in(0) == calendar.steps_in(7) == steps_per_epoch
     assert [calendar.batches(step) for step in range(8)] == consumed
     assert calendar.counts(0, 7) == [b - a for a, b in zip(consumed, consumed[1:], strict=False)]
 
@@ -41,6 +41,18 @@ def test_epochs_and_their_ends():
     calendar = schedule(batches_per_epoch=5, accumulate=2)
     assert [calendar.epoch(step) for step in range(8)] == [0, 0, 0, 1, 1, 1, 2, 2]
     assert [step for step in range(10) if calendar.is_epoch_end(step)] == [0, 3, 6, 9]
+
+
+def test_a_step_takes_the_batches_of_its_epoch():
+    # 5 batches an epoch: 2, 2, 1 in epochs 0 and 1, one each in epoch 2, then 4, 1.
+    calendar = schedule(batches_per_epoch=5, accumulate=((0, 2), (2, 1), (3, 4)))
+    consumed = [0, 2, 4, 5, 7, 9, 10, 11, 12, 13, 14, 15, 19, 20, 24, 25]
+    assert [calendar.batches(step) for step in range(16)] == consumed
+    assert [calendar.epoch(step) for step in range(16)] == [0] * 3 + [1] * 3 + [2] * 5 + [3, 3, 4, 4, 5]
+    assert [step for step in range(16) if calendar.is_epoch_end(step)] == [0, 3, 6, 11, 13, 15]
+    assert [calendar.steps_in(epoch) for epoch in range(5)] == [3, 3, 5, 2, 2]
+    assert [calendar.steps_of(batches) for batches in (5, 7, 10, 12, 15, 19, 25)] == [3, 4, 6, 8, 11, 12, 15]
+    assert calendar.longest_superstep == 5
 
 
 @pytest.mark.parametrize(

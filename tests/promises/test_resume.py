@@ -303,6 +303,18 @@ def test_a_data_module_goes_on_with_the_rows_that_it_has_drawn(tmp_path):
     assert differing({n: resumed.arrays[n] for n in state}, {n: unbroken.arrays[n] for n in state}) == []
 
 
+def test_a_schedule_of_accumulation_goes_on_where_it_was(tmp_path):
+    how = {"accumulate_grad_batches": {0: 2, 1: 1}}  # epoch 0 has 3 steps, so the checkpoint is inside epoch 1
+    resumed = run(PlainClassifier(), data_of(SLICES), saved_run(tmp_path, data_of(SLICES), **how), max_steps=8, **how)
+    unbroken = run(PlainClassifier(), data_of(SLICES), max_steps=8, **how)
+    state = [name for name in unbroken.arrays if not name.startswith("step.")]
+    assert differing({n: resumed.arrays[n] for n in state}, {n: unbroken.arrays[n] for n in state}) == []
+    with pytest.raises(
+        hx.CheckpointError, match=r"accumulate_grad_batches. Got \[\[0, 2\], \[1, 1\]\] there, expected 2"
+    ):
+        run(PlainClassifier(), data_of(SLICES), tmp_path / "last", max_steps=8, accumulate_grad_batches=2)
+
+
 def test_without_state_the_same_is_refused_as_other_data(tmp_path):
     with pytest.raises(hx.CheckpointError, match="belongs to another run: .*, data"):
         run(PlainClassifier(), Stateless(seed=1), saved_run(tmp_path, Stateless(seed=0)), max_steps=8)

@@ -94,11 +94,13 @@ ONE_BY_ONE = [[step] for step in range(STEPS)]
 IN_THREES = [
     w for epoch in range(STEPS // 2) for w in ([5 * epoch + i for i in range(3)], [5 * epoch + 3, 5 * epoch + 4])
 ]
+THREES_AND_ONES = IN_THREES[:4] + [[batch] for batch in range(10, STEPS + 6)]
 CASES = {
     "adamw": (adamw, ONE_BY_ONE, {}),
     "schedule": (with_schedule, ONE_BY_ONE, {}),
     "clipped": (adamw, ONE_BY_ONE, {"gradient_clip_val": 0.1}),
     "accumulated": (adamw, IN_THREES, {"accumulate_grad_batches": 3}),
+    "accumulated at first": (adamw, THREES_AND_ONES, {"accumulate_grad_batches": {0: 3, 2: 1}}),
 }
 
 

@@ -79,7 +79,7 @@ def test_fast_dev_run_limits_every_loop(fast_dev_run, expected):
     ids=str,
 )
 def test_a_fit_ends_at_the_nearer_of_its_ends(how, expected):
-    assert Settings(**how).total_steps(steps_per_epoch=10) == expected
+    assert Settings(**how).total_steps(lambda epochs: 10 * epochs) == expected
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_the_argument_that_ends_a_fit_is_named(how, steps, expected):
 
 def test_a_fit_without_an_end_is_refused():
     with pytest.raises(ArgumentError, match="A fit has no end"):
-        Settings().total_steps(10)
+        Settings().total_steps(lambda epochs: 10 * epochs)
 
 
 @pytest.mark.parametrize(
