@@ -45,7 +45,9 @@ class HydraModule(HeadModule):
         # Read from the frame of the calling `__init__`, so that the user need not repeat any argument.
         caller = inspect.currentframe()
         frame = caller.f_back if caller else None
-        if frame is None or frame.f_code.co_name != "__init__" or frame.f_locals.get("self") is not self:
+        # `__init__` may call its first argument by another name than self.
+        first = frame.f_locals.get(next(iter(frame.f_code.co_varnames), "")) if frame else None
+        if frame is None or frame.f_code.co_name != "__init__" or first is not self:
             raise ModuleError(
                 f"save_hyperparameters was called outside __init__: {type(self).__name__}.save_hyperparameters. Got a "
                 f"call from {frame.f_code.co_name if frame else 'nowhere'}, expected one inside __init__. Fix: call it "

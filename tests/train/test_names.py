@@ -332,6 +332,14 @@ def test_an_argument_of_lightnings_log_is_answered_by_name(name):
     assert str(raised.value).endswith(f"Fix: {lightning.ARGUMENTS['HydraModule.log'][name]}.")
 
 
+def test_save_hyperparameters_finds_the_module_under_any_name():
+    class Own(hx.HydraModule):
+        def __init__(this, lr, *, width=3):  # noqa: N805
+            this.save_hyperparameters()
+
+    assert dict(Own(0.1).hparams) == {"lr": 0.1, "width": 3}
+
+
 def test_save_hyperparameters_answers_its_arguments_and_takes_one_name_to_ignore():
     class Wrong(Line):
         def __init__(self):
