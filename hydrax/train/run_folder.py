@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,13 @@ def make_run_folder(root: Path) -> Path:
             return folder
         except FileExistsError:
             number += 1
+
+
+def drop_unused(folder: Path) -> None:
+    """Removes the folder of a run that never began, if nothing but locks was written to it."""
+    with contextlib.suppress(OSError):
+        if all(path.is_dir() or path.name == ".lock" for path in folder.rglob("*")):
+            shutil.rmtree(folder)
 
 
 def find_checkpoint(ckpt_path: Any, root: Path, saver: Any) -> Path | None:

@@ -39,7 +39,7 @@ from hydrax.train.fit import FitSpec, PlannedFit, check_fit
 from hydrax.train.lifecycle import check_types, open_hooks, open_stage
 from hydrax.train.module import HydraModule
 from hydrax.train.run import Run
-from hydrax.train.run_folder import check_root, find_checkpoint
+from hydrax.train.run_folder import check_root, drop_unused, find_checkpoint
 from hydrax.train.run_view import RunView, no_run
 from hydrax.train.settings import Settings, check_switches
 
@@ -212,6 +212,7 @@ class Trainer(RunView):
         checkpoint_path, init_from = self._find_beginning(ckpt_path, init_from)
         with open_stage(self._settings, module, datamodule, "fit"), contextlib.ExitStack() as opened:
             self._is_fitting = True
+            opened.callback(self._drop_unused_folder)
             opened.callback(setattr, self, "_is_fitting", False)
             self._add_defaults()
             opened.callback(self._close)
@@ -463,6 +464,10 @@ class Trainer(RunView):
         resume.load_data_state(step := Path(last), self.datamodule)
         # Memory may have run out twice since that checkpoint, so its chunk need not be the last plan's.
         return self._start(planned, step, emit, timed, {"chunk": resume.read_choice(step).chunk})
+
+    def _drop_unused_folder(self) -> None:
+        if self._run is None and self._log_dir is not None:
+            drop_unused(self._log_dir)
 
     def _close(self) -> None:
         if self._planned is not None:

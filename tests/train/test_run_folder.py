@@ -55,6 +55,16 @@ def test_an_auto_resume_goes_on_from_a_step_that_was_being_replaced(tmp_path):
     assert heard == [4]
 
 
+def test_a_fit_that_is_refused_leaves_no_folder_behind(tmp_path):
+    how = {"max_steps": 2, "default_root_dir": tmp_path, **{**QUIET, "enable_checkpointing": True, "logger": True}}
+    hx.Trainer(**how).fit(PlainClassifier(), data_of(SLICES, val=None))
+    for refused in ({"ckpt_path": "last"}, {}):  # a resume of another run, and a callback's argument
+        trainer = hx.Trainer(**how, seed=1, callbacks=[] if refused else [hx.callbacks.EarlyStopping("nothing")])
+        with pytest.raises(hx.errors.HydraxError):
+            trainer.fit(PlainClassifier(), data_of(SLICES, val=None), **refused)
+    assert [path.name for path in (tmp_path / "hydrax_logs").iterdir()] == ["version_0"]
+
+
 def test_a_folder_of_the_user_s_own_is_the_only_one_looked_into(tmp_path):
     save(make_run_folder(tmp_path) / "checkpoints" / "last")
     mine = save(tmp_path / "mine" / "last")
