@@ -10,6 +10,7 @@ import jax
 
 from hydrax import Callback, Event
 from hydrax.arguments import is_int, require
+from hydrax.trees import named_leaves
 
 
 class ModelSummary(Callback):
@@ -35,10 +36,7 @@ class ModelSummary(Callback):
         logging.getLogger("hydrax").info("%s", self.text)
 
     def _summary(self, shapes: Any, num_heads: int) -> str:
-        named = {
-            jax.tree_util.keystr(path, simple=True, separator="/") or "array": leaf
-            for path, leaf in jax.tree_util.tree_leaves_with_path(shapes.trainable)
-        }
+        named = {name or "array": leaf for name, leaf in named_leaves(shapes.trainable).items()}
         table = _table(named, self.max_lines)
         count = sum(math.prod(leaf.shape) for leaf in named.values())
         sizes = [_num_bytes(tree) for tree in (shapes.trainable, shapes.state, shapes.opt_state)]

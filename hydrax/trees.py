@@ -59,6 +59,16 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return dict(zip(dotted(leaves), leaves.values(), strict=True))
 
 
+def random_state(keys: Iterable[tuple[str, ...]]) -> set[tuple[str, ...]]:
+    """Returns these paths of PRNG keys, and those of the counters that Flax keeps beside them.
+
+    >>> sorted(random_state([("dropout", "rngs", "key")]))
+    [('dropout', 'rngs', 'count'), ('dropout', 'rngs', 'key')]
+    """
+    keys = set(keys)
+    return keys | {(*path[:-1], "count") for path in keys if path[-1] == "key"}
+
+
 def tree_digest(tree: Any) -> str:
     """Computes one digest of all arrays of a tree, on the host or on a device. Names are not part of it."""
     return digest(np.array([digest(np.asarray(leaf)) for leaf in jax.tree.leaves(tree)]))

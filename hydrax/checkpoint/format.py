@@ -19,7 +19,7 @@ from hydrax.checkpoint import folders, schema
 from hydrax.checkpoint.schema import read_meta
 from hydrax.errors import CheckpointError, DamagedCheckpointError
 from hydrax.files import write_bytes
-from hydrax.trees import dotted, is_key, leaves_by_path, to_numpy
+from hydrax.trees import dotted, is_key, leaves_by_path, random_state, to_numpy
 
 _ARRAYS = "arrays"
 _Path = tuple[str, ...]
@@ -136,7 +136,7 @@ def load_below(step: Path, *keys: str) -> dict[str, Any]:
 
 
 def load_models(step: Path, head: int | None = None) -> dict[str, np.ndarray]:
-    """Reads the heads' models as arrays by dotted name, without the module that built them; PRNG keys as raw words.
+    """Reads the heads' models as arrays by dotted name, without the module that built them and without random state.
 
     Args:
       step: the folder of a step.
@@ -148,7 +148,8 @@ def load_models(step: Path, head: int | None = None) -> dict[str, np.ndarray]:
     meta = read_meta(step)
     trainable = _below(meta, ("evaluated", "trainable")) or _below(meta, ("heads", "trainable"))
     wanted = trainable | _below(meta, ("heads", "state"))
-    found = list(_read(step, wanted, head))
+    drawn = random_state(path for path, (_, leaf) in wanted.items() if leaf["key"] is not None)
+    found = list(_read(step, {path: known for path, known in wanted.items() if path not in drawn}, head))
     return dict(zip(dotted(path[2:] for path, _ in found), (array for _, array in found), strict=True))
 
 

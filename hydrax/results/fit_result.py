@@ -16,6 +16,8 @@ from hydrax.notebook import table_box
 from hydrax.results.heads import Heads
 from hydrax.results.ledger import shortest, write_csv
 
+_SEEDS = ("seed", "slice_seed")  # columns of the ledger
+
 
 class Best(NamedTuple):
     """The best head.
@@ -90,12 +92,14 @@ class FitResult:
 
         Returns:
           A `pandas.DataFrame` if pandas is installed, else a dict of NumPy arrays [H]; `table["lr"]` works on both. A
-          number that a head does not have is NaN.
+          number that a head does not have is NaN. If no slice was drawn at random, there is no column `seed`.
 
         Raises:
           ArgumentError: a column is not [H].
         """
         columns = {name: _column([row[name] for row in self.ledger]) for name in self.ledger[0]}
+        # Slices without random draws have no seed, and a column of NaN would look like a mistake.
+        columns = {name: c for name, c in columns.items() if name not in _SEEDS or not _is_all_nan(c)}
         for name, value in {**self.metrics, **(metrics or {})}.items():
             if np.shape(value) != (len(self.ledger),):
                 raise ArgumentError(
@@ -135,6 +139,10 @@ class FitResult:
     def __repr__(self) -> str:
         metrics = ", ".join(f"{name}={_median(value):.4g}" for name, value in self.metrics.items())
         return f"FitResult({self.heads!r}, step={self.step}, median over heads: {metrics})"
+
+
+def _is_all_nan(column: np.ndarray) -> bool:
+    return column.dtype.kind == "f" and bool(np.isnan(column).all())
 
 
 def _median(values: np.ndarray) -> float:

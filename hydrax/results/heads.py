@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -20,7 +21,7 @@ from hydrax.errors import ArgumentError, ModuleError
 from hydrax.files import as_path
 from hydrax.results.export import export
 from hydrax.step import HeadInputs, HeadModule, HeadProgram, Hyperparameters, Preflight, Structure, per_head_values
-from hydrax.trees import dotted, leaves_by_path
+from hydrax.trees import dotted, is_key, leaves_by_path, random_state
 
 
 @jax.tree_util.register_pytree_node_class
@@ -159,7 +160,7 @@ class Heads:
         """Writes parameters and other state of the models by name to one file, for use without Hydrax.
 
         A name is the path of an array, as in `c1.kernel`. If two paths would get the same name, a dot inside a key is
-        written with a backslash before it.
+        written with a backslash before it. The random state of dropout is left out: only training draws from it.
 
         Args:
           path: ends in `.npz` (NumPy's own) or `.safetensors` (needs `pip install 'hydrax-heads[export]'`).
@@ -177,6 +178,8 @@ class Heads:
             with self._own_width():
                 trainable, state = jax.tree.map(lambda a: a[place], (trainable, state))
         leaves = leaves_by_path(trainable) | leaves_by_path(state)
+        drawn = random_state(path for path, leaf in leaves.items() if is_key(leaf))
+        leaves = {path: leaf for path, leaf in leaves.items() if path not in drawn}
         return export(dict(zip(dotted(leaves), leaves.values(), strict=True)), as_path("Heads.export(path=)", path))
 
     @overload
@@ -242,6 +245,30 @@ class Heads:
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.trainable)) // max(len(self), 1)
         return f"Heads(heads={len(self)}, parameters={count} each)"
+
+    def __copy__(self) -> Heads:
+        return self.tree_unflatten(self._aux, (self.trainable, self.state))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Heads:
+        # JAX arrays never change; heads that took turns in memory are NumPy maps of files.
+        own = jax.tree.map(lambda a: a if isinstance(a, jax.Array) else np.array(a), (self.trainable, self.state))
+        return self.tree_unflatten(self._aux, own)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what pickle stores.
+
+        Raises:
+          ArgumentError: the model holds something that cannot be pickled, such as a lambda.
+        """
+        try:
+            pickle.dumps(self._aux)
+        except Exception as error:  # the classes and functions of a model are the user's
+            raise ArgumentError(
+                f"Heads cannot be pickled: their model. Got {type(error).__name__}: {error}, expected classes and "
+                "functions that can be imported. Fix: write them with heads.save(path), and read them with "
+                "Heads.load(path, module)."
+            ) from error
+        return vars(self)
 
     def tree_flatten(self) -> tuple[tuple[Any, Any], _Aux]:
         """Splits the heads into arrays and everything else, for JAX, to which they are a pytree."""

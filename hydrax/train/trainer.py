@@ -254,7 +254,7 @@ class Trainer(RunView):
             raise no_run()
         state, plan = self._run.state, self._run.planned.plan
         how = self._log_dir, self.ledger(), plan, self.interrupted
-        return FitResult(self.heads, self.metrics, state.live, state.step, *how)
+        return FitResult(self.heads, dict(self.metrics), state.live, state.step, *how)
 
     @checked_call
     def plan(

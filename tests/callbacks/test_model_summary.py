@@ -22,7 +22,7 @@ def text():
 
 @pytest.mark.parametrize(
     ("name", "shape", "size"),
-    [("hidden/kernel", "[6, 8]", "48"), ("out/bias", "[3]", "3"), ("out/kernel", "[8, 3]", "24")],
+    [("hidden.kernel", "[6, 8]", "48"), ("out.bias", "[3]", "3"), ("out.kernel", "[8, 3]", "24")],
 )
 def test_each_array_of_one_head_stands_there_with_shape_and_size(text, name, shape, size):
     (line,) = [line for line in text.splitlines() if line.startswith(name)]

@@ -34,6 +34,7 @@ OPEN = {
     "hydrax.lightning": None,
     "hydrax.files": None,
     "hydrax.loggers": None,
+    "hydrax.trees": {"named_leaves"},
     "hydrax.checkpoint": {"check_root", "locked", "make_way"},
     "hydrax.results": {"BestScores"},
     "hydrax.data": {"frame_columns", "is_frame"},

@@ -120,3 +120,14 @@ def test_without_safetensors_the_error_says_how_to_get_it(heads, tmp_path, monke
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(hx.ArgumentError, match=r"pip install 'hydrax-heads\[export\]'"):
         heads.export(tmp_path / "head.safetensors")
+
+
+def test_the_random_state_of_dropout_is_left_out(tmp_path):
+    model = TinyNet(nnx.Rngs(0))  # with dropout, whose state is a key and a counter
+    parts = split(model)
+    trainable, state = jax.tree.map(lambda a: a[None], tuple(parts[:2]))
+    heads = hx.Heads(trainable, state, parts.structure, np.zeros(1, np.int32))
+    expected = {"hidden.bias", "hidden.kernel", "norm.bias", "norm.mean", "norm.scale", "norm.var", "out.bias"}
+    for file in (heads.export(tmp_path / "a.npz"), hx.export_heads(heads.save(tmp_path / "b"), tmp_path / "b.npz")):
+        with np.load(file) as arrays:
+            assert set(arrays) == expected | {"out.kernel"}

@@ -1,5 +1,8 @@
 """Heads: indexed, called, mapped, walked over many rows, saved and loaded."""
 
+import copy
+import pickle
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -318,3 +321,35 @@ def test_another_librarys_serialiser_round_trips_heads(tmp_path):
     loaded = eqx.tree_deserialise_leaves(tmp_path / "heads.eqx", like=linear_heads(10))
     assert isinstance(loaded, hx.Heads)
     assert_same_bits(loaded, heads)
+
+
+# ---- copied and pickled
+
+
+class Deep(Learner):
+    def configure_model(self, key):
+        return eqx.nn.MLP(4, 2, 3, 1, activation=lambda x: jax.nn.relu(x), key=key)
+
+    def training_step(self, model, batch, ctx):
+        return optax.softmax_cross_entropy_with_integer_labels(jax.vmap(model)(batch["x"]), batch["y"])
+
+
+@pytest.mark.parametrize("copy_of", [copy.copy, copy.deepcopy, lambda result: pickle.loads(pickle.dumps(result))])
+def test_a_result_can_be_copied_and_pickled(trainer, copy_of):
+    result = trainer.result
+    again = copy_of(result)
+    np.testing.assert_array_equal(again.heads(X), result.heads(X))
+    assert again.heads.ids.tolist() == result.heads.ids.tolist()
+    assert again.ledger == result.ledger
+    assert {name: value.tolist() for name, value in again.metrics.items()} == {
+        name: value.tolist() for name, value in result.metrics.items()
+    }
+
+
+def test_heads_with_a_lambda_are_copied_and_refused_by_pickle_in_one_line():
+    parts = split(Deep().configure_model(jax.random.key(0)))
+    one = jax.tree.map(lambda a: a[None], tuple(parts[:2]))
+    heads = hx.Heads(*one, parts.structure, np.zeros(1, np.int32))
+    np.testing.assert_array_equal(copy.deepcopy(heads)[0](X[0]), heads[0](X[0]))
+    with pytest.raises(hx.ArgumentError, match="Heads cannot be pickled: .*lambda.* Fix: write them with heads.save"):
+        pickle.dumps(heads)

@@ -218,3 +218,10 @@ def test_a_table_without_any_score_has_nan_for_it(table):
 def test_a_table_can_be_grouped_by_an_axis():
     found = FitResult(None, {"loss": np.array([1.0, 2.0, 3.0, 6.0])}, np.ones(4, bool), 1, None, crossed()).table()
     assert found.groupby("rate")["loss"].mean().to_dict() == {0.1: 2.0, 0.2: 4.0}
+
+
+def test_without_a_slice_that_was_drawn_at_random_a_table_has_no_column_of_seeds():
+    slices = hx.Slices.full(2, num_rows=9)
+    state = {"live": np.ones(2, bool), "finite": np.ones(2, bool), "lost": np.zeros(2, bool), "reasons": {}}
+    found = FitResult(None, {}, np.ones(2, bool), 1, None, ledger(slices, hx.HydraModule(), score=None, **state))
+    assert "seed" not in found.table()
