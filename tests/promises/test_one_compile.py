@@ -55,6 +55,7 @@ def busy(folder):
 
 ONCE = dict.fromkeys(("init", "superstep", "evaluate", "compute", "freeze", "select", "finite", "broadcast"), 1) | {
     "predict": 0,
+    "evaluation_parameters": 0,  # only if they differ from those that are trained
     "find_fault": 0,
 }
 
