@@ -20,6 +20,7 @@ from hydrax.lightning import ARGUMENTS
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+_T = TypeVar("_T")
 _LISTED = 12  # names that a message lists
 _NEAR = 0.6  # the ratio from which difflib calls two words close
 _NEAR_METHOD = 0.75  # stricter, because a helper may have any name: `best_step` is no `test_step`
@@ -156,6 +157,22 @@ def checked_call(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return call
 
 
+def checked_calls(kind: type[_T]) -> type[_T]:
+    """Applies `checked_call` to the constructor and the public methods of a class, as a decorator.
+
+    Args:
+      kind: a class whose methods do not look at the frame of their caller.
+    """
+    for name, value in list(vars(kind).items()):
+        if name != "__init__" and name[0] == "_":
+            continue
+        if isinstance(value, classmethod):
+            setattr(kind, name, classmethod(checked_call(value.__func__)))
+        elif inspect.isfunction(value):
+            setattr(kind, name, checked_call(value))
+    return kind
+
+
 def check_init_calls(kind: type) -> None:
     """Applies `checked_call` to the constructor that a class defines, if it defines one."""
     if "__init__" in vars(kind):
@@ -169,7 +186,7 @@ def _check_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Map
         return
     except TypeError as error:
         trouble = str(error)
-    owners, known = [function.__qualname__], [name for name in signature.parameters if name != "self"]
+    owners, known = [function.__qualname__], _named(function)
     if "." in function.__qualname__ and args:
         kind = args[0] if isinstance(args[0], type) else type(args[0])
         part = "" if function.__name__ in ("__init__", "__new__") else f".{function.__name__}"
@@ -177,7 +194,9 @@ def _check_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Map
         if not part:  # a constructor may pass on what it does not know to that of its base class
             inits = [vars(one)["__init__"] for one in kind.__mro__[:-1] if "__init__" in vars(one)]
             known = list(dict.fromkeys(name for init in inits for name in _named(init)))
-    refuse_unknown({name: value for name, value in kwargs.items() if name not in known}, known, *owners)
+    # Of a constructor that passes them on, the names are known from its base class.
+    takes_any = function.__name__ != "__init__" and any("**" in str(one) for one in signature.parameters.values())
+    refuse_unknown({name: kwargs[name] for name in kwargs if name not in known and not takes_any}, known, *owners)
     given = {*signature.bind_partial(*args).arguments, *kwargs} if "missing" in trouble else {*signature.parameters}
     needed = [name for name, one in signature.parameters.items() if one.default is one.empty and name not in given]
     fix = f"pass {needed[0]}" if needed else "pass arguments by name, each once"
@@ -189,9 +208,8 @@ def _check_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Map
 
 def _named(function: Callable[..., Any]) -> list[str]:
     parameters = inspect.signature(function).parameters.items()
-    return [
-        name for name, one in parameters if name != "self" and one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)
-    ]
+    named = [name for name, one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    return [name for name in named if name not in ("self", "cls")]
 
 
 def refuse_unknown(unknown: Mapping[str, Any], known: Collection[str], *owners: str) -> None:

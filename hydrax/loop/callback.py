@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from hydrax.arguments import check_init_calls
+from hydrax.arguments import check_init_calls, checked_calls
 from hydrax.data import DataModule
 from hydrax.engine import Fault, PlanReport
 from hydrax.results import Heads
@@ -250,6 +250,7 @@ class Event:
         return self.metrics[f"{name}_epoch" if f"{name}_epoch" in self.metrics else name]
 
 
+@checked_calls
 @dataclasses.dataclass(frozen=True)
 class Control:
     """What a hook of training or validation may return; the other hooks' return values are ignored.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hydrax.arguments import is_choice
+from hydrax.arguments import checked_calls, is_choice
 from hydrax.engine import Plan
 from hydrax.errors import ArgumentError
 from hydrax.notebook import table_box
@@ -35,6 +35,7 @@ class Best(NamedTuple):
     model: Any
 
 
+@checked_calls
 @dataclasses.dataclass(frozen=True)
 class FitResult:
     """The return value of a fit.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hydrax import checkpoint
-from hydrax.arguments import is_choice, is_int, naming
+from hydrax.arguments import checked_call, checked_calls, is_choice, is_int, naming
 from hydrax.data import check_dataset, num_rows
 from hydrax.errors import ArgumentError, ModuleError
 from hydrax.files import as_path
@@ -25,6 +25,7 @@ from hydrax.trees import dotted, is_key, leaves_by_path, random_state
 
 
 @jax.tree_util.register_pytree_node_class
+@checked_calls
 class Heads:
     """The models of H heads, as one batch of models.
 
@@ -302,6 +303,7 @@ class _Aux:
         return hash((self.structure, self.ids.tobytes()))
 
 
+@checked_call
 def export_heads(path: str | Path, file: str | Path, head: int | None = None) -> Path:
     """Writes the heads of a checkpoint by name to one file, as `Heads.export` does, but without their module.
 

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from hydrax.arguments import checked_calls
+
 Batch = tuple[Any, np.ndarray, np.ndarray]  # Predictions [H, B, ...], rows and live slots, [B] or [H, B].
 
 
@@ -23,6 +25,7 @@ def stacked(batches: Iterable[Batch], reduce: str | None) -> Any:
     return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1 if reduce is None else 0), *parts)
 
 
+@checked_calls
 @dataclasses.dataclass(frozen=True, repr=False)
 class HeldOut:
     """Predictions for the training rows that a head did not learn from: out of fold, out of bag, left out.

@@ -18,7 +18,10 @@ Files, in reading order:
   rotation.py     which rows a head meets at step t, and which slots are live
 """
 
+from hydrax.arguments import checked_calls
 from hydrax.slices import rotation
 from hydrax.slices.axes import LEDGER_COLUMNS
 from hydrax.slices.law import RowLaw
 from hydrax.slices.slices import Slices
+
+checked_calls(Slices)

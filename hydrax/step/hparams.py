@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from hydrax.arguments import checked_calls
 from hydrax.errors import ArgumentError
 
 _INT32 = np.iinfo(np.int32)
@@ -16,6 +17,7 @@ _PLAIN = (bool, int, float, str, type(None))
 _MAX_LISTED = 1_000  # Numbers that a person may still want to read in a YAML file: 20 kB, written in 10 ms.
 
 
+@checked_calls
 class PerHead:
     """A hyper-parameter with one value for each head.
 

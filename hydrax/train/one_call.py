@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import optax
 
+from hydrax.arguments import checked_call
 from hydrax.data import DataModule
 from hydrax.errors import ArgumentError, DataError
 from hydrax.loss import loss as cross_entropy
@@ -20,6 +21,7 @@ from hydrax.train.module import HydraModule
 from hydrax.train.trainer import Trainer
 
 
+@checked_call
 def get_trained_models(
     x_train: Any,
     y_train: Any,
@@ -68,6 +70,7 @@ def get_trained_models(
     return trainer.fit(_OneCall(model_type, loss, learning_rate), _Pairs(x, y, slices, batch_size)).heads
 
 
+@checked_call
 def unbatch_model(models: Heads, i: int) -> Any:
     """Returns model i of a batch of models, with all its arrays.
 

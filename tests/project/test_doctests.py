@@ -6,6 +6,7 @@ file, for functions that are not public.
 
 import doctest
 import importlib
+import inspect
 from pathlib import Path
 
 import jax
@@ -28,12 +29,19 @@ FILES = {
 }
 
 
+class Finder(doctest.DocTestFinder):
+    """Finds examples of functions behind a decorator, too: a wrapper is of the file that defines the decorator."""
+
+    def _from_module(self, module, thing):
+        return super()._from_module(module, inspect.unwrap(thing) if inspect.isfunction(thing) else thing)
+
+
 def examples():
     """Docstrings with examples, by name."""
     found = []
     for file in FILES:
         module = importlib.import_module(".".join(["hydrax", *file.with_suffix("").parts]).removesuffix(".__init__"))
-        found += doctest.DocTestFinder().find(module, globs={**vars(module), **GIVEN})
+        found += Finder().find(module, globs={**vars(module), **GIVEN})
     return {test.name.removeprefix("hydrax."): test for test in found if test.examples}
 
 

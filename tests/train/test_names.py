@@ -289,6 +289,26 @@ def test_a_call_with_too_many_or_too_few_arguments_is_refused(call, message):
     assert raised.value.__suppress_context__
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: hx.Slices.prefix([1], rows=3), "Invalid Slices.prefix argument: rows. "),
+        (lambda: SLICES.rows(heads=1), "Invalid Slices.rows argument: heads. Got 1, expected a known argument. Fix: "),
+        (lambda: hx.Slices.product(lr=[1, 2]), "Slices.product. Got missing a required argument: 'slices'"),
+        (lambda: hx.PerHead(value=[1, 2]), "the nearest name is values"),
+        (lambda: hx.PerHead(), "PerHead. Got missing a required argument: 'values'"),
+        (lambda: hx.Control(stops=[True]), "Invalid Control argument: stops. "),
+        (lambda: hx.Heads.load("folder", mod=1), "Invalid Heads.load argument: mod. "),
+        (lambda: hx.get_trained_models([], num_model=1), "the nearest name is num_models"),
+        (lambda: hx.export_heads("folder"), "export_heads. Got missing a required argument: 'file'"),
+    ],
+)
+def test_the_other_public_classes_and_functions_answer_in_the_same_way(call, message):
+    with pytest.raises(hx.ArgumentError) as raised:
+        call()
+    assert message in str(raised.value)
+
+
 def test_a_type_error_inside_a_constructor_stays_what_it_is():
     class Own(hx.Callback):
         def __init__(self, size):
