@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
+import re
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrax import DataError, DataModule, Slices
+from hydrax import DataError, DataModule, PerHead, Slices
 from hydrax.arguments import require
 from hydrax.data import frame_columns, is_frame
 
 Dataset = dict[str, NDArray[Any]]
 
 _MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null")
+_DATE = re.compile(r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}.*|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}.*")
+_MANY_WORDS = 50  # A column with more words than this, most of them once, is text and no category.
 
 
 class TabularDataModule(DataModule):
@@ -30,6 +34,20 @@ class TabularDataModule(DataModule):
     A dataset is `{"x": float32[N, D], "y": [N]}`. A column of words is encoded as each word's place in sorted order;
     `categories` lists the words. A target of words or whole numbers is int32, any other is float32. A missing feature
     (an empty cell, NA, N/A, NaN, NULL) becomes NaN, which `check_finite` reports. `predict` uses the test rows too.
+    `print(data)` says what became of each column. Dates and free text are refused: turn them into numbers first, or
+    put them aside.
+
+    A head must not learn from rows outside its slice, not even their mean, or its score on them would be too good. So
+    nothing is imputed or scaled here. `statistics()` returns mean and deviation of each head's own rows for the module:
+
+        mean, deviation = data.statistics()
+        module = Regressor(mean=mean, deviation=deviation)
+
+        def features(self, batch):  # of Regressor: a missing value takes the mean of the head's rows
+            x = jnp.where(jnp.isnan(batch["x"]), self.hparams.mean, batch["x"])
+            return (x - self.hparams.mean) / self.hparams.deviation
+
+    Target encoding is not offered.
 
     >>> import pathlib, tempfile
     >>> from hydrax.datamodules import TabularDataModule
@@ -56,6 +74,11 @@ class TabularDataModule(DataModule):
       seed: seed of the choice of the rows held out, 0 <= seed < 2**32; None holds out the last ones.
       val_path: a file or table of validation rows, instead of val_rows.
       test_path: a file or table of test rows.
+      one_hot: makes one column of x for each word of a categorical feature, 1 where the row has it, in place of one
+        column with the word's place. A missing word is 0 in all of them. `feature_names` has names such as
+        "colour=red".
+      unseen: what happens to a word that the training file does not have: "error", or "missing" (it counts as an empty
+        cell).
       standardize: scales each feature that is not a category to mean 0 and standard deviation 1 over the training rows.
         Off by default: the statistics cover all training rows, so a head would learn about rows outside its slice, and
         its score on them (k-fold, leave-one-out) would be too good.
@@ -82,6 +105,8 @@ class TabularDataModule(DataModule):
         seed: int | None = 0,
         val_path: str | Path | Any | None = None,
         test_path: str | Path | Any | None = None,
+        one_hot: bool = False,
+        unseen: Literal["error", "missing"] = "error",
         standardize: bool = False,
         delimiter: str = ",",
         val_slices: Slices | Callable[[Dataset], Slices] | None = None,
@@ -91,6 +116,7 @@ class TabularDataModule(DataModule):
         self._path, self._val_path, self._test_path = path, val_path, test_path
         self._target, self._features, self._aside, self._categorical = target, features, aside, categorical
         self._val_rows, self._seed, self._standardize, self._delimiter = val_rows, seed, standardize, delimiter
+        self._one_hot, self._unseen = one_hot, unseen
         # Only sequences count: the order of a set is arbitrary, and that of a dict may not be meant.
         names = list(features) if isinstance(features, Sequence) and _are_names(features) else []
         for name, value, wrong, expected in (
@@ -104,6 +130,8 @@ class TabularDataModule(DataModule):
             ("val_path", val_path, val_path is not None and not _is_table(val_path), "a path, a table or None"),
             ("test_path", test_path, test_path is not None and not _is_table(test_path), "a path, a table or None"),
             ("val_path", val_path, val_path is not None and val_rows != 0, f"None beside val_rows={val_rows}"),
+            ("one_hot", one_hot, not isinstance(one_hot, bool), "True or False"),
+            ("unseen", unseen, unseen not in ("error", "missing"), '"error" or "missing"'),
             ("delimiter", delimiter, not isinstance(delimiter, str) or len(delimiter) != 1, "one character"),
         ):
             require(not wrong, f"TabularDataModule({name}=)", value, expected, f"correct {name}")
@@ -141,6 +169,36 @@ class TabularDataModule(DataModule):
     @cached_property
     def feature_names(self) -> tuple[str, ...]:
         """Names of the columns of x, D of them."""
+        names = [
+            [f"{name}={word}" for word in self.categories[name]] if self._is_one_hot(name) else [name]
+            for name in self._features_used
+        ]
+        return tuple(itertools.chain.from_iterable(names))
+
+    def statistics(self) -> tuple[PerHead, PerHead]:
+        """Returns mean and standard deviation of the columns of x over the training rows of each head.
+
+        Missing values do not count. A categorical feature has mean 0 and deviation 1, as does a column without values;
+        a deviation of 0 is returned as 1.
+
+        Returns:
+          Two `PerHead`, float32[H, D].
+        """
+        x, slices = self.train_dataset()["x"].astype(np.float64), self.slices()
+        numbers = np.array([name in self._features_used and name not in self.categories for name in self.feature_names])
+        mean, deviation = np.zeros((len(slices), x.shape[1])), np.ones((len(slices), x.shape[1]))
+        for head in range(len(slices)):
+            own = x[slices.rows(head)]
+            counts = np.count_nonzero(~np.isnan(own), axis=0)
+            center = np.nansum(own, axis=0) / np.maximum(counts, 1)
+            spread = np.sqrt(np.nansum((own - center) ** 2, axis=0) / np.maximum(counts, 1))
+            mean[head] = np.where(numbers, center, 0)
+            deviation[head] = np.where(numbers & (spread > 0), spread, 1)
+        return PerHead(mean.astype(np.float32)), PerHead(deviation.astype(np.float32))
+
+    @cached_property
+    def _features_used(self) -> tuple[str, ...]:
+        """The columns of the table that x is made of."""
         known = self._table.columns
         self._table.expect(self._target, *(self._features or ()), *self._aside, *self._categorical)
         names = self._features or [name for name in known if name != self._target and name not in self._aside]
@@ -154,7 +212,7 @@ class TabularDataModule(DataModule):
     def categories(self) -> dict[str, tuple[str, ...]]:
         """The sorted words of each categorical column of x and y; a word is encoded as its place."""
         found = {}
-        for name in (*self.feature_names, self._target):
+        for name in (*self._features_used, self._target):
             column = self._table.columns[name]
             if _is_missing(column).all():
                 raise _error("A column is empty", f"{self._table.path}, {name!r}", "no value", "one or more")
@@ -164,6 +222,8 @@ class TabularDataModule(DataModule):
                 numeric = [_is_number(word.replace("_", "")) for word in words]
                 if name not in self._categorical and any(numeric) and not all(map(_is_number, words)):
                     raise self._table.not_a_number(name)
+                if name not in self._categorical and name != self._target:
+                    self._table.refuse_text(name, words)
                 found[name] = tuple(words)
         return found
 
@@ -199,7 +259,7 @@ class TabularDataModule(DataModule):
     def _scales(self) -> list[tuple[float, float]]:
         """Mean and standard deviation of each feature over the training rows; 0 and 1 if it is not scaled."""
         scales = []
-        for name in self.feature_names:
+        for name in self._features_used:
             column = self._split[0].columns[name]
             known = column[:0] if name in self.categories or not self._standardize else column[~np.isnan(column)]
             scales.append((float(known.mean()), float(known.std()) or 1.0) if known.size else (0.0, 1.0))
@@ -219,10 +279,39 @@ class TabularDataModule(DataModule):
             )
         return _read_parquet(path, words) if path.suffix == ".parquet" else _read_csv(path, words, self._delimiter)
 
+    def _is_one_hot(self, name: str) -> bool:
+        return self._one_hot and name in self.categories
+
+    def __str__(self) -> str:
+        """Describes datasets and slices as every data module does, and what became of each column."""
+        return "\n".join([super().__str__(), *self._lines("columns", self._account)])
+
+    def _account(self) -> str:
+        def fate(name: str) -> str:
+            if name != self._target and name not in self._features_used:
+                return "aside"
+            role = "target" if name == self._target else "feature"
+            missing = int(np.count_nonzero(_is_missing(self._table.columns[name])))
+            if name in self.categories:
+                how = "0 or 1 for each" if self._is_one_hot(name) and role == "feature" else "by place in sorted order"
+                text = f"{role}, {len(self.categories[name])} words, {how}"
+            else:
+                is_scaled = self._standardize and role == "feature"
+                text = f"{role}, number" + (", scaled by all training rows" if is_scaled else "")
+            return text + (f", {missing:,} missing" if missing else "")
+
+        return "\n".join(f"{name}: {fate(name)}" for name in self._table.columns)
+
     def _dataset(self, table: _Table) -> Dataset:
-        table.expect(*self.feature_names, self._target)
-        columns = [table.numbers(name, self.categories) for name in self.feature_names]
-        x = np.stack([(column - mean) / scale for column, (mean, scale) in zip(columns, self._scales, strict=True)], 1)
+        table.expect(*self._features_used, self._target)
+        columns: list[NDArray[Any]] = []
+        for name, (mean, scale) in zip(self._features_used, self._scales, strict=True):
+            column = table.numbers(name, self.categories, self._unseen)
+            if self._is_one_hot(name):
+                columns += list(column == np.arange(len(self.categories[name]))[:, None])
+            else:
+                columns.append((column - mean) / scale)
+        x = np.stack(columns, 1)
         y = table.numbers(self._target, self.categories)
         for what, wrong, expected in (
             ("A target is missing", ~np.isfinite(y), "a finite number"),
@@ -262,7 +351,7 @@ class _Table(NamedTuple):
                 known = ", ".join(self.columns)
                 raise _error("A column is missing", self.path, repr(name), f"one of {known}", "name one of them")
 
-    def numbers(self, name: str, categories: dict[str, tuple[str, ...]]) -> NDArray[np.float64]:
+    def numbers(self, name: str, categories: dict[str, tuple[str, ...]], unseen: str = "error") -> NDArray[np.float64]:
         """Returns a column as float64[N], NaN where missing; words as their places among the categories."""
         column = self.columns[name]
         if name not in categories:
@@ -272,11 +361,21 @@ class _Table(NamedTuple):
         words = np.array(categories[name])
         places = np.searchsorted(words, column).clip(max=len(words) - 1)
         unknown = (words[places] != column) & ~_is_missing(column)
-        if unknown.any():
+        if unknown.any() and unseen == "error":
             at = int(np.argmax(unknown))
             expected = f"one of the {len(words)} words of the training file"
             raise _error("Unknown category", self.place(name, at), repr(str(column[at])), expected)
-        return np.where(_is_missing(column), np.nan, places)
+        return np.where(_is_missing(column) | unknown, np.nan, places)
+
+    def refuse_text(self, name: str, words: Sequence[str]) -> None:
+        """Refuses a column of dates or free text, whose words in sorted order would mean nothing."""
+        known = int(np.count_nonzero(~_is_missing(self.columns[name])))
+        are_dates = all(_DATE.fullmatch(word) for word in words)
+        if are_dates or (len(words) > _MANY_WORDS and len(words) > known / 2):
+            what = "dates" if are_dates else "free text"
+            fix = f'turn it into numbers, or pass aside=("{name}",), or categorical=("{name}",) if these are categories'
+            got = f"{len(words)} different words in {known} rows, such as {words[0]!r}"
+            raise _error(f"A column holds {what}", f"{self.path}, {name!r}", got, "numbers or categories", fix)
 
     def not_a_number(self, name: str) -> DataError:
         """Makes the error that names the first word of a column that is not a number."""

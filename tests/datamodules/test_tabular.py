@@ -8,6 +8,8 @@ import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sklearn.impute import SimpleImputer
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import hydrax as hx
 from hydrax.datamodules import TabularDataModule
@@ -350,6 +352,8 @@ BAD_ARGUMENTS = {
     "number for validation": ({"val_path": 5}, "val_path="),
     "number for a test": ({"test_path": 5}, "test_path="),
     "two kinds of validation": ({"val_path": "val.csv", "val_rows": 0.1}, "val_path="),
+    "a word for one_hot": ({"one_hot": "colour"}, "one_hot="),
+    "no such treatment": ({"unseen": "drop"}, "unseen="),
     "long delimiter": ({"delimiter": "::"}, "delimiter="),
     "no delimiter": ({"delimiter": None}, "delimiter="),
 }
@@ -412,3 +416,118 @@ def test_a_column_of_a_table_that_is_neither_numbers_nor_words_is_refused(values
         module(pandas.DataFrame({"x": values, "price": [1, 2]})).train_dataset()
     assert FORM.fullmatch(str(refused.value))
     assert f"'x': the pandas DataFrame. Got {got}" in str(refused.value)
+
+
+# ---- ready to train on
+
+
+def test_categories_become_the_columns_that_scikit_learn_makes(write):
+    data = module(write(TABLE), one_hot=True, categorical=["site"])
+    encoder = OneHotEncoder(sparse_output=False, handle_unknown="ignore")
+    words = np.array([["3", "red"], ["1", "blue"], ["3", "NA"]])
+    expected = encoder.fit(words[:2]).transform(words)  # a missing word is 0 in all columns
+    np.testing.assert_array_equal(data.train_dataset()["x"][:, 1:], expected)
+    assert data.feature_names == ("age", "site=1", "site=3", "colour=blue", "colour=red")
+
+
+@pytest.mark.parametrize(("one_hot", "expected"), [(True, [7, 0, 0, 0]), (False, [7, np.nan, 0])])
+def test_a_word_that_training_did_not_have_may_count_as_missing(write, one_hot, expected):
+    train = write("age,colour,size,price\n1,red,9,1\n2,blue,9,2\n")
+    test = write("age,colour,size,price\n7,green,0,3\n", "test.csv")
+    data = module(train, test_path=test, unseen="missing", one_hot=one_hot)
+    np.testing.assert_array_equal(data.test_dataset()["x"], [expected])
+
+
+def test_a_target_that_training_did_not_have_stays_an_error(write):
+    train, test = write("age,kind\n1,a\n2,b\n"), write("age,kind\n1,c\n", "test.csv")
+    with pytest.raises(hx.DataError, match="Unknown category|A target is missing"):
+        module(train, target="kind", test_path=test, unseen="missing").test_dataset()
+
+
+def test_statistics_are_scikit_learns_of_each_heads_own_rows(write):
+    rng = np.random.default_rng(0)
+    table = pandas.DataFrame({"a": rng.normal(5, 3, 30), "b": rng.normal(size=30), "c": ["x", "y"] * 15, "flat": 2.5})
+    table.loc[::4, "a"] = np.nan
+    table["price"] = np.arange(30.0)
+    slices = hx.Slices.concatenate([hx.Slices.prefix([6, 30], 30), hx.Slices.bootstrap(2, 30, seed=1)])
+    data = TabularDataModule(table, target="price", slices=slices, one_hot=True)
+    mean, deviation = data.statistics()
+    x = data.train_dataset()["x"]
+    assert mean.values.shape == deviation.values.shape == (4, 5)
+    for head in range(4):
+        own = x[slices.rows(head)]
+        scaler, imputer = StandardScaler().fit(own), SimpleImputer().fit(own)
+        np.testing.assert_allclose(mean[head][[0, 1, 4]], scaler.mean_[[0, 1, 4]], rtol=1e-5)
+        np.testing.assert_allclose(mean[head][0], imputer.statistics_[0], rtol=1e-5)
+        np.testing.assert_allclose(deviation[head][[0, 1, 4]], scaler.scale_[[0, 1, 4]], rtol=1e-5)
+        np.testing.assert_array_equal((mean[head][2:4], deviation[head][2:4]), [[0, 0], [1, 1]])
+
+
+def test_heads_learn_from_a_table_with_missing_values_by_their_own_statistics():
+    import jax.numpy as jnp
+    import optax
+    from flax import nnx
+
+    class Regressor(hx.HydraModule):
+        def __init__(self, mean, deviation):
+            self.save_hyperparameters()
+
+        def configure_model(self, key):
+            return nnx.Linear(2, 1, rngs=nnx.Rngs(key))
+
+        def configure_optimizers(self):
+            return optax.adam(0.1)
+
+        def training_step(self, model, batch, ctx):
+            x = jnp.where(jnp.isnan(batch["x"]), self.hparams.mean[None], batch["x"])
+            return (model((x - self.hparams.mean[None]) / self.hparams.deviation[None])[:, 0] - batch["y"]) ** 2
+
+    rng = np.random.default_rng(0)
+    table = pandas.DataFrame({"a": rng.normal(500, 30, 40), "b": rng.normal(size=40)})
+    table["y"] = table["a"] / 30
+    table.loc[3, "b"] = np.nan
+    data = TabularDataModule(table, target="y", slices=hx.Slices.prefix([20, 40], 40), check_finite="off")
+    result = hx.Trainer(max_steps=1_000, barebones=True).fit(Regressor(*data.statistics()), data)
+    assert result.live.all()
+    assert (result.metrics["train_loss"] < 0.05).all()
+
+
+TEXTS = [f"the {number}th remark" for number in range(60)]
+
+
+@pytest.mark.parametrize(
+    ("cells", "what"),
+    [
+        (TEXTS, "A column holds free text"),
+        (["2024-01-03", "2024-01-04", ""], "A column holds dates"),
+        (["3.1.2024", "14.12.24"], "A column holds dates"),
+        (["2024-01-03T12:00:00"], "A column holds dates"),
+    ],
+)
+def test_dates_and_free_text_are_refused_unless_they_are_named(cells, what):
+    table = pandas.DataFrame({"age": range(len(cells)), "note": cells, "price": 1.5})
+    slices = hx.Slices.full(1, len(cells))
+    with pytest.raises(hx.DataError, match=FORM) as raised:
+        TabularDataModule(table, target="price", slices=slices).train_dataset()
+    assert what in str(raised.value)
+    assert 'aside=("note",)' in str(raised.value)
+    known = len({cell for cell in cells if cell})
+    named = TabularDataModule(table, target="price", slices=slices, categorical=["note"])
+    assert len(named.categories["note"]) == known
+    assert TabularDataModule(table, target="price", slices=slices, aside=["note"]).feature_names == ("age",)
+
+
+def test_many_words_that_repeat_are_categories():
+    table = pandas.DataFrame({"code": [f"code {row % 60}" for row in range(300)], "price": 1.5})
+    data = TabularDataModule(table, target="price", slices=hx.Slices.full(1, 300))
+    assert len(data.categories["code"]) == 60
+
+
+def test_printing_says_what_became_of_each_column(write):
+    lines = str(module(write(TABLE), aside=["site"], one_hot=True, standardize=True)).splitlines()
+    assert [line.strip() for line in lines[-4:]] == [
+        "columns age: feature, number, scaled by all training rows, 1 missing",
+        "site: aside",
+        "colour: feature, 2 words, 0 or 1 for each, 1 missing",
+        "price: target, number",
+    ]
