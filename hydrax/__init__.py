@@ -32,6 +32,7 @@ from hydrax.arguments import no_attribute  # noqa: E402
 from hydrax.data import DataModule  # noqa: E402
 from hydrax.engine import Plan  # noqa: E402
 from hydrax.errors import (  # noqa: E402
+    AnomalyError,
     ArgumentError,
     CallbackError,
     CheckpointError,
@@ -54,6 +55,7 @@ from hydrax.train import HydraModule, Trainer, get_trained_models, unbatch_model
 
 __version__ = "0.1.0"
 __all__ = [
+    "AnomalyError",
     "ArgumentError",
     "Callback",
     "CallbackError",

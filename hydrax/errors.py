@@ -45,5 +45,9 @@ class NonFiniteError(HydraxError, ArithmeticError):
     """Heads became NaN or infinite: with `on_nonfinite="raise"` one of them, else all."""
 
 
+class AnomalyError(HydraxError, ArithmeticError):
+    """With `detect_anomaly=True`: a step computes NaN, divides by zero, or uses an index outside its array."""
+
+
 class MemoryLimitError(HydraxError, MemoryError):
     """A run does not fit into the memory of its devices under any plan."""

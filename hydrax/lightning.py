@@ -257,7 +257,6 @@ ARGUMENTS = {
         "inference_mode": "leave it out: JAX records nothing unless a gradient is asked for",
         "use_distributed_sampler": "leave it out: slices determine which rows a head sees",
         "reload_dataloaders_every_n_epochs": "leave it out: the rotation draws new batches in every pass",
-        "detect_anomaly": 'pass on_nonfinite="raise", which names head, step and array',
         "plugins": "pass callbacks",
         "model_registry": "save with result.heads.save(path)",
         "resume_from_checkpoint": "pass ckpt_path to fit",

@@ -8,6 +8,7 @@ Files, in reading order:
   devices.py        the devices that run heads; on a CPU each core
   spill.py          `Spill`: keeps waiting heads on disk
   engine.py         `Engine`: runs the programs for all heads, block by block
+  anomaly.py        `AnomalyDetector`: names head, row and line of what goes wrong in a step
   quarantine.py     takes heads that became NaN or infinite back to their last finite step
   plan.py           `Plan`: how a run is laid out, chosen by rules from shapes
   flops.py          counts the operations and bytes of a step

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hydrax.engine import devices
+from hydrax.engine.anomaly import AnomalyDetector
 from hydrax.engine.compiled import Compiled
 from hydrax.engine.draw import Draw, HostBatches, SuperstepRows
 from hydrax.engine.layout import Block, Layout
@@ -59,6 +60,7 @@ class Engine:
       spill: keeps waiting heads on disk if they run in waves; None otherwise.
       max_steps: most steps K of a superstep, for the second program that GPUs have; None if nothing trains.
       start: `(trainable, state)` of the H heads to begin with, on the host; None begins with fresh models.
+      detect_anomaly: whether to check each step before it is made; supersteps must then have one step.
 
     Attributes:
       num_heads: H.
@@ -79,11 +81,14 @@ class Engine:
         spill: Spill | None = None,
         max_steps: int | None = None,
         start: Any = None,
+        detect_anomaly: bool = False,
     ) -> None:
         self.num_heads = len(inputs.ids)
         self.structure = program.structure
         self.may_evaluate_others = program.may_evaluate_others
-        functions = Programs(program, layout.chunk, epoch, draw or HostBatches(2, shared=False))
+        draw = draw or HostBatches(2, shared=False)
+        functions = Programs(program, layout.chunk, epoch, draw)
+        self._detector = AnomalyDetector(program, draw) if detect_anomaly else None
         self.programs = {
             "init": Compiled(functions.init),
             "superstep": Compiled(functions.superstep, donate=(0,), static=("whole",)),
@@ -218,6 +223,8 @@ class Engine:
         Returns:
           The new state, and the values of `HeadProgram.train` for each step, `[K max, places]`.
         """
+        if self._detector is not None and num_steps - begin == 1:
+            self._detect_anomaly(self._detector, state, rows, first_step)
         # NumPy scalars, which have a dtype, so that every call has arguments of one form and the program compiles once.
         steps = np.int32(first_step), np.int32(begin), np.int32(num_steps), np.bool_(new_epoch)
         capacity = len(self.layout.blocks[0].heads) // self.layout.chunk
@@ -231,6 +238,14 @@ class Engine:
 
         found = self._each(run, state, rows)
         return tuple(new for new, _ in found), tuple(values for _, values in found)
+
+    def _detect_anomaly(self, detector: AnomalyDetector, state: Blocks, rows: SuperstepRows, step: int) -> None:
+        with jax.enable_x64(self._x64):
+            for block, inputs, one, block_rows in zip(self.layout.blocks, self._inputs, state, rows, strict=True):
+                given, batches, _ = self._step_input(block, inputs, block_rows, np.int32(step))
+                heads = block.heads[: block.num_chunks * self.layout.chunk].tolist()
+                ids = {heads.index(head): int(self._all_inputs.ids[head]) for head in dict.fromkeys(heads)}
+                detector.check(one, given, batches, ids)
 
     def _spill_back(self, old: Any, step: Callable[[], Any]) -> Any:
         """Runs a superstep; with a spill the new state overwrites the old one on disk."""

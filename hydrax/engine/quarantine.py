@@ -115,7 +115,8 @@ def report_faults(new: Mapping[int, Fault], num_left: int, ids: Sequence[int], *
     if on_nonfinite == "raise" or not num_left:
         what = "All heads became" if not num_left else "A head became"
         raise NonFiniteError(
-            f"{what} NaN or infinite: training. Got {found}, expected finite numbers. Fix: lower the learning rate, "
-            "clip gradients (gradient_clip_val), or look for NaN in the rows of these heads."
+            f"{what} NaN or infinite: training. Got {found}, expected finite numbers. Fix: pass "
+            "Trainer(detect_anomaly=True), which names the row and the line; or lower the learning rate, or clip "
+            "gradients (gradient_clip_val)."
         )
     _log.warning("Quarantined, as NaN or infinite: %s. They stay as they were before that step.", found)

@@ -173,7 +173,8 @@ class FitSpec:
         program = dataclasses.replace(self.flight.program, lowering=plan.lowering)
         start = None if self.start is None else self.start.parts
         inputs, seed, epoch = self.inputs, self.settings.seed, self.traced.epoch
-        engine = Engine(program, inputs, seed, layout, epoch, feed.draw, spill, most, start)
+        detect = self.settings.detect_anomaly
+        engine = Engine(program, inputs, seed, layout, epoch, feed.draw, spill, most, start, detect)
         return engine, feed
 
     def close(self) -> None:
@@ -362,6 +363,7 @@ def check_fit(
         schedule = _make_schedule(settings, sampling, validation is not None, callbacks, bool(traced.epoch))
         # One callback that needs each step makes all supersteps one step long.
         every_step = any(overrides(callback, "on_train_batch_end") for callback in callbacks.values())
+        every_step = every_step or settings.detect_anomaly
         what = traced, schedule, every_step, scratch, start
         spec = FitSpec(settings, module, flight, inputs, sampling, validation, *what)
         opened.pop_all()  # no error from here on: the caller closes the spec

@@ -54,6 +54,7 @@ class Settings:
     steps_per_call: int | str = "auto"
     on_nonfinite: str = "quarantine"
     profiler: str | None = None
+    detect_anomaly: bool = False
     barebones: bool = False
 
     def __post_init__(self) -> None:
@@ -112,7 +113,7 @@ class Settings:
             raise _error("gradient_clip_val", clip, "a number above 0, or None", "leave it out for no clipping")
         if not is_int(self.seed, 0) or self.seed >= 2**32:
             raise _error("seed", self.seed, "an int, 0 <= seed < 2**32", "pass for example seed=0")
-        for name in ("barebones", "deterministic"):
+        for name in ("barebones", "deterministic", "detect_anomaly"):
             if not isinstance(getattr(self, name), bool):
                 raise _error(name, getattr(self, name), "True or False", "pass a bool")
         if not isinstance(self.fast_dev_run, bool | int) or self.fast_dev_run < 0:

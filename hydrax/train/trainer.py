@@ -104,6 +104,9 @@ class Trainer(RunView):
       max_time: ends the fit, and saves, after this time: "DD:HH:MM:SS", a timedelta, or a dict such as {"hours": 2}. A
         resumed fit continues to count.
       default_root_dir: a run writes to `<root>/hydrax_logs/version_<n>/`.
+      detect_anomaly: check each step for NaN, divisions by zero and indices outside an array, and raise an error that
+        names the head, the row and your line. The results are the same, but every step is made twice and one head after
+        the other.
       barebones: nothing but the training: no logger, checkpoints, progress bar or messages.
 
     Raises:
@@ -151,6 +154,7 @@ class Trainer(RunView):
         enable_model_summary: bool = True,
         max_time: str | datetime.timedelta | Mapping[str, float] | None = None,
         default_root_dir: str | Path = ".",
+        detect_anomaly: bool = False,
         barebones: bool = False,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}

@@ -790,7 +790,6 @@ def test_an_argument_like_no_other_points_at_the_list():
         ("benchmark", "leave it out"),
         ("inference_mode", "leave it out"),
         ("use_distributed_sampler", "slices"),
-        ("detect_anomaly", "on_nonfinite"),
         ("plugins", "callbacks"),
         ("sync_batchnorm", "leave it out"),
         ("reload_dataloaders_every_n_epochs", "leave it out"),
