@@ -63,7 +63,7 @@ def _of_library(error: Exception, module: HeadModule, where: str) -> ModuleError
         (frame.f_globals.get("__name__", "").split(".")[0], frame, line)
         for frame, line in traceback.walk_tb(error.__traceback__)
     ]
-    outside = [found for found in frames if found[0] not in ("jax", "jaxlib", "hydrax", "contextlib")]
+    outside = [found for found in frames if found[0] not in ("jax", "jaxlib", "numpy", "hydrax", "contextlib")]
     if not outside:
         return None
     package, frame, line = outside[-1]

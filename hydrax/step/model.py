@@ -27,14 +27,14 @@ class Structure(Protocol):
 
     Attributes:
       has_batch_statistics: whether the model is known to compute statistics over the rows of a batch.
-      is_pure: whether a step returns the model with its new state, instead of changing it in place.
+      must_return: whether the model has state that changes only if a training step returns the model.
     """
 
     @property
     def has_batch_statistics(self) -> bool: ...
 
     @property
-    def is_pure(self) -> bool: ...
+    def must_return(self) -> bool: ...
 
     def merge(self, trainable: Any, state: Any) -> Any:
         """Builds the ordinary model from these arrays."""
@@ -117,17 +117,17 @@ def _split_pytree(model: Any, is_trained: IsTrained | None) -> Parts:
     names = dotted([tuple(jax.tree_util.keystr((key,), simple=True) for key in path) for path, _ in flat])
     # A State of Equinox is known for what it is; it can be in the model only if Equinox is imported.
     eqx: Any = sys.modules.get("equinox")
-    is_state, statistics = [False] * len(leaves), False
+    is_state, statistics, moves = [False] * len(leaves), False, False
     if eqx is not None:
         is_state = _below(model, (eqx.nn.State, eqx.nn.StateIndex))
-        statistics = any(_below(model, (eqx.nn.BatchNorm,)))
+        statistics, moves = any(_below(model, (eqx.nn.BatchNorm,))), any(_below(model, (eqx.nn.State,)))
     kinds = []
     for name, leaf, known in zip(names, leaves, is_state, strict=True):
         is_array = isinstance(leaf, jax.Array | np.ndarray | np.generic)
         trains = is_array and not known and _trains(name, leaf, is_trained)
         kinds.append("trainable" if trains else "state" if is_array else "static")
     static = tuple(_Static(leaf if kind == "static" else None) for leaf, kind in zip(leaves, kinds, strict=True))
-    structure = PytreeStructure(treedef, tuple(kinds), static, statistics)
+    structure = PytreeStructure(treedef, tuple(kinds), static, statistics, moves)
     return Parts(structure.pick(leaves, "trainable"), structure.pick(leaves, "state"), structure)
 
 
@@ -143,7 +143,7 @@ class NnxStructure:
     graphdef: Any
     has_batch_statistics: bool
     frozen: frozenset[Any] = frozenset()
-    is_pure = False
+    must_return = False  # a step changes it in place
 
     def merge(self, trainable: Any, state: Any) -> nnx.Module:
         from flax import nnx  # late, as in `split`
@@ -181,7 +181,10 @@ class LinenStructure:
     has_batch_statistics: bool
     params: Structure | None = None
     layers: tuple[str, ...] = ()
-    is_pure = True
+
+    @property
+    def must_return(self) -> bool:
+        return self.has_batch_statistics
 
     def merge(self, trainable: Any, state: Any) -> dict[str, Any]:
         if self.params is None:
@@ -207,8 +210,9 @@ class PytreeStructure:
     treedef: Any
     kinds: tuple[str, ...]
     static: tuple[_Static, ...]
-    has_batch_statistics: bool = False  # a pytree without layers of Equinox does not say
-    is_pure = True
+    # A pytree without layers of Equinox says neither.
+    has_batch_statistics: bool = False
+    must_return: bool = False
 
     def pick(self, leaves: list[Any], kind: str) -> Any:
         """Keeps the leaves of one kind, with None elsewhere, so that optimiser masks see the model's own paths."""

@@ -175,10 +175,10 @@ class TrainingHead:
         # An nnx model has changed in place; pure models, such as Linen variables, come as a new object.
         if isinstance(output, Mapping) and "model" in output:
             model = output["model"]
-        elif is_step and tools.structure.is_pure and tools.structure.has_batch_statistics:
+        elif is_step and tools.structure.must_return:
             raise ModuleError(
                 f"A step does not return the state of its model: {name}. Got the loss alone, expected the model "
-                'too, since it has batch statistics. Fix: return {"loss": loss, "model": model}.'
+                'too, since its state changes. Fix: return {"loss": loss, "model": model}.'
             )
         loss = read_loss(output, name, ctx.mask, tools.padding)
         assert loss is not None

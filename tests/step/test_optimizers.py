@@ -165,6 +165,11 @@ class WithDropout(Line):
         return dropout(model(batch["x"]))[:, 0]
 
 
+class WithNumPy(Line):
+    def training_step(self, model, batch, ctx):
+        return np.square(model["w"].sum() * batch["y"])
+
+
 class TwoArguments(Line):
     def configure_optimizers(self, lr, key):
         return optax.sgd(lr)
@@ -183,6 +188,7 @@ RATES = hx.PerHead([0.0, 0.1, 0.2])
         ),
         (Line(lambda lr: optax.sgd(lr if lr > 0 else 1.0), RATES), "Python control flow .*: Line.configure_optimizers"),
         (WithDropout(None, RATES), "flax needs the value .*: WithDropout.training_step. Got Dropout.*bernoulli"),
+        (WithNumPy(None), "Python needs the value .*: WithNumPy.training_step"),
         (TwoArguments(None), "configure_optimizers has the wrong signature: TwoArguments. Got the arguments lr, key"),
         (Line(lambda lr: None), "configure_optimizers returned no optimiser"),
     ],
