@@ -267,7 +267,7 @@ def check_methods(one: object, base: type, instead: Mapping[str, str]) -> None:
             continue
         if name in instead:
             raise _never_called(f"{kind.__name__}.{name}", base, instead[name])
-        if not inspect.isfunction(value):
+        if not inspect.isfunction(getattr(value, "__func__", value)):
             continue
         beside = {each for one in theirs if name in vars(one) for each in vars(one)}  # what is there is not misspelt
         near = next((known for known in (*hooks, *instead) if known not in beside and _is_near(name, known)), None)

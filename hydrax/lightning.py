@@ -153,7 +153,7 @@ MODULE_ATTRIBUTES = {
     "named_parameters": "`result.heads.trainable` has the arrays of all heads by name",
     "register_buffer": "keep a constant in `__init__`, and state in the model, as an `nnx.Variable`",
     "freeze": "define `is_trained(self, name, leaf)`: False freezes a parameter",
-    "unfreeze": f"{_SPLIT}",
+    "unfreeze": "define `is_trained(self, name, leaf)`: True trains a parameter",
     "train": _MODE,
     "eval": _MODE,
     "to": "leave it out: arrays are on the right device already",

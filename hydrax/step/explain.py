@@ -49,6 +49,8 @@ def explained(module: HeadModule, method: str, view: str) -> Iterator[None]:
             fix = f"define {method}; the default calls the model on the whole batch, with all its columns"
         if "concrete values" in str(error):  # what jax.numpy says of a traced shape, in a plain TypeError
             fix = "a PerHead value is traced, so it cannot be a size"
+        if f"'{type(module).__name__}' object is not callable" in str(error):  # Lightning calls its module, self(x)
+            fix = "call the model that the method gets, model(...), not the module"
         if type(error).__name__ == "TraceContextError":  # Flax has no public name for it
             fix = "call an nnx model with dropout or batch statistics on the whole batch, not inside jax.vmap"
         raise ModuleError(

@@ -79,13 +79,18 @@ def open_hooks(emit: Dispatcher) -> Iterator[None]:
 
 def check_types(module: Any, datamodule: Any) -> tuple[HydraModule, DataModule]:
     """Returns both, if they are what their names say and define no method that Hydrax would never call."""
-    checks = ("module", module, HydraModule, _MODULE_HOOKS), ("datamodule", datamodule, DataModule, DATA_HOOKS)
-    for name, value, kind, instead in checks:
+    arrays = "a data module, such as hydrax.datamodules.ArrayDataModule(arrays, slices=...)"
+    model = "an object whose class derives from hydrax.HydraModule"
+    checks = (
+        ("module", module, HydraModule, _MODULE_HOOKS, model),
+        ("datamodule", datamodule, DataModule, DATA_HOOKS, arrays),
+    )
+    for name, value, kind, instead, fix in checks:
         if not isinstance(value, kind):
             got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
             raise ArgumentError(
                 f"An argument has the wrong type: {name}. Got {got}, expected an instance of hydrax.{kind.__name__}. "
-                f"Fix: pass an object whose class derives from hydrax.{kind.__name__}."
+                f"Fix: pass {fix}."
             )
         check_methods(value, kind, instead)
     return module, datamodule

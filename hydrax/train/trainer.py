@@ -537,6 +537,7 @@ class Trainer(RunView):
 
     @contextlib.contextmanager
     def _hooks(self, stage: str, **fixed: Any) -> Iterator[Dispatcher]:
+        check_callbacks(self.callbacks)  # the user may have added some to the list
         emit = self._dispatcher(stage, **fixed)
         with open_hooks(emit):
             yield emit

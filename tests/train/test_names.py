@@ -218,6 +218,33 @@ def test_parameters_may_have_other_names_defaults_and_stars():
     assert fit(Free()).step == 1
 
 
+def test_a_module_that_is_called_as_in_lightning_is_sent_to_the_model():
+    class Calls(Line):
+        def training_step(self, model, batch, ctx):
+            return (self(batch["x"])[:, 0] - batch["y"]) ** 2
+
+    with pytest.raises(hx.ModuleError, match=r"Fix: call the model that the method gets, model\(\.\.\.\)"):
+        fit(Calls())
+
+
+def test_a_callback_that_is_added_to_the_list_later_is_checked_before_the_fit():
+    trainer = hx.Trainer(max_steps=1, barebones=True)
+    trainer.callbacks.append(with_method(hx.Callback, "on_validation_epoch_end"))
+    with pytest.raises(hx.ArgumentError, match="use `on_validation_end`"):
+        trainer.fit(Line(), ArrayDataModule(ROWS, slices=SLICES))
+
+
+def test_rows_in_place_of_a_data_module_are_sent_to_one():
+    with pytest.raises(hx.ArgumentError, match=r"Got dict, .*Fix: pass a data module, such as .*ArrayDataModule\("):
+        hx.Trainer(max_steps=1).fit(Line(), ROWS)
+
+
+@pytest.mark.parametrize("kind", [classmethod, staticmethod])
+def test_a_misspelt_class_method_is_refused_too(kind):
+    made = type("Mine", (Line,), {"val_step": kind(lambda *given: None)})
+    assert "the nearest is validation_step" in refusal(made())
+
+
 # ---- arguments
 
 
