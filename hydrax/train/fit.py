@@ -354,8 +354,7 @@ def check_fit(
             _refuse_batch_statistics(flight)
         # A metric that is logged both by step and by epoch may be asked for by either of its names.
         asked = {name.removesuffix("_epoch") for callback in callbacks.values() for name in callback.epoch_means}
-        how = sampling.batch_size, settings.most_batches, asked
-        traced = flight.training(rows.data.shapes, *how)
+        traced = flight.training(rows.data.shapes, sampling.batch_size, settings.most_batches, asked)
         if validation is not None:
             empty = flight.evaluation("validation", validation.data.shapes, validation.source.batch_size)
             validation = dataclasses.replace(validation, empty=empty)
