@@ -91,6 +91,29 @@ def encoded(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def _inert(cell: Any) -> Any:
+    """Puts a quotation mark before text that a spreadsheet would run as a formula."""
+    if not isinstance(cell, str) or not cell.startswith(_FORMULA):
+        return cell
+    try:
+        float(cell)
+        return cell
+    except ValueError:
+        return f"'{cell}"
+
+
+def plain_cell(cell: str) -> str:
+    """Undoes for a cell that was read what `csv_text` does to text that looks like a formula.
+
+    >>> plain_cell("'=1+1"), plain_cell("'quoted'")
+    ('=1+1', "'quoted'")
+    """
+    return cell[1:] if cell.startswith(tuple(f"'{sign}" for sign in _FORMULA)) else cell
+
+
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:
     r"""Formats rows of cells as CSV.
 
@@ -98,7 +121,7 @@ def csv_text(rows: Iterable[Sequence[Any]]) -> str:
     'head,reason\r\n0,"a, b"\r\n'
     """
     text = io.StringIO()
-    csv.writer(text).writerows(rows)
+    csv.writer(text).writerows(map(_inert, row) for row in rows)
     return text.getvalue()
 
 

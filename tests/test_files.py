@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from hydrax.files import draft, table_text, warn_if_unwritable, write_bytes, write_text
+from hydrax.files import csv_text, draft, plain_cell, table_text, warn_if_unwritable, write_bytes, write_text
 
 ASCII_LOCALE = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
 
@@ -124,3 +124,15 @@ def test_under_an_ascii_locale_no_logger_and_no_ledger_ends_a_fit_and_all_text_i
     assert [name for name, text in read.items() if "größe" not in text] == []
     # The file system's own encoding is ASCII there, so a file cannot have this name; that is said, and stops nothing.
     assert b"The learning curve could not be written" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("cell", "written"),
+    [
+        *(("=1+1", "'=1+1"), ("@a", "'@a"), ("-x", "'-x"), ("\tx", "'\tx")),
+        *(("-1.5", "-1.5"), ("+inf", "+inf"), (-2, "-2"), ("a=b", "a=b")),
+    ],
+)
+def test_text_that_a_spreadsheet_would_run_is_quoted_and_read_back(cell, written):
+    line = csv_text([[cell]]).removesuffix("\r\n")
+    assert (line, plain_cell(line)) == (written, str(cell))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hydrax.cli import commands
 from hydrax.errors import ArgumentError, HydraxError
+from hydrax.files import plain_cell
 from hydrax.results import export_heads
 
 LEDGER = "heads.csv"
@@ -126,7 +127,8 @@ def _read_ledger(folder: Path) -> tuple[list[str], list[dict[str, str]]]:
         )
     try:
         columns, *lines = csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""), strict=True)
-        return columns, [dict(zip(columns, line, strict=True)) for line in lines]
+        columns = list(map(plain_cell, columns))
+        return columns, [dict(zip(columns, map(plain_cell, line), strict=True)) for line in lines]
     except (ValueError, csv.Error) as error:  # not UTF-8, empty, or rows of unequal length
         raise ArgumentError(
             f"Damaged ledger: {path}. Got a file that cannot be read ({error}), expected a table as Hydrax writes it. "

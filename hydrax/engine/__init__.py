@@ -15,6 +15,7 @@ Files, in reading order:
   memory.py         how much memory a fit needs, and how much there is
   limits.py         what the machine is, and what it can reach at most
   plan_report.py    `PlanReport`: what `trainer.plan()` returns
+  forks.py          refuses to run programs in a forked process
   compile_cache.py  turns on JAX's compile cache
 """
 
@@ -23,6 +24,7 @@ from hydrax.engine.devices import find_devices
 from hydrax.engine.draw import Draw, HostBatches, OwnRotation, SharedRotation, SuperstepRows
 from hydrax.engine.engine import Blocks, Engine, check_per_head, head_inputs, heads_of, read_steps
 from hydrax.engine.flops import StepCost, count_flops
+from hydrax.engine.forks import refuse_forked
 from hydrax.engine.layout import Layout, lay_out
 from hydrax.engine.limits import environment, measure_limits, speed_environment
 from hydrax.engine.memory import Memory, is_out_of_memory, room, too_large

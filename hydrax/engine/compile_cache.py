@@ -8,6 +8,9 @@ Each kind of machine has a folder of its own. What XLA compiles for a CPU depend
 number of cores, which shapes its loops and so the bits of a sum. JAX's name for a program does not contain the number
 of cores, and the nodes of a cluster share a home directory.
 
+The folder holds machine code that the process runs, so it is used only if it belongs to the user and nobody else can
+write to it.
+
 A cache only saves time, so no problem with it may stop a run. If the folder cannot be written, the cache stays off; if
 a program cannot be read or written, it is compiled. Both are reported by one line of the logger "hydrax".
 """
@@ -22,6 +25,7 @@ import logging
 import os
 import platform
 import re
+import stat
 import sys
 import tempfile
 import warnings
@@ -60,11 +64,17 @@ def _turn_on() -> bool:
     try:
         root = _user_cache() / "hydrax" / "jax"
         folder = root / _machine()
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # One by one, as parents would get the mode of the umask.
+        for part in (root.parent.parent, root.parent, root, folder):
+            part.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _refuse_shared(root.parent, root, folder)
         with tempfile.TemporaryFile(dir=folder):
             pass  # A full or read-only disk is noticed here, once, and not for each program.
     except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home directory
-        _log(f"The compile cache is off: the user's cache folder. Got {error!r}, expected a writable folder.")
+        _log(
+            f"The compile cache is off: the user's cache folder. Got {error!r}, expected a folder that you own "
+            "and that nobody else can write."
+        )
         return False
     with contextlib.suppress(OSError):  # another process may be sweeping as well
         sweep(root, MAX_BYTES)
@@ -72,6 +82,16 @@ def _turn_on() -> bool:
     if _config.jax_persistent_cache_min_compile_time_secs == _JAX_MIN_SECS:
         _config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return True
+
+
+def _refuse_shared(*folders: Path) -> None:
+    """Raises PermissionError if someone else may write machine code that this process would run."""
+    for folder in folders if hasattr(os, "getuid") else ():
+        info = folder.stat()
+        if info.st_uid != os.getuid():
+            raise PermissionError(f"{folder} belongs to user {info.st_uid}")
+        if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise PermissionError(f"{folder} can be written by others; chmod go-w makes it private")
 
 
 def sweep(root: Path, max_bytes: int) -> None:
@@ -83,9 +103,9 @@ def sweep(root: Path, max_bytes: int) -> None:
         return
     excess += round(max_bytes * (1 - _KEPT_SHARE))
     # Most file systems record the time of the last read, at worst a day late. On the others the oldest files go.
-    for stat, path in sorted(zip(stats, files, strict=True), key=lambda f: max(f[0].st_atime, f[0].st_mtime)):
+    for info, path in sorted(zip(stats, files, strict=True), key=lambda f: max(f[0].st_atime, f[0].st_mtime)):
         path.unlink(missing_ok=True)
-        excess -= stat.st_size
+        excess -= info.st_size
         if excess <= 0:
             break
 

@@ -17,6 +17,7 @@ import numpy as np
 from hydrax import checkpoint
 from hydrax.arguments import checked_call, checked_calls, is_choice, is_int, naming
 from hydrax.data import check_dataset, num_rows
+from hydrax.engine import refuse_forked
 from hydrax.errors import ArgumentError, ModuleError
 from hydrax.files import as_path
 from hydrax.results.export import export
@@ -108,6 +109,7 @@ class Heads:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the model of every head, in evaluation mode, on the same arguments; returns outputs `[H, ...]`."""
+        refuse_forked()
         if jax.tree.leaves(self.trainable)[0].ndim < self._aux.ndim:
             return _call_one(self._aux.structure, self.trainable, self.state, args, kwargs)
         with self._own_width():

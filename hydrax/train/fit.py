@@ -133,7 +133,7 @@ class FitSpec:
             devices=len(self.devices),
             waves=waves,
             flops=self.step_cost.flops,
-            longest=1 if self.every_step else self.schedule.longest_superstep,
+            longest=1 if self.every_step or self.settings.detect_anomaly else self.schedule.longest_superstep,
             drawn_on_host=sampling.drawn_on_host,
             row_bytes=sampling.data.fetched_row_bytes,
             # For the remark that shared sampling would be faster, which must not be made where it is refused.
@@ -362,7 +362,6 @@ def check_fit(
         schedule = _make_schedule(settings, sampling, validation is not None, callbacks, bool(traced.epoch))
         # One callback that needs each step makes all supersteps one step long.
         every_step = any(overrides(callback, "on_train_batch_end") for callback in callbacks.values())
-        every_step = every_step or settings.detect_anomaly
         what = traced, schedule, every_step, scratch, start
         spec = FitSpec(settings, module, flight, inputs, sampling, validation, *what)
         opened.pop_all()  # no error from here on: the caller closes the spec

@@ -10,7 +10,7 @@ import jax
 
 from hydrax.arguments import check_methods
 from hydrax.data import DataModule
-from hydrax.engine import compile_cache
+from hydrax.engine import compile_cache, refuse_forked
 from hydrax.errors import ArgumentError
 from hydrax.lightning import DATA_HOOKS, MODULE_HOOKS
 from hydrax.loop import Callback, Dispatcher
@@ -43,6 +43,7 @@ def open_stage(
       stage: "fit", "validate", "test" or "predict".
       data_stage: the stage whose data is used, if it is another one.
     """
+    refuse_forked()
     check_jax_config()
     compile_cache.enable()  # before anything compiles
     with contextlib.ExitStack() as stack:

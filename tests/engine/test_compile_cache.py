@@ -162,6 +162,34 @@ def test_a_folder_that_cannot_be_made_leaves_the_cache_off_and_is_told_of_once(f
     assert [(record.name, record.levelname) for record in caplog.records] == [("hydrax", "WARNING")]
 
 
+@pytest.mark.parametrize("part", ["hydrax", "hydrax/jax"])
+@pytest.mark.parametrize("mode", [0o770, 0o707])
+def test_a_folder_that_others_can_write_leaves_the_cache_off_and_is_told_of_once(fresh, caplog, part, mode):
+    folder = fresh / part
+    folder.mkdir(parents=True)
+    folder.chmod(mode)
+    compile_cache.enable()
+    assert jax.config.jax_compilation_cache_dir is None
+    assert [str(folder) in line and "can be written by others" in line for line in caplog.messages] == [True]
+
+
+def test_a_folder_of_another_user_leaves_the_cache_off(fresh, caplog, monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: os.stat(fresh).st_uid + 1)
+    compile_cache.enable()
+    assert jax.config.jax_compilation_cache_dir is None
+    assert "belongs to user" in caplog.text
+
+
+def test_under_any_umask_its_own_folders_are_private(fresh):
+    before = os.umask(0)
+    try:
+        compile_cache.enable()
+    finally:
+        os.umask(before)
+    folder = Path(jax.config.jax_compilation_cache_dir)
+    assert [part.stat().st_mode & 0o777 for part in (folder, *folder.parents[:2])] == [0o700] * 3
+
+
 def test_a_user_without_a_home_is_told_of_once(fresh, monkeypatch, caplog):
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
