@@ -56,7 +56,8 @@ def configure(bound: HeadModule, key: jax.Array) -> Any:
 
 
 def _takes_key(module: HeadModule) -> bool:
-    parameters = list(inspect.signature(module.configure_optimizers).parameters.values())
+    every = inspect.signature(module.configure_optimizers).parameters.values()
+    parameters = [one for one in every if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
     needed = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
     if len(needed) > 1:
         raise ModuleError(

@@ -12,6 +12,7 @@ import numpy as np
 
 from hydrax.arguments import is_number
 from hydrax.errors import ModuleError
+from hydrax.step.dependence import dependent
 from hydrax.step.explain import explained
 from hydrax.step.head_program import HeadProgram
 from hydrax.step.hparams import Hyperparameters
@@ -20,6 +21,7 @@ from hydrax.step.model import Structure
 from hydrax.step.module import HeadModule, bind, has_own_update
 from hydrax.step.optimizer import configure, update_with
 from hydrax.step.state import DeviceRows, HeadInputs, HeadsState, StepInput
+from hydrax.trees import is_key
 
 # A shape alone: an actual key would be computed on the device.
 _KEY = jax.eval_shape(lambda: jax.random.key(0))
@@ -102,7 +104,10 @@ class Preflight:
         _refuse_lists(self.program.module, self.inputs, self.parts[0])
         # Traced apart from the step, so that an error names this method.
         with explained(self.program.module, "configure_optimizers", "traced hyper-parameters"):
-            state = jax.eval_shape(self.program.init, self.inputs, _KEY, epoch)
+            args = self.inputs, _KEY, epoch
+            init, state = jax.make_jaxpr(self.program.init, return_shape=True)(*args)
+        own = dependent(init, (*jax.tree.map(lambda _: True, args[:2]), jax.tree.map(lambda _: False, epoch)), state)
+        _refuse_shared_keys(self.program.module, state.opt_state, own.opt_state)
         with explained(self.program.module, self._training_method, _one_head_view(shapes, batch_size)):
             step = jax.make_jaxpr(self.program.train)(state, self._given(shapes, accumulate, batch_size))
         jax.eval_shape(self.program.evaluation_parameters, self.inputs, state)
@@ -152,6 +157,22 @@ class Preflight:
         """Shapes of what a step reads, with these axes of slots."""
         rows, mask = (jax.ShapeDtypeStruct(slots, dtype) for dtype in (jnp.int32, jnp.bool_))
         return StepInput(self.inputs, _KEY, DeviceRows(data), rows, mask, _STEP)
+
+
+def _refuse_shared_keys(module: HeadModule, opt_state: Any, own: Any) -> None:
+    """Refuses an optimiser whose random numbers would be the same in all heads.
+
+    Args:
+      opt_state: its state, in shapes.
+      own: for each leaf of the state whether it is computed from what distinguishes heads.
+    """
+    for (path, leaf), differs in zip(jax.tree.leaves_with_path(opt_state), jax.tree.leaves(own), strict=True):
+        if is_key(leaf) and not differs:
+            raise ModuleError(
+                "An optimiser draws the same random numbers in all heads: "
+                f"{type(module).__name__}.configure_optimizers, {jax.tree_util.keystr(path)}. Got one key for all, expected a key for each head. Fix: write `def "
+                "configure_optimizers(self, key)` and pass the key on, as in optax.noisy_sgd(0.1, key=key)."
+            )
 
 
 def _refuse_lists(module: HeadModule, inputs: HeadInputs, trainable: Any) -> None:

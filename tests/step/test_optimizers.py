@@ -189,6 +189,7 @@ RATES = hx.PerHead([0.0, 0.1, 0.2])
         (Line(lambda lr: optax.sgd(lr if lr > 0 else 1.0), RATES), "Python control flow .*: Line.configure_optimizers"),
         (WithDropout(None, RATES), "flax needs the value .*: WithDropout.training_step. Got Dropout.*bernoulli"),
         (WithNumPy(None), "Python needs the value .*: WithNumPy.training_step"),
+        (Line(lambda lr: optax.noisy_sgd(lr, key=0)), "the same random numbers in all heads: Line.*rng_key.*self, key"),
         (TwoArguments(None), "configure_optimizers has the wrong signature: TwoArguments. Got the arguments lr, key"),
         (Line(lambda lr: None), "configure_optimizers returned no optimiser"),
     ],
