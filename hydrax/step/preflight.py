@@ -170,8 +170,9 @@ def _refuse_shared_keys(module: HeadModule, opt_state: Any, own: Any) -> None:
         if is_key(leaf) and not differs:
             raise ModuleError(
                 "An optimiser draws the same random numbers in all heads: "
-                f"{type(module).__name__}.configure_optimizers, {jax.tree_util.keystr(path)}. Got one key for all, expected a key for each head. Fix: write `def "
-                "configure_optimizers(self, key)` and pass the key on, as in optax.noisy_sgd(0.1, key=key)."
+                f"{type(module).__name__}.configure_optimizers, {jax.tree_util.keystr(path)}. Got one key for all, "
+                "expected a key for each head. Fix: write `def configure_optimizers(self, key)` and pass on the key, "
+                "as in optax.noisy_sgd(0.1, key=key)."
             )
 
 
