@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hydrax import Callback, Control, Event, Heads
-from hydrax.arguments import is_choice, is_int, is_number, is_training_metric
+from hydrax.arguments import is_choice, is_int, is_number, is_training_metric, require
 from hydrax.checkpoint import check_root, locked, make_way
 from hydrax.errors import ArgumentError, CallbackError, CheckpointError, NonFiniteError
 from hydrax.files import as_path
@@ -93,6 +93,9 @@ class ModelCheckpoint(Callback):
                 f'Unknown mode: ModelCheckpoint(mode=...). Got {mode!r}, expected "min" or "max". '
                 'Fix: "min" for a loss, "max" for an accuracy.'
             )
+        require(
+            isinstance(save_last, bool), "ModelCheckpoint(save_last=...)", save_last, "True or False", "pass a bool"
+        )
         fix = "leave it out to save at the end of epochs"
         if every_n_train_steps is not None:
             every_n_train_steps = _check_count("every_n_train_steps", every_n_train_steps, fix)

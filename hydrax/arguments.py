@@ -196,7 +196,8 @@ def _check_call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Map
             known = list(dict.fromkeys(name for init in inits for name in _named(init)))
     # Of a constructor that passes them on, the names are known from its base class.
     takes_any = function.__name__ != "__init__" and any("**" in str(one) for one in signature.parameters.values())
-    refuse_unknown({name: kwargs[name] for name in kwargs if name not in known and not takes_any}, known, *owners)
+    answered = {name for owner in owners for name in ARGUMENTS.get(owner, {})} if takes_any else set(kwargs)
+    refuse_unknown({name: kwargs[name] for name in kwargs if name in answered - set(known)}, known, *owners)
     given = {*signature.bind_partial(*args).arguments, *kwargs} if "missing" in trouble else {*signature.parameters}
     needed = [name for name, one in signature.parameters.items() if one.default is one.empty and name not in given]
     fix = f"pass {needed[0]}" if needed else "pass arguments by name, each once"
@@ -368,7 +369,7 @@ def no_attribute(owner: str, name: str, instead: Mapping[str, str], known: Colle
     # Python turns an AttributeError in `from hydrax import name` into an ImportError without its message, so here an
     # ImportError must be raised at once. This function of the import system asks a package before it looks for a
     # submodule, whose name may be near to another.
-    is_import = sys._getframe(2).f_code.co_name == "_handle_fromlist"
+    is_import = owner.startswith("hydrax") and sys._getframe(2).f_code.co_name == "_handle_fromlist"
     may_be_near = name[0].isupper() or (name[0] != "_" and not is_import)
     near = difflib.get_close_matches(name, known, n=1, cutoff=_NEAR) if may_be_near else []
     if name not in instead and not near and not (is_import and name[0].isupper()):

@@ -130,6 +130,12 @@ CALLBACK_HOOKS = {
 }
 """Methods of Lightning's Callback."""
 
+CALLBACK_ATTRIBUTES = {
+    "log": "log in a step, or return values of each head from `metrics(self, state, info)` of the callback",
+    "log_dict": "log in a step, or return values of each head from `metrics(self, state, info)` of the callback",
+}
+"""Attributes of Lightning's Callback that a user's code reads or calls."""
+
 MODULE_ATTRIBUTES = {
     "print": "use `print` outside a step, `jax.debug.print` inside one",
     "trainer": "a step has `ctx`, a callback `event.trainer`; keep the Trainer yourself for later",
@@ -306,6 +312,7 @@ ARGUMENTS = {
         "batch_size": "leave it out: Hydrax weighs values by the live rows of the batch",
         "metric_attribute": "leave it out",
     },
+    "HydraModule.load_from_checkpoint": {"checkpoint_path": "pass it as `path`"},
     "HydraModule.save_hyperparameters": {
         "logger": "leave it out: loggers write the hyper-parameters in any case",
         "frame": "leave it out: call it first in `__init__`",

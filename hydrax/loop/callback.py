@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from hydrax.arguments import check_init_calls, checked_calls
+from hydrax.arguments import check_init_calls, checked_calls, no_attribute
 from hydrax.data import DataModule
 from hydrax.engine import Fault, PlanReport
+from hydrax.lightning import CALLBACK_ATTRIBUTES
 from hydrax.results import Heads
 from hydrax.step import HeadModule, StepCallback
 
@@ -283,6 +284,11 @@ class Callback(StepCallback):
     `metrics`) runs inside the compiled program, for one head, and must be pure; its state is trained, frozen and
     checkpointed with the head.
     """
+
+    if not TYPE_CHECKING:  # a type checker must go on to report unknown attributes
+
+        def __getattr__(self, name: str) -> None:
+            no_attribute(type(self).__name__, name, CALLBACK_ATTRIBUTES)
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)

@@ -149,7 +149,7 @@ class TrainingHead:
         return loss, gradients, self.replace(state=state, loss=loss)
 
     def evaluate(self, loss_function: Callable[..., Any], batch: Any, ctx: Context) -> tuple[jax.Array, TrainingHead]:
-        """Computes a loss without its gradient, and logs nothing; arguments as in `gradient`.
+        """Computes a loss without its gradient, and logs nothing; the arguments are those of `gradient`.
 
         Returns:
           The loss, a float scalar, and the head with the state of the model after the call.

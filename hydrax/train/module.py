@@ -7,7 +7,7 @@ from pathlib import Path
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Never, overload
 
-from hydrax.arguments import no_attribute, refuse_unknown
+from hydrax.arguments import checked_call, no_attribute, refuse_unknown
 from hydrax.errors import ModuleError
 from hydrax.lightning import MODULE_ATTRIBUTES, MODULE_HOOKS
 from hydrax.results import Heads, load_with
@@ -80,6 +80,7 @@ class HydraModule(HeadModule):
     @classmethod
     def load_from_checkpoint(cls, path: str | Path, head: int, **hparams: Any) -> Any: ...
     @classmethod
+    @checked_call
     def load_from_checkpoint(cls, path: str | Path, head: int | None = None, **hparams: Any) -> Any:
         """Reads models that were trained with a module of this class from a checkpoint.
 

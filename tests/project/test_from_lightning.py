@@ -69,7 +69,7 @@ REFUSED = {
     "Module hooks": {n: how for n, how in lightning.MODULE_HOOKS.items() if n not in {*DATA_HOOKS, "prepare_data"}},
     "Module attributes": lightning.MODULE_ATTRIBUTES,
     "Data hooks": DATA_HOOKS,
-    "Callback hooks": lightning.CALLBACK_HOOKS,
+    "Callback hooks": lightning.CALLBACK_HOOKS | lightning.CALLBACK_ATTRIBUTES,
     "Callbacks, loggers and other classes": lightning.CLASSES,
     "Arguments of methods, callbacks and data modules": {
         f"{owner}({name})": how

@@ -327,6 +327,15 @@ def test_a_call_with_too_many_or_too_few_arguments_is_refused(call, message):
         (lambda: hx.Control(stops=[True]), "Invalid Control argument: stops. "),
         (lambda: hx.Heads.load("folder", mod=1), "Invalid Heads.load argument: mod. "),
         (lambda: hx.get_trained_models([], num_model=1), "the nearest name is num_models"),
+        (
+            lambda: Line.load_from_checkpoint(checkpoint_path="a"),
+            "argument: checkpoint_path. Got 'a', expected no such",
+        ),
+        (lambda: Line.load_from_checkpoint(lr=1), "Line.load_from_checkpoint. Got missing a required argument: 'path'"),
+        (
+            lambda: ModelCheckpoint(save_last="link"),
+            "ModelCheckpoint(save_last=...). Got 'link', expected True or False",
+        ),
         (lambda: hx.export_heads("folder"), "export_heads. Got missing a required argument: 'file'"),
     ],
 )
@@ -445,6 +454,13 @@ def test_an_attribute_that_a_step_asks_for_is_answered_in_the_error_of_the_fit()
 
     with pytest.raises(hx.MissingAttributeError, match=r"Prints\.print\. .* `jax\.debug\.print` inside one"):
         fit(Prints())
+
+
+@pytest.mark.parametrize("name", sorted(lightning.CALLBACK_ATTRIBUTES))
+def test_an_attribute_of_lightnings_callback_is_answered_in_the_error_of_its_hook(name):
+    made = type("Mine", (hx.Callback,), {"on_train_end": lambda self, event: getattr(self, name)("a", 1)})()
+    with pytest.raises(hx.CallbackError, match=r"Mine\.on_train_end at step 1\. .* Fix: log in a step, or"):
+        fit(Line(), callbacks=made)
 
 
 def test_other_attributes_are_missed_as_python_does():
