@@ -12,6 +12,7 @@ import numpy as np
 from hydrax import Callback, Event
 from hydrax.arguments import require
 from hydrax.files import csv_text, encoded
+from hydrax.loggers import of_live_heads
 
 COLUMNS = ("step", "head", "metric", "value")
 
@@ -22,8 +23,9 @@ class CSVLogger(Callback):
     The module's hyper-parameters are saved beside it, in `hparams.yaml`. If `trainer.log_dir` is None, nothing is
     written.
 
-    Training metrics are logged at every step that `trainer.log_every_n_steps` divides, all others whenever they are
-    computed. NaN values are left out: those of quarantined heads and of heads without a value yet. A file that cannot
+    Training metrics are logged at every step that `trainer.log_every_n_steps` divides, for the heads that still learn;
+    all others whenever they are computed. NaN values are left out: those of quarantined heads and of heads without a
+    value yet. A file that cannot
     be written never stops a fit. The values are dropped and counted, the logger "hydrax" warns once, and later values
     are tried again.
 
@@ -60,7 +62,7 @@ class CSVLogger(Callback):
 
     def on_train_steps_end(self, event: Event) -> None:
         for row in np.flatnonzero(event.steps % event.trainer.log_every_n_steps == 0):
-            self._write(int(event.steps[row]), {name: values[row] for name, values in event.metrics.items()})
+            self._write(int(event.steps[row]), of_live_heads(event, row))
 
     def on_validation_end(self, event: Event) -> None:
         self._write(event.step, event.metrics)

@@ -3,6 +3,7 @@
 import csv
 import logging
 
+import numpy as np
 import pytest
 from heads_under_test import NUM_ROWS, Curves, PlainClassifier, data_of
 
@@ -68,3 +69,20 @@ def test_nothing_is_written_without_a_folder():
 def test_a_name_that_is_none_is_refused():
     with pytest.raises(hx.ArgumentError, match=r"CSVLogger\(filename=.*Got 3, expected a file name"):
         CSVLogger(3)
+
+
+def test_a_head_that_is_stopped_has_no_more_training_metrics_but_is_still_validated(tmp_path):
+    class StopHeadTwo(hx.Callback):
+        def on_validation_end(self, event):
+            return hx.Control(stop=np.array([False, event.step >= 5, False]))
+
+    trainer = hx.Trainer(callbacks=[CSVLogger(), StopHeadTwo()], log_every_n_steps=1, default_root_dir=tmp_path, **HOW)
+    rows = read(trainer.fit(PlainClassifier(), data_of(SLICES)).log_dir / "metrics.csv")
+    steps = {
+        (head, metric): [int(row["step"]) for row in rows if (int(row["head"]), row["metric"]) == (head, metric)]
+        for head in (2, 5)
+        for metric in ("train_loss", "val_loss")
+    }
+    assert steps[5, "train_loss"] == list(range(1, 13))
+    assert steps[2, "train_loss"] == list(range(1, 6))
+    assert steps[2, "val_loss"] == steps[5, "val_loss"] == [5, 10, 12]
