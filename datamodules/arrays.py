@@ -12,6 +12,9 @@ from hydrax.arguments import require
 class ArrayDataModule(DataModule):
     """Wraps arrays in a DataModule.
 
+    A table of pandas, polars or PyArrow is taken as a dict of its columns, which must be numbers; `TabularDataModule`
+    also encodes words.
+
     Memory maps (`np.memmap`, `np.load(mmap_mode="r")`) are arrays too. With `residence="host"`, or if the device has no
     room for them, each superstep reads the rows it needs; otherwise they are read as a whole.
 
@@ -30,7 +33,7 @@ class ArrayDataModule(DataModule):
       epoch   2 batches
 
     Args:
-      train: pytree of arrays (dict, tuple or one array) with the same leading length N.
+      train: pytree of arrays (dict, tuple or one array) with the same leading length N, or a table.
       val: rows for validation, with the same structure, or None.
       test: rows for testing, or None.
       predict: rows to predict, or None.

@@ -390,7 +390,32 @@ METHODS = (
 )
 
 
-def returns(rng: Rng, method: str) -> Callable[..., Any]:
+class Tier(hx.Callback):
+    """A callback that counts inside the program, and asks for nothing outside of it."""
+
+    def init(self, trainable: Any) -> Any:
+        return jnp.zeros((), jnp.int32)
+
+    def on_step(self, state: Any, info: Any) -> Any:
+        return state + 1
+
+    def metrics(self, state: Any, info: Any) -> Any:
+        return {"count": state}
+
+    def on_train_steps_end(self, event: hx.Event) -> Any:
+        return None
+
+    def on_validation_end(self, event: hx.Event) -> Any:
+        return None
+
+    def state_dict(self) -> Any:
+        return {}
+
+    def next_due(self, step: int) -> Any:
+        return None
+
+
+def returns(rng: Rng, kind: type, method: str) -> Callable[..., Any]:
     """A method that returns, raises or does something odd."""
     value = odd(rng)
     parts: dict[str, Callable[..., Any]] = {
@@ -401,27 +426,36 @@ def returns(rng: Rng, method: str) -> Callable[..., Any]:
         "control flow": lambda self, *args: 1 if jax.tree.leaves(args)[-1].sum() > 0 else 0,
         "numpy": lambda self, *args: np.sin(jax.tree.leaves(args)[-1]),
         "sum": lambda self, *args: sum(leaf.sum() for leaf in jax.tree.leaves(args[1:2])),
-        "wrapped": lambda self, *args: [getattr(Works, method)(self, *args)],
-        "in a dict": lambda self, *args: {"loss": getattr(Works, method)(self, *args), "more": value},
+        "wrapped": lambda self, *args: [getattr(kind, method)(self, *args)],
+        "in a dict": lambda self, *args: {"loss": getattr(kind, method)(self, *args), "more": value},
         "longer": lambda self, *args: jnp.ones(SLOTS + 1),
         "two axes": lambda self, *args: jnp.ones((SLOTS, 2)),
         "integers": lambda self, *args: jnp.arange(SLOTS),
-        "prints": lambda self, *args: (jax.debug.print("fuzz"), getattr(Works, method)(self, *args))[1],
-        "logs": lambda self, *args: (self.log("odd", value), getattr(Works, method)(self, *args))[1],
+        "prints": lambda self, *args: (jax.debug.print("fuzz"), getattr(kind, method)(self, *args))[1],
+        "logs": lambda self, *args: (self.log("odd", value), getattr(kind, method)(self, *args))[1],
         "sets": lambda self, *args: setattr(self, "kept", args),
+        "control": lambda self, *args: hx.Control(stop=value, snapshot=or_odd(rng, None), reason="drawn"),
     }
     return parts[pick(rng, sorted(parts))]
 
 
 def fuzz_module(rng: Rng) -> None:
     method = pick(rng, METHODS)
-    made = type("Drawn", (Works,), {method: returns(rng, method)})(or_odd(rng, 3))
+    made = type("Drawn", (Works,), {method: returns(rng, Works, method)})(or_odd(rng, 3))
     if method == "predict_step":
         found = trainer_of().predict(made, data_of(), heads=reference().heads)
         check(all(leaf.shape[:2] == (HEADS, ROWS) for leaf in jax.tree.leaves(found)), "predictions of another form")
         return
     result = trainer_of().fit(made, data_of())
     check(len(result.heads) == HEADS, "another number of heads")
+
+
+def fuzz_hook(rng: Rng) -> None:
+    hooks = ("on_train_steps_end", "on_validation_end", "state_dict", "next_due")
+    method = pick(rng, ("init", "on_step", "metrics", *hooks))
+    drawn = type("DrawnHook", (Tier,), {method: returns(rng, Tier, method)})()
+    result = trainer_of(callbacks=drawn).fit(Works(), data_of())
+    check_fit(result, same_bits=bool(result.live.all()))
 
 
 # What changes no bit of a head, whatever else is drawn.
@@ -486,7 +520,7 @@ def fuzz_evaluation(rng: Rng) -> None:
 
 FAMILIES: dict[Callable[[Rng], None], int] = {
     fuzz_slices: 40, fuzz_per_head: 10, fuzz_trainer: 17, fuzz_callback: 12, fuzz_data: 14, fuzz_heads: 4,
-    fuzz_module: 2, fuzz_fit: 0.5, fuzz_evaluation: 0.5,
+    fuzz_module: 1.5, fuzz_hook: 0.5, fuzz_fit: 0.5, fuzz_evaluation: 0.5,
 }  # fmt: skip
 """Each kind of call with its share; those that compile are few."""
 

@@ -31,7 +31,7 @@ class DataModule:
     """The datasets and slices of a run. Override `train_dataset` and `slices`, and other methods as needed.
 
     A dataset is a pytree of arrays (dict, tuple, one array) with the same leading length N; a batch has the same
-    structure.
+    structure. A table of pandas, polars or PyArrow becomes a dict of its columns.
 
     Attributes:
       batch_size: slots B in a head's training batch.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hydrax.arguments import check_methods
+from hydrax.arguments import check_methods, is_int
 from hydrax.errors import ArgumentError, CallbackError, HydraxError
 from hydrax.lightning import CALLBACK_HOOKS
 from hydrax.loop.callback import Callback, Control, Event, overrides
@@ -99,7 +99,13 @@ class Dispatcher:
         dues = []
         for callback in self.callbacks:
             with naming(callback, "next_due", step):
-                dues.append(callback.next_due(step))
+                due = callback.next_due(step)
+            if due is not None and not is_int(due):
+                raise CallbackError(
+                    f"A callback names no step: {type(callback).__name__}.next_due. Got {due!r:.80}, expected an int "
+                    "or None. Fix: return the number of the step, or None if nothing is due."
+                )
+            dues.append(due)
         # A step that has passed is dropped: it would ask for a superstep without steps.
         return min((due for due in dues if due is not None and due > step), default=None)
 
@@ -178,13 +184,18 @@ def _checked(control: Any, where: str, num_heads: int) -> Control:
     masks = {}
     for name in ("stop", "snapshot", "restore"):
         mask = getattr(control, name)
-        masks[name] = mask = None if mask is None else np.asarray(mask)
+        try:
+            masks[name] = mask = None if mask is None else np.asarray(mask)
+        except Exception as error:  # a ragged list, or JAX's typed keys, which NumPy cannot hold
+            raise _wrong_form(where, type(mask).__name__, name, num_heads) from error
         shape = () if mask is None else mask.shape[1:] if name == "snapshot" and mask.ndim == 2 else mask.shape
         if mask is not None and (shape != (num_heads,) or mask.dtype != bool):
             raise _wrong_form(where, f"{mask.dtype}{list(mask.shape)}", name, num_heads)
     reason = control.reason
-    if not isinstance(reason, str) and len(reason) != num_heads:
-        raise _wrong_form(where, f"{len(reason)} reasons", "reason", num_heads)
+    listed = isinstance(reason, list | tuple) or (isinstance(reason, np.ndarray) and reason.ndim > 0)
+    if not isinstance(reason, str) and not (listed and len(reason) == num_heads):
+        got = f"{len(reason)} reasons" if listed else type(reason).__name__
+        raise _wrong_form(where, got, "reason", num_heads)
     return Control(**masks, reason=reason)
 
 

@@ -1354,6 +1354,24 @@ def test_a_state_that_is_no_dict_of_names_is_blamed_on_its_callback(tmp_path, st
     assert f"A callback's state has the wrong form: Mine.state_dict. Got {got}" in message
 
 
+@pytest.mark.parametrize("due", ["soon", 1.5, [1], np.array([1, 2])], ids=str)
+def test_a_next_due_that_is_no_step_is_blamed_on_its_callback(due):
+    names = type("Mine", (hx.Callback,), {"next_due": lambda self, step: due})
+    message = message_of(hx.CallbackError, lambda: fit(callbacks=[names()]))
+    assert "A callback names no step: Mine.next_due. Got" in message
+
+
+@pytest.mark.parametrize(
+    "control",
+    [hx.Control(stop=jax.random.key(0)), hx.Control(stop=[True, [False]]), hx.Control(reason=7)],
+    ids=["a key", "a ragged list", "a number as reason"],
+)
+def test_a_control_that_numpy_cannot_read_is_blamed_on_its_hook(control):
+    returns = type("Mine", (hx.Callback,), {"on_train_start": lambda self, event: control})
+    message = message_of(hx.CallbackError, lambda: fit(callbacks=[returns()]))
+    assert "A callback hook returned an invalid value: Mine.on_train_start. Got" in message
+
+
 # ---- what runs
 
 
