@@ -64,7 +64,7 @@ class MNISTDataModule(DataModule):
         super().__init__(slices=slices, val_slices=val_slices, **settings)
         where, fix = "MNISTDataModule(folder=)", "pass the folder that holds the four files"
         require(isinstance(folder, str | os.PathLike), where, folder, "a str or a Path", fix)
-        self._folder, self._val_rows, self._seed = Path(folder), val_rows, seed
+        self._folder, self._val_rows, self._seed = Path(folder).absolute(), val_rows, seed
 
     def setup(self, stage: str) -> None:
         """Reads the files of the stage that have not been read yet."""

@@ -113,7 +113,7 @@ class TabularDataModule(DataModule):
         **settings: Any,
     ) -> None:
         super().__init__(slices=slices, val_slices=val_slices, **settings)
-        self._path, self._val_path, self._test_path = path, val_path, test_path
+        self._path, self._val_path, self._test_path = map(_absolute, (path, val_path, test_path))
         self._target, self._features, self._aside, self._categorical = target, features, aside, categorical
         self._val_rows, self._seed, self._standardize, self._delimiter = val_rows, seed, standardize, delimiter
         self._one_hot, self._unseen = one_hot, unseen
@@ -441,6 +441,11 @@ def _read_parquet(path: Path, words: Collection[str]) -> _Table:
     except (pyarrow.ArrowException, OSError) as error:
         raise _error(what, path, error, "numbers and words in whole pages") from error
     return _Table(path, columns, np.arange(table.num_rows), "row")
+
+
+def _absolute(path: Any) -> Any:
+    """Returns a path as an absolute one, so that os.chdir has no effect, and a table as it is."""
+    return Path(path).absolute() if isinstance(path, str | os.PathLike) else path
 
 
 def _is_table(value: Any) -> bool:

@@ -89,7 +89,8 @@ class TextDataModule(DataModule):
             ("val_fraction", val_fraction, share, "0 <= val_fraction < 1", "val_fraction=0.1"),
         ):
             require(right, f"TextDataModule({name}=)", value, expected, f"set {fix}")
-        self._paths, self._test_paths = [Path(path) for path in listed], [Path(path) for path in test_listed]
+        # Absolute, so that os.chdir has no effect.
+        self._paths, self._test_paths = ([Path(path).absolute() for path in some] for some in (listed, test_listed))
 
     def setup(self, stage: str) -> None:
         """Reads the files of the stage that have not been read yet."""

@@ -26,7 +26,7 @@ def locked(folder: Path) -> TextIO | None:
     except ImportError:
         return None
     folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / ".lock").open("a+")
+    lock = (folder / ".lock").open("a+", encoding="utf-8", errors="replace")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

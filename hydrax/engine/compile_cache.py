@@ -172,7 +172,7 @@ def _cpu() -> list[str]:
     """Lines that identify the kind of CPU."""
     try:
         # All cores are alike; the first one's entries end with an empty line.
-        with open("/proc/cpuinfo") as lines:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
             first = list(itertools.takewhile(str.strip, lines))
     except OSError:
         # Not Linux: home directories are rarely shared there, so the name of the machine will do.

@@ -81,7 +81,7 @@ def speed_environment(device: jax.Device) -> dict[str, Any]:
 
 def _processor() -> str:
     try:
-        with open("/proc/cpuinfo") as lines:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
             wanted = ("model name", "cache size", "flags", "Features")
             return "; ".join(sorted({line.strip() for line in lines if line.startswith(wanted)}))
     except OSError:

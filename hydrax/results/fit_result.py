@@ -12,6 +12,7 @@ import numpy as np
 from hydrax.arguments import checked_calls, is_choice
 from hydrax.engine import Plan
 from hydrax.errors import ArgumentError
+from hydrax.files import as_path
 from hydrax.notebook import table_box
 from hydrax.results.heads import Heads
 from hydrax.results.ledger import shortest, write_csv
@@ -124,8 +125,9 @@ class FitResult:
         rows = self.ledger
         if scores is not None:
             rows = [{**row, "score": shortest(s)} for row, s in zip(rows, np.asarray(scores), strict=True)]
-        write_csv(Path(path), rows)
-        return Path(path)
+        file = as_path("FitResult.save_ledger(path=)", path)
+        write_csv(file, rows)
+        return file
 
     def _repr_html_(self) -> str:
         rows = []

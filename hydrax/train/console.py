@@ -61,8 +61,15 @@ def opening_line(num_heads: int, backend: str, devices: int, matmul_precision: s
     """
     parts = [f"{_count(num_heads, 'head')} on {_count(devices, 'CPU core' if backend == 'cpu' else backend.upper())}"]
     parts += [f"matmul_precision={matmul_precision}"] if matmul_precision else []
-    parts += [f"logs in {folder}"] if folder else []
+    parts += [f"logs in {_shown(folder)}"] if folder else []
     return ", ".join(parts)
+
+
+def _shown(folder: Path) -> Path:
+    """Returns the path from the working directory if that is shorter."""
+    with contextlib.suppress(OSError, ValueError):  # there is no such directory any more, or it is elsewhere
+        return folder.relative_to(Path.cwd())
+    return folder
 
 
 def _count(number: int, noun: str) -> str:

@@ -21,7 +21,7 @@ def check_root(root: Any) -> Path:
         raise ArgumentError(
             f'Invalid Trainer argument: default_root_dir. Got {root!r}, expected a path. Fix: leave it out for ".".'
         )
-    return as_path("Trainer(default_root_dir=)", root)
+    return as_path("Trainer(default_root_dir=)", root).absolute()  # so that os.chdir has no effect
 
 
 def make_run_folder(root: Path) -> Path:
@@ -61,7 +61,7 @@ def find_checkpoint(ckpt_path: Any, root: Path, saver: Any) -> Path | None:
             '"last", "best" or "auto". Fix: pass the folder that ModelCheckpoint wrote.'
         )
     if ckpt_path is None or ckpt_path not in ("last", "auto", "best"):
-        return None if ckpt_path is None else as_path("ckpt_path", ckpt_path)
+        return None if ckpt_path is None else as_path("ckpt_path", ckpt_path).absolute()
     kind = "best" if ckpt_path == "best" else "last"
     folder = getattr(saver, "dirpath", None)
     found = getattr(saver, f"{kind}_model_path", None) or find_newest(kind, root, folder and Path(folder))

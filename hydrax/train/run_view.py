@@ -13,7 +13,7 @@ import numpy as np
 from hydrax.arguments import no_attribute, require
 from hydrax.engine import Fault
 from hydrax.errors import ArgumentError
-from hydrax.files import warn_if_unwritable, write_text
+from hydrax.files import as_path, warn_if_unwritable, write_text
 from hydrax.lightning import TRAINER_ATTRIBUTES
 from hydrax.loop import Callback, Interrupts, TrainerView
 from hydrax.results import Heads, head_settings, write_csv
@@ -199,7 +199,9 @@ class RunView(TrainerView):
         # With all metrics, so that heads can be sorted by any of them.
         taken = (*LEDGER_COLUMNS, *(more or {}))
         metrics = {name: value for name, value in self.metrics.items() if name not in taken}
-        write_csv(Path(path), self.ledger(monitor, scores, {**(more or {}), **metrics}))
+        write_csv(
+            as_path("Trainer.save_ledger(path=)", path), self.ledger(monitor, scores, {**(more or {}), **metrics})
+        )
 
     def save_hparams(self) -> None:
         if self.log_dir is None or not self.module or not self.module.hparams:

@@ -19,6 +19,7 @@ from hydrax.arguments import checked_call, is_choice
 from hydrax.data import DataModule
 from hydrax.engine import NO_CHOICE, Blocks, Engine, PlanReport
 from hydrax.errors import ArgumentError
+from hydrax.files import as_path
 from hydrax.loop import (
     Callback,
     Dispatcher,
@@ -397,7 +398,7 @@ class Trainer(RunView):
         run = self._running()
         assert self.datamodule is not None  # a run has one
         _, failures = self._dispatcher("fit").hear("on_save_checkpoint")
-        saved = run.save(Path(path), self.datamodule, keep)
+        saved = run.save(as_path("Trainer.save_checkpoint(path=)", path), self.datamodule, keep)
         raise_first(failures)  # an error in a callback must not prevent the save
         return saved
 

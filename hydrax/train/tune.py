@@ -287,7 +287,7 @@ class _KeptPlan:
     def read(self) -> Choice | None:
         """Reads what was chosen; None if there is no such file or it is not valid."""
         try:
-            found = json.loads(self._path.read_text())
+            found = json.loads(self._path.read_text(encoding="utf-8"))
             lowering = Lowering(**{str(name): bool(on) for name, on in found["lowering"].items()})
             chunk = found["chunk"]
             return Choice(chunk, lowering) if isinstance(chunk, int) and chunk > 0 else None

@@ -12,6 +12,7 @@ import numpy as np
 
 from hydrax import checkpoint
 from hydrax.errors import ArgumentError
+from hydrax.files import as_path
 from hydrax.results import Heads
 from hydrax.step import Preflight, split
 from hydrax.trees import dotted, is_key, leaves_by_path
@@ -74,7 +75,7 @@ def _read(init_from: Any) -> _Given:
             ids = np.asarray(checkpoint.read_meta(step)["ids"])
             return _Given(str(init_from), ids, checkpoint.load_models(step))
 
-        return checkpoint.first_sound(Path(init_from), read)
+        return checkpoint.first_sound(as_path("Trainer.fit(init_from=)", init_from), read)
     if isinstance(init_from, Heads):
         return _Given("given heads", init_from.ids, _by_name(init_from.trainable, init_from.state))
     parts = split(init_from)

@@ -55,6 +55,35 @@ def test_an_auto_resume_goes_on_from_a_step_that_was_being_replaced(tmp_path):
     assert heard == [4]
 
 
+def test_a_change_of_the_working_directory_splits_no_run(tmp_path, monkeypatch):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    monkeypatch.chdir(here)
+    moves = hx.callbacks.LambdaCallback(on_train_start=lambda event: monkeypatch.chdir(there))
+    loggers = [hx.callbacks.CSVLogger(), hx.callbacks.TensorBoardLogger(), hx.callbacks.LearningCurvePlot()]
+    how = {"max_steps": 4, "default_root_dir": "runs", **{**QUIET, "enable_checkpointing": True}}
+    trainer = hx.Trainer(**how, callbacks=[moves, *loggers, hx.callbacks.ModelCheckpoint("val_loss", dirpath="saves")])
+    result = trainer.fit(PlainClassifier(), data_of(SLICES))
+    assert result.log_dir == here / "runs" / "hydrax_logs" / "version_0"
+    assert {"metrics.csv", "learning_curve_val_loss.csv"} <= {path.name for path in result.log_dir.iterdir()}
+    assert sorted(path.name for path in (here / "saves").iterdir()) == [".lock", "best", "heads.csv", "last"]
+    trainer.fit(PlainClassifier(), data_of(SLICES), ckpt_path="last")
+    trainer.validate(ckpt_path="best", verbose=False)
+    assert list(there.iterdir()) == []
+
+
+def test_the_files_of_a_data_module_are_those_of_the_directory_in_which_it_was_made(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("the cat sat on the mat")
+    (tmp_path / "a.csv").write_text("x,y\n1,2\n3,4\n5,6\n")
+    monkeypatch.chdir(tmp_path)
+    text = hx.datamodules.TextDataModule("a.txt", block_length=4, slices=hx.Slices.full(1, 5))
+    table = hx.datamodules.TabularDataModule("a.csv", target="y", slices=hx.Slices.full(1, 3))
+    monkeypatch.chdir("/")
+    assert len(table.train_dataset()["y"]) == 3
+    assert text.train_dataset() is not None
+
+
 def test_a_fit_that_is_refused_leaves_no_folder_behind(tmp_path):
     how = {"max_steps": 2, "default_root_dir": tmp_path, **{**QUIET, "enable_checkpointing": True, "logger": True}}
     hx.Trainer(**how).fit(PlainClassifier(), data_of(SLICES, val=None))
