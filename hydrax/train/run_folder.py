@@ -61,7 +61,7 @@ def find_checkpoint(ckpt_path: Any, root: Path, saver: Any) -> Path | None:
             '"last", "best" or "auto". Fix: pass the folder that ModelCheckpoint wrote.'
         )
     if ckpt_path is None or ckpt_path not in ("last", "auto", "best"):
-        return None if ckpt_path is None else as_path("ckpt_path", ckpt_path).absolute()
+        return None if ckpt_path is None else as_path("ckpt_path", ckpt_path)
     kind = "best" if ckpt_path == "best" else "last"
     folder = getattr(saver, "dirpath", None)
     found = getattr(saver, f"{kind}_model_path", None) or find_newest(kind, root, folder and Path(folder))

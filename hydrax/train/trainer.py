@@ -422,7 +422,9 @@ class Trainer(RunView):
         found = self._find_sound_checkpoint(ckpt_path)
         if found is None and isinstance(init_from, str) and init_from in ("last", "best"):
             init_from = self._find_checkpoint(init_from)
-        return found, init_from if found is None else None
+        if found is None:
+            return None, init_from
+        return found.absolute(), None  # a restart after memory ran out reads it again
 
     def _announce(self, planned: PlannedFit) -> None:
         """Logs in one line what starts; the plan itself is for `Trainer.plan`, `hydrax plan` and the debug log."""
