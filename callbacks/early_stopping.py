@@ -100,20 +100,21 @@ class EarlyStopping(Callback):
     def on_validation_end(self, event: Event) -> Control | None:
         if event.stage != "fit" or event.step == 0 or self._by_epoch:
             return None
-        return self._judge(event, event.metrics[self.monitor])
+        # A head without validation rows is not judged.
+        return self._judge(event, event.metrics[self.monitor], event.live & event.trainer.validated)
 
     def on_train_epoch_end(self, event: Event) -> Control | None:
-        return self._judge(event, event.epoch_mean(self.monitor)) if self._by_epoch else None
+        return self._judge(event, event.epoch_mean(self.monitor), event.live) if self._by_epoch else None
 
-    def _judge(self, event: Event, scores: np.ndarray) -> Control | None:
+    def _judge(self, event: Event, scores: np.ndarray, live: np.ndarray) -> Control | None:
         if self._best is None or self._waited is None:
             return None
         finite = np.isfinite(scores)
-        better = finite & event.live & (self._is_better(scores, self._best, self.min_delta) | np.isnan(self._best))
+        better = finite & live & (self._is_better(scores, self._best, self.min_delta) | np.isnan(self._best))
         self._best = np.where(better, scores, self._best)
-        self._waited = np.where(better, 0, self._waited + event.live)
+        self._waited = np.where(better, 0, self._waited + live)
         reasons = self._reasons(scores, finite, self._waited)
-        stop = event.live & (reasons != "")
+        stop = live & (reasons != "")
         if not self.restore_best_weights:
             return Control(stop=stop, reason=reasons.tolist()) if stop.any() else None
         return Control(stop=stop, snapshot=better, restore=stop & ~np.isnan(self._best), reason=reasons.tolist())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hydrax import DataModule, Slices
+from hydrax import DataModule, NamedSets, Slices
 from hydrax.arguments import require
 
 
@@ -34,8 +34,9 @@ class ArrayDataModule(DataModule):
 
     Args:
       train: pytree of arrays (dict, tuple or one array) with the same leading length N, or a table.
-      val: rows for validation, with the same structure, or None.
-      test: rows for testing, or None.
+      val: rows for validation, with the same structure, or None. A dict of several such sets, as in
+        `{"clean": ..., "shifted": ...}`, gives metrics by set: `val_loss/clean`, `val_loss/shifted`.
+      test: rows for testing, one set or several, or None.
       predict: rows to predict, or None.
       slices: which rows of `train` each head learns from, or a function that makes the slices from `train`.
       val_slices: which rows of `val` each head is validated on, or a function of `val` that makes them; None takes all.
@@ -59,7 +60,9 @@ class ArrayDataModule(DataModule):
         super().__init__(slices=slices, val_slices=val_slices, **settings)
         where = "ArrayDataModule(val_slices=)"
         require(val is not None or val_slices is None, where, val_slices, "None without val", "pass val=, or drop it")
-        self._train, self._val, self._test, self._predict = train, val, test, predict
+        self._train, self._predict = train, predict
+        self._val = NamedSets.like(train, val, "ArrayDataModule(val=)")
+        self._test = NamedSets.like(train, test, "ArrayDataModule(test=)")
 
     def train_dataset(self) -> Any:
         return self._train

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydrax import DataError, DataModule, Slices
+from hydrax import DataError, DataModule, NamedSets, Slices
 from hydrax.arguments import require
 
 Decode = Callable[[bytes], Any]
@@ -84,6 +84,9 @@ class SourceDataModule(DataModule):
         require(has_paths or decode is None, where, decode, "None without paths", "drop it; a source decodes its rows")
         rows = "arrays, a source or paths"
         require(train is not None, "SourceDataModule(train=)", train, rows, "pass the rows that heads learn from")
+        for name in ("val", "test"):
+            if not _is_paths(given[name]):
+                given[name] = NamedSets.like(train, given[name], f"SourceDataModule({name}=)")
         self._datasets, self._decode = given, decode
 
     def train_dataset(self) -> Any:

@@ -29,7 +29,7 @@ from hydrax import jaxlib_guard
 jaxlib_guard.apply()  # before anything below can start JAX's backend
 
 from hydrax.arguments import no_attribute  # noqa: E402
-from hydrax.data import DataModule  # noqa: E402
+from hydrax.data import DataModule, NamedSets  # noqa: E402
 from hydrax.engine import Plan  # noqa: E402
 from hydrax.errors import (  # noqa: E402
     AnomalyError,
@@ -50,7 +50,7 @@ from hydrax.lightning import CLASSES  # noqa: E402
 from hydrax.loop import Callback, Control, Event, TrainerView  # noqa: E402
 from hydrax.results import FitResult, Heads, HeldOut, export_heads  # noqa: E402
 from hydrax.slices import Slices  # noqa: E402
-from hydrax.step import Context, Hyperparameters, PerHead, StepInfo, TrainingHead  # noqa: E402
+from hydrax.step import Context, Hyperparameters, PerHead, StepInfo, TrainingHead, WholeSet  # noqa: E402
 from hydrax.train import HydraModule, Trainer, get_trained_models, unbatch_model  # noqa: E402
 
 __version__ = "0.1.0"
@@ -76,6 +76,7 @@ __all__ = [
     "MissingAttributeError",
     "MissingImportError",
     "ModuleError",
+    "NamedSets",
     "NonFiniteError",
     "PerHead",
     "Plan",
@@ -85,6 +86,7 @@ __all__ = [
     "Trainer",
     "TrainerView",
     "TrainingHead",
+    "WholeSet",
     "export_heads",
     "get_trained_models",
     "unbatch_model",

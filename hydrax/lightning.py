@@ -306,7 +306,7 @@ ARGUMENTS = {
         "sync_dist_group": _ONE_PROCESS,
         "rank_zero_only": _ONE_PROCESS,
         "logger": "leave it out: every logger gets all values",
-        "reduce_fx": "Hydrax takes the mean over rows; log a `clu.metrics.Metric` for anything else",
+        "reduce_fx": "Hydrax takes the mean over rows; log `hx.WholeSet` or a `clu.metrics.Metric` for anything else",
         "enable_graph": "leave it out: a logged value never takes part in the gradient",
         "add_dataloader_idx": "leave it out: metrics have the names under which they are logged",
         "batch_size": "leave it out: Hydrax weighs values by the live rows of the batch",

@@ -26,7 +26,7 @@ The last two files answer two independent questions:
 
 from hydrax.data.batches import Batches, GrainBatches, ProgramBatches
 from hydrax.data.columns import check_dataset, num_rows
-from hydrax.data.datamodule import DataModule
+from hydrax.data.datamodule import DataModule, NamedSets
 from hydrax.data.dataset import Dataset
 from hydrax.data.feed import Feed, open_feed
 from hydrax.data.frames import frame_columns, is_frame

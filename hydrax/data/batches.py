@@ -131,6 +131,8 @@ class GrainBatches:
             # After a resume, or when a prefetched superstep was dropped: Grain finds any element at once.
             self._iterator.set_state({"next_index": first})
             self._position = first
+        if self._places is None:
+            self._shapes = None  # the last batch of rows that all heads share may be shorter than the others
         axes = (self._max_steps, self._accumulate) if self._accumulate else (self._max_steps,)
         # The first element is drawn before the buffers are made, because it tells their shape.
         drawn = (self._next() for _ in range(sum(counts)))

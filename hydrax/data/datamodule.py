@@ -27,6 +27,43 @@ _SETTINGS = (
 )
 
 
+class NamedSets(dict[str, Any]):
+    """Several datasets for one stage, by name: what `val_dataset` or `test_dataset` may return.
+
+    Each adds its name to those of its metrics: with `NamedSets(clean=..., shifted=...)`, `val_loss` becomes
+    `val_loss/clean` and `val_loss/shifted`. The sets may have unequal lengths. All heads see all rows of each.
+    """
+
+    @classmethod
+    def like(cls, train: Any, given: Any, where: str) -> Any:
+        """Returns a dataset as it is, or as `NamedSets` if it is a dict of datasets such as the training rows.
+
+        Args:
+          train: the training rows.
+          given: the dataset, or a dict of several.
+          where: the argument, for errors.
+
+        Raises:
+          DataError: it is a list of datasets, which have no names, or a dict without any.
+        """
+        if isinstance(given, cls) or not isinstance(given, dict | list | tuple) or _form(given) == _form(train):
+            return given
+        values = list(given.values() if isinstance(given, dict) else given)
+        if not values or any(_form(value) != _form(train) for value in values):
+            return given
+        if isinstance(given, dict):
+            return cls(given)
+        raise DataError(
+            f"Several datasets without names: {where}. Got a {type(given).__name__} of {len(values)}, expected one "
+            f'dataset, or a dict of several. Fix: name them, as in {where[:-1]}{{"clean": ..., "shifted": ...}}).'
+        )
+
+
+def _form(dataset: Any) -> str:
+    """Describes the structure of a dataset; only its rows tell that of a source."""
+    return "source" if is_source(dataset) else str(jax.tree.structure(dataset))
+
+
 class DataModule:
     """The datasets and slices of a run. Override `train_dataset` and `slices`, and other methods as needed.
 
@@ -240,13 +277,13 @@ class DataModule:
         """Returns the batches of an evaluation as row numbers: every row once, in order.
 
         Args:
-          stage: "val", "test", "predict", or "held_out" (for each head, the rows of `train_dataset` outside its slice).
+          stage: "val", "test", "predict", or "held_out" (the rows of `train_dataset` in `slices().held_out()`).
           num_rows: length of the dataset.
           heads: int[H], positions of the heads to evaluate; None takes all.
 
         Returns:
           A MapDataset of `{"step", "rows", "mask"}`; rows and mask are int32[B] and bool[B] if all heads see the same
-          rows, otherwise [H, B].
+          rows, otherwise [H, B]. In the first case the last batch may have fewer slots, none of which is padding.
 
         Raises:
           DataError: the stage is "held_out" and every slice holds every row.
@@ -255,7 +292,7 @@ class DataModule:
         if slices is not None and heads is not None:
             slices = slices[heads]
         if slices is not None and stage == "held_out":
-            slices = slices.complement(allow_empty=True)
+            slices = slices.held_out()
             if not slices.lengths.any():
                 raise DataError(
                     f"No rows are held out: {type(self).__name__}.slices. Got slices that hold all {num_rows} rows "
@@ -306,7 +343,11 @@ class _Rotation:
 
 
 class _InOrder:
-    """Grain source of evaluation index batches: rows in order; padding fills the last batch."""
+    """Grain source of evaluation index batches: rows in order.
+
+    The last batch of rows that all heads share is as long as its rows; where heads have rows of their own, and so last
+    batches of unequal length, padding fills it.
+    """
 
     def __init__(self, num_rows: int, batch_size: int, slices: Slices | None) -> None:
         self._lengths = np.asarray(num_rows) if slices is None else np.asarray(slices.lengths)[:, None]
@@ -324,7 +365,7 @@ class _InOrder:
         mask = offsets < self._lengths
         offsets = np.minimum(offsets, self._lengths - 1)
         if self._slices is None:
-            return {"step": step, "rows": offsets.astype(np.int32), "mask": mask}
+            return {"step": step, "rows": offsets[mask].astype(np.int32), "mask": mask[mask]}
         # A head without rows has only padding, of row 0.
         rows = np.zeros(offsets.shape, np.int32)
         rows[self._some] = self._lookup(offsets[self._some])
@@ -335,6 +376,8 @@ def _shown(dataset: Any) -> str | None:
     """Describes a dataset, such as "N=1437: image float32[64], digit int64"; a source by its first row."""
     if dataset is None:
         return None
+    if isinstance(dataset, NamedSets):
+        return "\n".join(f"{name}: {_shown(one)}" for name, one in dataset.items())
     of_source = is_source(dataset)
     named = jax.tree_util.tree_flatten_with_path(dataset[0] if of_source else dataset)[0]
     leaves = [leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for _, leaf in named]
@@ -374,7 +417,9 @@ def check_settings(datamodule: DataModule) -> None:
         )
 
 
-def check_slices(slices: Any, make: Callable[[], Any], num_rows: int, num_heads: int | None = None) -> Slices:
+def check_slices(
+    slices: Any, make: Callable[[], Any], num_rows: int, num_heads: int | None = None, *, some_empty: bool = False
+) -> Slices:
     """Returns the slices of a data module, checked against the dataset and the number of heads.
 
     Args:
@@ -382,6 +427,7 @@ def check_slices(slices: Any, make: Callable[[], Any], num_rows: int, num_heads:
       make: the method. It is called once more, because it must return the same slices at every call.
       num_rows: N.
       num_heads: H, if it is already known.
+      some_empty: whether heads may have no rows, as long as one has some.
     """
     name = make.__name__
     if not isinstance(slices, Slices):
@@ -401,7 +447,12 @@ def check_slices(slices: Any, make: Callable[[], Any], num_rows: int, num_heads:
             f"{num_heads}, as in slices(). Fix: give one slice per head."
         )
     empty = np.flatnonzero(slices.lengths == 0)
-    if empty.size:
+    if some_empty and empty.size == len(slices):
+        raise SliceError(
+            f"No head has rows: DataModule.{name}. Got {empty.size} empty slices, expected one or more with rows. Fix: "
+            f"leave {name} out, and all heads see all rows."
+        )
+    if empty.size and not some_empty:
         raise SliceError(
             f"A slice is empty: DataModule.{name}, head {slices.ids[empty[0]]}. Got 0 rows for {empty.size} heads, "
             "expected 1 or more for each. Fix: leave such heads out: slices[slices.lengths > 0]."

@@ -57,16 +57,15 @@ class Dataset:
             self.reader.close()
 
 
-def open_dataset(datamodule: DataModule, stage: str, wide: bool) -> Dataset | None:
-    """Returns a checked dataset of a data module, or None if it has none for this stage.
+def open_dataset(datamodule: DataModule, stage: str, wide: bool, found: Any) -> Dataset:
+    """Returns a dataset of a data module, checked.
 
     Args:
+      datamodule: the user's data module; its attributes say where the rows lie.
       stage: "train", "val", "test" or "predict".
       wide: keep 64-bit columns (precision "64-true").
+      found: what the data module returned for this stage.
     """
-    found = datamodule.dataset(stage)
-    if found is None:
-        return None
     if _stays_on_host(datamodule.residence, found):
         reader = RowReader(
             found,

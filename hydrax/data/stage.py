@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hydrax.arguments import naming
-from hydrax.data.datamodule import DataModule, check_settings, check_slices
+from hydrax.data.datamodule import DataModule, NamedSets, check_settings, check_slices
 from hydrax.data.dataset import Dataset, open_dataset
 from hydrax.errors import DataError, SliceError
 from hydrax.slices import Slices, rotation
@@ -56,6 +56,7 @@ class EvaluationSet:
       index: its index batches, in order.
       batch_size: rows of a batch.
       per_head: whether each head has rows of its own.
+      has_own_index: whether the user overrides the method that makes the index batches.
     """
 
     stage: str
@@ -63,6 +64,7 @@ class EvaluationSet:
     index: grain.MapDataset
     batch_size: int
     per_head: bool
+    has_own_index: bool
 
 
 def stage_training(datamodule: DataModule, *, wide: bool) -> TrainingSet:
@@ -77,12 +79,13 @@ def stage_training(datamodule: DataModule, *, wide: bool) -> TrainingSet:
       SliceError: the slices do not fit the dataset.
     """
     check_settings(datamodule)
-    data = open_dataset(datamodule, "train", wide)
-    if data is None:
+    found = datamodule.dataset("train")
+    if found is None:
         raise DataError(
             f"A dataset is missing: {type(datamodule).__name__}.train_dataset. Got None, expected a pytree of arrays "
             "or a source. Fix: return the rows that heads learn from."
         )
+    data = open_dataset(datamodule, "train", wide, found)
     with contextlib.ExitStack() as opened:
         # If a check fails, no reader thread or process may stay behind.
         opened.callback(data.close)
@@ -107,7 +110,7 @@ def stage_evaluation(
     wide: bool,
     ids: np.ndarray | None = None,
     fitted: np.ndarray | None = None,
-) -> EvaluationSet | None:
+) -> dict[str, EvaluationSet]:
     """Reads the rows of an evaluation from a data module, and checks them.
 
     Args:
@@ -119,25 +122,52 @@ def stage_evaluation(
       fitted: int32[], ids of the heads that were fitted together, if known.
 
     Returns:
-      The rows, or None if the data module has none for this stage.
+      The sets by name; one set has the name "". Empty if the data module has no rows for this stage.
 
     Raises:
       DataError: the dataset cannot be used, or no row is held out.
       SliceError: the slices fit neither the dataset nor the heads.
     """
     check_settings(datamodule)
-    data = open_dataset(datamodule, "train" if stage == "held_out" else stage, wide)
-    if data is None:
-        return None
+    of = "train" if stage == "held_out" else stage
+    found = datamodule.dataset(of)
+    if found is None:
+        return {}
+    named = isinstance(found, NamedSets)
+    if named:
+        _check_named(datamodule, stage)
+    sets: dict[str, EvaluationSet] = {}
     with contextlib.ExitStack() as opened:
-        opened.callback(data.close)
-        at = _check_own_slices(datamodule, stage, data.num_rows, num_heads, ids, fitted)
-        picked = {} if at is None else {"heads": at}
-        index = datamodule.eval_index_dataset(stage, data.num_rows, **picked)
-        # The form of the first batch tells whether heads have their own rows; `GrainBatches` checks the others.
-        rows = np.asarray(index[0]["rows"])
+        for name, rows in found.items() if named else [("", found)]:
+            data = open_dataset(datamodule, of, wide, rows)
+            opened.callback(data.close)
+            sets[name] = _evaluation_set(datamodule, stage, data, (num_heads, ids, fitted))
         opened.pop_all()
-    return EvaluationSet(stage, data, index, rows.shape[-1], per_head=rows.ndim == 2)
+    return sets
+
+
+def _check_named(datamodule: DataModule, stage: str) -> None:
+    where = f"{type(datamodule).__name__}.{stage}_dataset"
+    if stage not in ("val", "test"):
+        raise DataError(
+            f"Several sets for a stage that takes one: {where}. Got hydrax.NamedSets, expected one dataset. Fix: "
+            "predict one after the other."
+        )
+    if stage == "val" and datamodule.val_slices() is not None:
+        raise DataError(
+            f"Several validation sets with val_slices: {where}. Got hydrax.NamedSets, expected one dataset, whose rows "
+            "val_slices select. Fix: leave val_slices out, or validate on one set."
+        )
+
+
+def _evaluation_set(datamodule: DataModule, stage: str, data: Dataset, heads: Any) -> EvaluationSet:
+    at = _check_own_slices(datamodule, stage, data.num_rows, *heads)
+    picked = {} if at is None else {"heads": at}
+    index = datamodule.eval_index_dataset(stage, data.num_rows, **picked)
+    # The form of the first batch tells whether heads have their own rows; `GrainBatches` checks the others.
+    rows = np.asarray(index[0]["rows"])
+    has_own = type(datamodule).eval_index_dataset is not DataModule.eval_index_dataset
+    return EvaluationSet(stage, data, index, rows.shape[-1], per_head=rows.ndim == 2, has_own_index=has_own)
 
 
 def _check_own_slices(
@@ -162,7 +192,8 @@ def _check_own_slices(
     at = None if ids is None else positions(ids, known)
     # Heads picked out of many come with the slices of all of them, or with their own.
     whole = given.num_heads if at is not None and isinstance(given, Slices) else num_heads
-    check_slices(given, own, num_rows, whole if fitted is None or whole == len(fitted) else num_heads)
+    count = whole if fitted is None or whole == len(fitted) else num_heads
+    check_slices(given, own, num_rows, count, some_empty=stage == "val")
     if stage == "held_out" and at is None:
         raise SliceError(
             f"A head has no slice: {type(datamodule).__name__}.slices. Got heads of ids {ids}, expected ids among "

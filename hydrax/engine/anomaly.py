@@ -89,7 +89,7 @@ class AnomalyDetector:
             key = jax.random.fold_in(jax.random.fold_in(given.key, given.inputs.ids), given.step)
             key = key if len(given.rows) == 1 else jax.random.fold_in(key, number)
             one = given._replace(key=key, rows=rows, mask=mask)
-            self._program.evaluate("training", (head.trainable, head.state), one, train=True)
+            self._program.logs("training", (head.trainable, head.state), one, train=True)
 
     def _of_place(
         self, state: HeadsState, given: StepInput, batches: Mapping[str, Any], place: jax.Array, slot: jax.Array

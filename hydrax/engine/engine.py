@@ -311,8 +311,8 @@ class Engine:
         step: int,
         first_batch: int,
         num_batches: int,
-    ) -> Blocks:
-        """Merges what all heads log for some batches into accumulators.
+    ) -> tuple[Blocks, Blocks]:
+        """Merges what all heads log for some batches into accumulators; also returns what the host must gather.
 
         Args:
           stage: "validation" or "test".
@@ -329,12 +329,32 @@ class Engine:
             args = accumulators, head, *self._step_input(block, inputs, block_rows, *numbers)
             return self._run("evaluate", block, *args, stage=stage)
 
-        return self._each(run, accumulators, heads, rows)
+        found = self._each(run, accumulators, heads, rows)
+        return tuple(new for new, _ in found), tuple(values for _, values in found)
+
+    def read_batches(self, values: Blocks, count: int) -> Any:
+        """Copies values of the first batches to the host: leaves `[count, H, ...]` of `[E max, places, ...]`."""
+        places = self.layout.places
+        return jax.tree.map(lambda *parts: read_steps(parts, count, places), *values)
+
+    def runs(self) -> np.ndarray:
+        """bool[H], the heads that programs compute in the present layout; the others rest."""
+        size, places = len(self.layout.blocks[0].heads), self.layout.places
+        ends = np.array([block.num_chunks * self.layout.chunk for block in self.layout.blocks])
+        found: np.ndarray = places % size < ends[places // size]
+        return found
+
+    @property
+    def ids(self) -> np.ndarray:
+        """int32[H], the heads' ids."""
+        ids: np.ndarray = self._all_inputs.ids
+        return ids
 
     def compute(self, accumulators: Blocks) -> dict[str, np.ndarray]:
-        """Computes the means and metrics from accumulators: float[H] by name, on the host."""
-        found: dict[str, np.ndarray] = self.read(self._apply("compute", accumulators))
-        return found
+        """Computes the means and metrics from accumulators: float[H] by name, on the host; NaN for a mean of no row."""
+        found: dict[str, np.ndarray]
+        found, weights = self.read(self._apply("compute", accumulators))
+        return found | {name: np.where(weight > 0, found[name], np.nan) for name, weight in weights.items()}
 
     def has_met_rows(self, accumulators: Blocks) -> np.ndarray:
         """Tells which heads had a live slot since their accumulators were empty, bool[H]; all if no mean is logged."""

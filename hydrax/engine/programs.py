@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from hydrax.engine.draw import Draw
-from hydrax.step import HeadInputs, HeadProgram, HeadsState, StepInput, all_finite, select, stays_finite
+from hydrax.step import HeadInputs, HeadProgram, HeadsState, Mean, StepInput, all_finite, is_whole, select, stays_finite
 
 
 class Programs:
@@ -171,6 +171,10 @@ class Programs:
     ) -> Any:
         """Merges what all heads log for some batches into accumulators.
 
+        Returns:
+          The accumulators; and by name what the host must gather, leaves `[E max, H, B, ...]`, valid for the batches
+          that ran.
+
         Args:
           accumulators: leaves `[H]`, by name; donated.
           head: `(trainable, state)`, leaves `[H, ...]`.
@@ -188,18 +192,30 @@ class Programs:
             key = self._head.eval_key(given.inputs, given.key, batch)
             return self._head.evaluate(stage, head, given._replace(key=key))
 
-        run = jax.vmap(one, in_axes=(0, _heads_on(rows=axis, mask=axis), None))
+        run = jax.jit(
+            jax.vmap(one, in_axes=(0, _heads_on(rows=axis, mask=axis), None)), inline=True
+        )  # as in `superstep`
 
         # All batches of a chunk before the next chunk, as in training: its parameters stay in the cache.
         def run_chunk(accumulators: Any, head: Any, inputs: HeadInputs, rows: Any, mask: Any) -> Any:
-            def body(k: jax.Array, accumulators: Any) -> Any:
+            def at(k: Any) -> Any:
                 new = run(head, given._replace(inputs=inputs, rows=rows[k], mask=mask[k]), first_batch + k)
-                return {name: accumulators[name].merge(new[name]) for name in accumulators}
+                whole = {name: value.arrays for name, value in new.items() if is_whole(value)}
+                return {name: value for name, value in new.items() if name not in whole}, whole
 
-            return lax.fori_loop(0, num_batches, body, accumulators), {}
+            shapes = jax.eval_shape(lambda: at(0))[1]
+            values = jax.tree.map(lambda s: jnp.zeros((len(rows), *s.shape), s.dtype), shapes)
+
+            def body(k: jax.Array, carry: Any) -> Any:
+                accumulators, values = carry
+                new, whole = at(k)
+                values = jax.tree.map(lambda old, one: old.at[k].set(one), values, whole)
+                return {name: accumulators[name].merge(new[name]) for name in accumulators}, values
+
+            return lax.fori_loop(0, num_batches, body, (accumulators, values))
 
         parts = ((head, 0), (given.inputs, 0), *((batches[name], 1 if own else None) for name in ("rows", "mask")))
-        return self._over_chunks(run_chunk, accumulators, parts, num_chunks)[0]
+        return self._over_chunks(run_chunk, accumulators, parts, num_chunks)
 
     def predict(self, head: Any, given: StepInput, batches: Mapping[str, Any], batch: Any, num_chunks: Any) -> Any:
         """Predicts one batch with all heads, `[H, B, ...]`; "rows" and "mask" are `[1, B]` or `[1, H, B]`."""
@@ -218,9 +234,10 @@ class Programs:
         """Returns the parameters to evaluate, `[H, ...]`."""
         return jax.vmap(self._head.evaluation_parameters)(inputs, state)
 
-    def compute(self, accumulators: dict[str, Any]) -> dict[str, jax.Array]:
-        """Computes means and metrics from accumulators, `[H]` by name."""
-        return jax.vmap(lambda one: {name: value.compute() for name, value in one.items()})(accumulators)
+    def compute(self, accumulators: dict[str, Any]) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """Computes means and metrics from accumulators, and the weights of the means: `[H]` by name."""
+        values = jax.vmap(lambda one: {name: value.compute() for name, value in one.items()})(accumulators)
+        return values, {name: one.weight for name, one in accumulators.items() if isinstance(one, Mean)}
 
     def finite(self, trainable: Any) -> jax.Array:
         """Tells for which heads all parameters are finite, bool[H]."""
@@ -279,7 +296,8 @@ class Programs:
         def chunk(i: Any, carried: Any) -> Any:
             return run(take(carried, 0, i), *(take(tree, axis, i) for tree, axis in parts))
 
-        heads = len(jax.tree.leaves(carried)[0])
+        # An evaluation may carry nothing, but always reads heads.
+        heads = len(jax.tree.leaves((carried, [tree for tree, axis in parts if axis == 0]))[0])
         shapes = jax.eval_shape(chunk, 0, carried)[1]
         values = jax.tree.map(lambda s: jnp.zeros((s.shape[0], heads, *s.shape[2:]), s.dtype), shapes)
 

@@ -87,6 +87,10 @@ class TrainerView(Protocol):
         """Names that training logs during the fit and whose means over an epoch a callback can ask for."""
 
     @property
+    def validated(self) -> np.ndarray:
+        """bool[H], the heads that have validation rows; a metric of the others is NaN without being a fault."""
+
+    @property
     def scalars(self) -> Mapping[str, float]:
         """The latest numbers of the run as a whole, by name: what callbacks passed to `log_scalars`."""
 

@@ -13,5 +13,5 @@ from hydrax.results.best_scores import BestScores
 from hydrax.results.export import SUFFIXES, check_suffix, export
 from hydrax.results.fit_result import FitResult
 from hydrax.results.heads import Heads, export_heads, load_with
-from hydrax.results.held_out import HeldOut, held_out, stacked
+from hydrax.results.held_out import HeldOut, check_reduction, held_out, stacked
 from hydrax.results.ledger import head_settings, ledger, write_csv

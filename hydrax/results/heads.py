@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,13 +16,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from hydrax import checkpoint
-from hydrax.arguments import checked_call, checked_calls, is_choice, is_int, naming
+from hydrax.arguments import checked_call, checked_calls, is_int, naming
 from hydrax.data import check_dataset, num_rows
-from hydrax.engine import refuse_forked
+from hydrax.engine import check_per_head, head_inputs, refuse_forked
 from hydrax.errors import ArgumentError, ModuleError
 from hydrax.files import as_path
 from hydrax.results.export import export
-from hydrax.step import HeadInputs, HeadModule, HeadProgram, Hyperparameters, Preflight, Structure, per_head_values
+from hydrax.results.held_out import check_reduction, stacked
+from hydrax.step import (
+    DeviceRows,
+    HeadInputs,
+    HeadModule,
+    HeadProgram,
+    Hyperparameters,
+    Preflight,
+    StepInput,
+    Structure,
+    of_heads,
+    per_head_values,
+)
 from hydrax.trees import dotted, is_key, leaves_by_path, random_state
 
 
@@ -39,6 +52,7 @@ class Heads:
       structure: everything of the models but their arrays.
       ids: int32[H], the heads' ids.
       hparams: the hyper-parameters that the heads were trained with, or None if they are unknown.
+      module: the module that they were trained with, whose `predict_step` predicts; None if it is unknown.
     """
 
     def __init__(
@@ -48,9 +62,10 @@ class Heads:
         structure: Structure,
         ids: np.ndarray,
         hparams: Hyperparameters | None = None,
+        module: HeadModule | None = None,
     ) -> None:
         self.trainable, self.state = trainable, state
-        self._aux = _Aux(structure, np.asarray(ids), jax.tree.leaves(trainable)[0].ndim, hparams)
+        self._aux = _Aux(structure, np.asarray(ids), jax.tree.leaves(trainable)[0].ndim, hparams, module)
 
     @property
     def ids(self) -> np.ndarray:
@@ -101,11 +116,12 @@ class Heads:
         with self._own_width():
             trainable, state = jax.tree.map(lambda a: a[picked], (self.trainable, self.state))
         hparams = None if self.hparams is None else self.hparams.of_heads(picked)
-        return Heads(trainable, state, self._aux.structure, self.ids[picked], hparams)
+        module = self._aux.module and of_heads(self._aux.module, picked)
+        return Heads(trainable, state, self._aux.structure, self.ids[picked], hparams, module)
 
     def with_trainable(self, trainable: Any) -> Heads:
         """Returns the same heads with other parameters of the same structure and shapes, leaves `[H, ...]`."""
-        return Heads(trainable, self.state, self._aux.structure, self.ids, self.hparams)
+        return Heads(trainable, self.state, self._aux.structure, self.ids, self.hparams, self._aux.module)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the model of every head, in evaluation mode, on the same arguments; returns outputs `[H, ...]`."""
@@ -115,38 +131,81 @@ class Heads:
         with self._own_width():
             return _call_all(self._aux.structure, self.trainable, self.state, args, kwargs)
 
-    def predict(self, x: Any, batch_size: int = 256, reduce: str | None = None) -> Any:
-        """Calls the model of every head on many rows, batch by batch.
+    def predict(self, x: Any, *more: Any, batch_size: int = 256, reduce: str | None = None, **named: Any) -> Any:
+        """Predicts many rows with every head, batch by batch.
+
+        A dict of columns, such as a dataset, is predicted by the `predict_step` of the heads' module, as by
+        `Trainer.predict`. Anything else is passed to the model: one array, several, or a pytree.
 
         Args:
-          x: pytree of arrays `[rows, ...]`, the only argument of the model.
+          x: columns `[rows, ...]` by name, or the first argument of the model, a pytree of arrays `[rows, ...]`.
+          more: its other arguments, in the same form.
           batch_size: rows per call.
-          reduce: None, or "mean" over heads: the ensemble.
+          reduce: None; "mean", the mean over heads of what `predict_step` or the model returns; or "mean_probability",
+            the mean over heads of the probabilities whose logits it returns. See `Trainer.predict`.
+          named: keyword arguments of the model, in the same form as `x`.
 
         Returns:
-          NumPy arrays `[H, rows, ...]`, or `[rows, ...]` with `reduce="mean"`.
+          NumPy arrays `[H, rows, ...]`, or `[rows, ...]` with a reduction.
 
         Raises:
           ArgumentError: `reduce` or `batch_size` is invalid.
           DataError: x holds no arrays, or arrays of unequal length.
+          ModuleError: `predict_step` fails on these columns.
         """
-        if not is_choice(reduce, (None, "mean")):
-            raise ArgumentError(
-                f"Unknown reduction: Heads.predict(reduce=). Got {reduce!r}, expected None or 'mean'. Fix: drop it."
-            )
+        if len(more) == 1 and isinstance(more[0], int):  # the batch size used to be the second argument
+            batch_size, more = more[0], ()
+        check_reduction(reduce, "Heads.predict")
         if not is_int(batch_size, least=1):
             raise ArgumentError(
                 f"Invalid batch size: Heads.predict(batch_size=). Got {batch_size!r}, expected an int of 1 or "
                 "more. Fix: leave it out."
             )
-        x = check_dataset(x, "predict", wide=self._is_wide)
-        rows = num_rows(x)
-        axis = 1 if reduce is None else 0
-        outputs = []
-        for start in range(0, rows, batch_size):
-            output = self(jax.tree.map(lambda a, start=start: a[start : start + batch_size], x))
-            outputs.append(jax.tree.map(lambda a: np.asarray(a if reduce is None else a.mean(axis=0)), output))
-        return jax.tree.map(lambda *parts: np.concatenate(parts, axis=axis), *outputs)
+        by_step = isinstance(x, Mapping) and not more and not named and self._aux.module is not None
+        given = x if not (more or named) else ((x, *more), named)
+        given = check_dataset(given, "predict", wide=self._is_wide)
+        rows = num_rows(given)
+        if by_step:
+            predict = self._predict_step(given, min(batch_size, rows))
+        elif more or named:
+            predict = lambda batch, _: self(*batch[0], **batch[1])  # noqa: E731
+        else:
+            predict = lambda batch, _: self(batch)  # noqa: E731
+
+        def batches() -> Iterator[Any]:
+            for start in range(0, rows, batch_size):
+                batch = jax.tree.map(lambda a, start=start: a[start : start + batch_size], given)
+                numbers = np.arange(start, min(start + batch_size, rows), dtype=np.int32)
+                with self._own_width():
+                    yield predict(batch, numbers), numbers, np.ones(numbers.size, bool)
+
+        return stacked(batches(), reduce)
+
+    def _predict_step(self, columns: Any, batch_size: int) -> Callable[[Any, np.ndarray], Any]:
+        """Returns a function of a batch and its row numbers that runs `predict_step` of all heads."""
+        module = self._aux.module
+        assert module is not None
+        inputs = head_inputs(self.ids, check_per_head(module, len(self)))
+        floats = {str(leaf.dtype) for leaf in jax.tree.leaves(self.trainable)}
+        precision = "64-true" if self._is_wide else "bf16-true" if floats == {"bfloat16"} else "32-true"
+        with self._own_width():
+            # Traced first, as the Trainer does, for its messages.
+            flight = Preflight.of_model(HeadProgram(module, precision=precision), inputs)
+            flight.prediction(columns, batch_size)
+        program, key = dataclasses.replace(flight.program, structure=self._aux.structure), jax.random.key(0)
+
+        @jax.jit
+        def run(head: Any, inputs: HeadInputs, batch: Any, rows: Any, number: Any) -> Any:
+            def one(head: Any, inputs: HeadInputs) -> Any:
+                slots = jnp.arange(len(rows), dtype=jnp.int32)
+                data, mask = DeviceRows(batch, rows), jnp.ones(len(rows), bool)
+                own = program.eval_key(inputs, key, number)
+                return program.predict(head, StepInput(inputs, own, data, slots, mask, jnp.int32(0)))
+
+            return jax.vmap(one)(head, inputs)
+
+        parts = self.trainable, self.state
+        return lambda batch, rows: run(parts, inputs, batch, rows, np.int32(rows[0] // batch_size))
 
     def save(self, path: str | Path) -> Path:
         """Writes the heads to a folder; heads saved there before are replaced once the new ones are complete.
@@ -235,7 +294,7 @@ class Heads:
             found = {"trainable": found[source]["trainable"], "state": found["heads"]["state"]}
         if head is not None:
             return _model(structure, found["trainable"], found["state"])
-        return cls(found["trainable"], found["state"], structure, ids, _kept(meta))
+        return cls(found["trainable"], found["state"], structure, ids, _kept(meta), module)
 
     @property
     def _is_wide(self) -> bool:
@@ -294,10 +353,25 @@ class Heads:
 class _Aux:
     """Everything in Heads except the arrays; hashable, so that JAX can cache compiled calls."""
 
-    def __init__(self, structure: Structure, ids: np.ndarray, ndim: int, hparams: Hyperparameters | None) -> None:
-        self.structure, self.ids, self.ndim, self.hparams = structure, ids, ndim, hparams
+    def __init__(
+        self,
+        structure: Structure,
+        ids: np.ndarray,
+        ndim: int,
+        hparams: Hyperparameters | None,
+        module: HeadModule | None,
+    ) -> None:
+        self.structure, self.ids, self.ndim, self.hparams, self.module = structure, ids, ndim, hparams, module
 
-    # Hyper-parameters describe heads and do not change what they compute, so they are not compared.
+    def __getstate__(self) -> dict[str, Any]:
+        # Without a module that cannot be pickled, such as one of a class inside a function, the models still can.
+        try:
+            pickle.dumps(self.module)
+        except Exception:  # whatever the user's class raises
+            return {**vars(self), "module": None}
+        return vars(self)
+
+    # Hyper-parameters and module describe heads and do not change what a call of them computes, so they do not count.
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Aux) and self.structure == other.structure and np.array_equal(self.ids, other.ids)
 

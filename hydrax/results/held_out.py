@@ -7,22 +7,53 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hydrax.arguments import checked_calls
+from hydrax.errors import ArgumentError
 
 Batch = tuple[Any, np.ndarray, np.ndarray]  # Predictions [H, B, ...], rows and live slots, [B] or [H, B].
 
 
 def stacked(batches: Iterable[Batch], reduce: str | None) -> Any:
-    """Joins the predictions for the same rows: NumPy `[H, rows, ...]`, or `[rows, ...]` with `reduce="mean"`."""
+    """Joins the predictions for the same rows: NumPy `[H, rows, ...]`, or `[rows, ...]` with a reduction."""
 
     def to_host(array: jax.Array, live: np.ndarray) -> np.ndarray:
         # The mean is taken on the device, so that H times fewer bytes are copied to the host.
-        return np.asarray(array)[:, live] if reduce is None else np.asarray(array.mean(axis=0))[live]
+        return np.asarray(array)[:, live] if reduce is None else np.asarray(_reduced(array, reduce))[live]
 
     parts = [jax.tree.map(lambda leaf, live=live: to_host(leaf, live), found) for found, _, live in batches]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1 if reduce is None else 0), *parts)
+
+
+def check_reduction(reduce: Any, where: str) -> None:
+    """Refuses an unknown reduction over heads."""
+    if reduce not in (None, "mean", "mean_probability"):
+        raise ArgumentError(
+            f"Unknown reduction: {where}(reduce=). Got {reduce!r}, expected None, 'mean' or 'mean_probability'. Fix: "
+            "leave it out for the predictions of all heads."
+        )
+
+
+def _reduced(array: jax.Array, reduce: str) -> jax.Array:
+    """Averages predictions `[H, B, ...]` over heads."""
+    if reduce == "mean":
+        return array.mean(axis=0)
+    where = 'predict(reduce="mean_probability")'
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ArgumentError(
+            f"Predictions are no logits: {where}. Got {array.dtype}, expected a float dtype. Fix: return the logits "
+            'from predict_step, or pass reduce="mean".'
+        )
+    binary = array.ndim == 2 or array.shape[-1] == 1
+    # Numbers between 0 and 1 could also be logits, but not those that add up to 1 in every row.
+    if not binary and bool((array >= 0).all() & (jnp.abs(array.sum(axis=-1) - 1) < 1e-3).all()):
+        raise ArgumentError(
+            f"Predictions are no logits: {where}. Got numbers that already are probabilities, expected logits. Fix: "
+            'pass reduce="mean".'
+        )
+    return (jax.nn.sigmoid(array) if binary else jax.nn.softmax(array)).mean(axis=0)
 
 
 @checked_calls

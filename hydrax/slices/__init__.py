@@ -5,6 +5,7 @@ Files, in reading order:
   arguments.py    checks of the constructors' arguments
   axes.py         the named axes of a product
   recipes.py      how each slice was made, formatted for the user
+  summary.py      the text that describes slices
   store.py        the slices of all heads, in one part for each way of keeping rows
   law.py          the interface of a part, and the law from offsets to rows, in NumPy and in JAX
   windows.py      a part: windows on the base order or on a keyed permutation

@@ -254,6 +254,19 @@ def rows_of_head(head: int, rows: Any, num_rows: int) -> NDArray[np.int32]:
     return array.astype(np.int32)
 
 
+def ends_of_windows(initial: Any, step: Any, num_rows: Any, horizon: Any) -> tuple[int, NDArray[np.int64]]:
+    """Check the arguments of `Slices.expanding_window` and return N and the length of each window, int64[H]."""
+    num_rows = whole_number("num_rows", num_rows, 1, MAX_ROWS)
+    initial, step = whole_number("initial", initial, 1, MAX_ROWS), whole_number("step", step, 1, MAX_ROWS)
+    horizon = whole_number("horizon", horizon, 0, MAX_ROWS)
+    if initial + horizon > num_rows:
+        raise SliceError(
+            f"Window outside the dataset: slice of head 0. Got initial {initial}, horizon {horizon}, expected "
+            f"initial + horizon <= {num_rows}. Fix: shorten one of them."
+        )
+    return num_rows, expanding_ends(initial, step, num_rows - horizon)
+
+
 def set_of_head(head: int, rows: Any, num_rows: int) -> NDArray[np.int32]:
     """Check and sort the rows listed for one head; none may be listed twice."""
     listed = rows_of_head(head, rows, num_rows)
@@ -269,10 +282,10 @@ def set_of_head(head: int, rows: Any, num_rows: int) -> NDArray[np.int32]:
     return listed
 
 
-def sets_of_splits(
+def parts_of_splits(
     splits: Iterable[Any], num_rows: int, part: str
-) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int64]]]:
-    """Yield one part of every split, "train" or "test", in the form that `kept_sets` takes."""
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]]:
+    """Yield the named part of every split, "train" or "test", and then the other: sorted and distinct rows."""
     if not is_choice(part, ("train", "test")):
         raise ArgumentError(
             f"Unknown part of a split: argument part. Got {part!r}, expected 'train' or 'test'. "
@@ -285,8 +298,17 @@ def sets_of_splits(
                 f"Not a split: head {number}. Got {split!r:.60}, expected a pair (train rows, test rows). "
                 "Fix: pass what `splitter.split(X, y)` yields."
             )
-        rows = set_of_head(number, split[part == "test"], num_rows)
-        yield rows, np.array([rows.size])
+        rows, other = split if part == "train" else reversed(split)
+        rows = set_of_head(number, rows, num_rows)
+        # A head needs rows to learn from, but not to be tested on.
+        other = set_of_head(number, other, num_rows) if np.size(other) else np.empty(0, np.int32)
+        both = other[rows[np.searchsorted(rows, other).clip(max=rows.size - 1)] == other]
+        if both.size:
+            raise SliceError(
+                f"Train and test rows of a split overlap: head {number}. Got row {both[0]} in both, expected it in one "
+                "of them. Fix: use Slices.from_indices for lists of rows that are no splits."
+            )
+        yield rows, other
     checked_lengths(np.ones(number + 1, np.int64))  # A generator shows only at its end that it was empty.
 
 

@@ -32,40 +32,62 @@ _Segment = _Held | _Left | NDArray[np.uint32]  # The array has the lines as word
 _Kind = type[Lists] | type[Unlisted] | type[Bits]
 
 
+class KeptSets:
+    """Keeps sets as lists or, where these would take more than 64 MiB, in the smallest of the three ways.
+
+    While the lines arrive, memory stays below the smallest way plus 64 MiB. Rows are in base order in each way.
+
+    Args:
+      num_rows: rows of the base dataset, N.
+    """
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_lines, self._num_rows = 0, num_rows
+        self._segments: list[_Segment] = []
+        self._sizes: dict[_Kind, int] = {Lists: 0, Unlisted: 0, Bits: 0}
+
+    def add(self, rows: NDArray[np.int32], lengths: NDArray[np.int64]) -> None:
+        """Add a block of lines.
+
+        Args:
+          rows: the rows of all lines one after the other; those of a line are sorted and distinct.
+          lengths: the length of each line.
+        """
+        self.num_lines += lengths.size
+        # Each block is put into the way that is smallest for it alone. The way for all is known only at the end.
+        own = _sizes(rows.size, lengths.size, self._num_rows)
+        self._sizes = {kind: size + own[kind] for kind, size in self._sizes.items()}
+        kind = min(own, key=own.__getitem__) if self._sizes[Lists] > LISTS_BYTES else Lists
+        self._segments.append(_as(kind, _Held(rows, lengths), self._num_rows))
+
+    def part(self, numbers: NDArray[np.integer] | None = None) -> Lists | Unlisted | Bits:
+        """Return all lines; no more can be added.
+
+        Args:
+          numbers: int[L], the numbers that recipes show; if None, 0, 1, ...
+        """
+        sizes, num_rows = self._sizes, self._num_rows
+        # Lists win up to 64 MiB even if they are larger: a lookup in them is one gather and not a search.
+        numbers = np.arange(self.num_lines) if numbers is None else numbers
+        kind = min(sizes, key=sizes.__getitem__) if sizes[Lists] > LISTS_BYTES else Lists
+        if kind is Bits:
+            return Bits.of(num_rows, _all_packed(self._segments, self.num_lines, num_rows), numbers=numbers)
+        flat = [_as(kind, segment, num_rows) for segment in self._segments]
+        all_rows, all_lengths = (np.concatenate([segment[k] for segment in flat]) for k in (0, 1))
+        lists = Lists.of(num_rows, all_rows.astype(np.int32), all_lengths, numbers=numbers, are_sets=True)
+        return lists if kind is Lists else lists.complement()
+
+
 def kept_sets(
     lines: Iterable[tuple[NDArray[np.int32], NDArray[np.int64]]],
     num_rows: int,
     numbers: NDArray[np.integer] | None = None,
 ) -> Lists | Unlisted | Bits:
-    """Keep sets as lists or, where these would take more than 64 MiB, in the smallest of the three ways.
-
-    While the lines arrive, memory stays below the smallest way plus 64 MiB. Rows are in base order in each way.
-
-    Args:
-      lines: blocks of lines: (the rows of all lines one after the other, the length of each line). The rows of a line
-        are sorted and distinct.
-      num_rows: rows of the base dataset, N.
-      numbers: int[L], the numbers that recipes show; if None, 0, 1, ...
-    """
-    segments: list[_Segment] = []
-    sizes: dict[_Kind, int] = {Lists: 0, Unlisted: 0, Bits: 0}
-    num_lines = 0
+    """Keep sets that come as blocks of lines; arguments as those of `KeptSets`."""
+    kept = KeptSets(num_rows)
     for rows, lengths in lines:
-        num_lines += lengths.size
-        # Each block is put into the way that is smallest for it alone. The way for all is known only at the end.
-        own = _sizes(rows.size, lengths.size, num_rows)
-        sizes = {kind: size + own[kind] for kind, size in sizes.items()}
-        kind = min(own, key=own.__getitem__) if sizes[Lists] > LISTS_BYTES else Lists
-        segments.append(_as(kind, _Held(rows, lengths), num_rows))
-    # Lists win up to 64 MiB even if they are larger: a lookup in them is one gather and not a search.
-    numbers = np.arange(num_lines) if numbers is None else numbers
-    kind = min(sizes, key=sizes.__getitem__) if sizes[Lists] > LISTS_BYTES else Lists
-    if kind is Bits:
-        return Bits.of(num_rows, _all_packed(segments, num_lines, num_rows), numbers=numbers)
-    flat = [_as(kind, segment, num_rows) for segment in segments]
-    all_rows, all_lengths = (np.concatenate([segment[k] for segment in flat]) for k in (0, 1))
-    lists = Lists.of(num_rows, all_rows.astype(np.int32), all_lengths, numbers=numbers, are_sets=True)
-    return lists if kind is Lists else lists.complement()
+        kept.add(rows, lengths)
+    return kept.part(numbers)
 
 
 def _sizes(num_held: int, num_lines: int, num_rows: int) -> dict[_Kind, int]:

@@ -20,8 +20,8 @@ from hydrax.slices.arguments import (
     checked_lengths,
     column,
     concentration,
+    ends_of_windows,
     entries,
-    expanding_ends,
     in_range,
     joined_lists,
     labels_of_rows,
@@ -29,9 +29,9 @@ from hydrax.slices.arguments import (
     lengths_of_copies,
     mask_table,
     offsets_inside,
+    parts_of_splits,
     positions,
     seed_per_head,
-    sets_of_splits,
     sizes_in_rows,
     weight_table,
     whole_number,
@@ -42,12 +42,11 @@ from hydrax.slices.draws import Draws
 from hydrax.slices.law import RowLaw
 from hydrax.slices.lists import Lists
 from hydrax.slices.sets import kept_sets, mask_blocks, mask_lines
-from hydrax.slices.store import RowStore
+from hydrax.slices.store import RowStore, stores_of_splits
 from hydrax.slices.strata import Strata, Stratified
+from hydrax.slices.summary import summary
 from hydrax.slices.weights import copies_by_weight, dealt_by_class
 from hydrax.slices.windows import Windows
-
-_FEW_ROWS = 2**21  # `describe` walks at most this many rows: half a second where a random subset draws them.
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -70,6 +69,7 @@ class Slices:
     ids: NDArray[np.int32]
     _store: RowStore
     _axes: Axes = field(default_factory=dict)
+    _tests: RowStore | None = None  # None: all rows that a head does not see
 
     def __post_init__(self) -> None:
         for array in (self.ids, *self._axes.values()):
@@ -154,15 +154,7 @@ class Slices:
           SliceError: there is no room for the first head.
           ArgumentError: an argument has the wrong type or range.
         """
-        num_rows = whole_number("num_rows", num_rows, 1, MAX_ROWS)
-        initial, step = whole_number("initial", initial, 1, MAX_ROWS), whole_number("step", step, 1, MAX_ROWS)
-        horizon = whole_number("horizon", horizon, 0, MAX_ROWS)
-        if initial + horizon > num_rows:
-            raise SliceError(
-                f"Window outside the dataset: slice of head 0. Got initial {initial}, horizon {horizon}, expected "
-                f"initial + horizon <= {num_rows}. Fix: shorten one of them."
-            )
-        ends = expanding_ends(initial, step, num_rows - horizon)
+        num_rows, ends = ends_of_windows(initial, step, num_rows, horizon)
         return cls._numbered(RowStore.of(Windows.of(num_rows, 0, ends), "expanding_window", "length"))
 
     @classmethod
@@ -291,7 +283,8 @@ class Slices:
     def from_splits(cls, splits: Iterable[Any], num_rows: int, part: Literal["train", "test"] = "train") -> Self:
         """Make one head for each split of a scikit-learn splitter: k-fold, stratified, grouped, repeated.
 
-        A split is a set, so its rows are kept in base order. A generator of splits is never held as a whole.
+        A split is a set, so its rows are kept in base order. A generator of splits is never held as a whole. The other
+        part of each split is remembered too: `held_out()` returns it, and `Trainer.predict_held_out` predicts it.
 
         >>> from sklearn.model_selection import KFold
         >>> slices = hx.Slices.from_splits(KFold(3).split(np.zeros(6)), num_rows=6)
@@ -306,13 +299,14 @@ class Slices:
           part: which of the two parts a head learns from, "train" (the default) or "test".
 
         Raises:
-          SliceError: there is no split, or a part is empty, repeats a row, or holds a row outside the dataset.
+          SliceError: there is no split; or a part is empty, repeats a row, holds a row outside the dataset, or one of
+            the other part.
           ArgumentError: part is unknown, or num_rows is not a whole number in range.
         """
         num_rows = whole_number("num_rows", num_rows, 1, MAX_ROWS)
         pairs = entries("splits", splits, "of a scikit-learn splitter pass what `splitter.split(X, y)` yields")
-        kept = kept_sets(sets_of_splits(pairs, num_rows, part), num_rows)
-        return cls._numbered(RowStore.of(kept, "from_splits", "number", settings=part))
+        store, tests = stores_of_splits(parts_of_splits(pairs, num_rows, part), num_rows, part)
+        return cls._numbered(store, tests=tests)
 
     @classmethod
     def partition_by(cls, groups: ArrayLike) -> Self:
@@ -449,8 +443,10 @@ class Slices:
                 f"Slices cannot be concatenated: argument parts. Got num_rows {[part.num_rows for part in parts]}, "
                 "expected one or more parts on the same dataset. Fix: make all parts with the same num_rows."
             )
-        axes = joined([part._axes for part in parts])
-        return cls._numbered(RowStore.concatenate([part._store for part in parts]), axes)
+        axes, store = joined([part._axes for part in parts]), RowStore.concatenate([part._store for part in parts])
+        if all(part._tests is None for part in parts):
+            return cls._numbered(store, axes)
+        return cls._numbered(store, axes, RowStore.concatenate([part.held_out()._store for part in parts]))
 
     @classmethod
     def product(cls, slices: "Slices", /, **axes: Any) -> "Slices":
@@ -476,11 +472,11 @@ class Slices:
             of mixed types.
         """
         at, labels = crossed(len(_checked(slices)), slices._axes, axes)
-        return cls._numbered(slices._store.pick(at), labels)
+        return cls._numbered(slices._store.pick(at), labels, slices._tests and slices._tests.pick(at))
 
     @classmethod
-    def _numbered(cls, store: RowStore, axes: Axes | None = None) -> Self:
-        return cls(np.arange(store.lengths.size, dtype=np.int32), store, axes or {})
+    def _numbered(cls, store: RowStore, axes: Axes | None = None, tests: RowStore | None = None) -> Self:
+        return cls(np.arange(store.lengths.size, dtype=np.int32), store, axes or {}, tests)
 
     # ---- what the slices are
 
@@ -534,28 +530,16 @@ class Slices:
           repeats: no head holds a row twice
           memory: 22 bytes
         """
-        lengths, num_rows, store = self.lengths, self.num_rows, self._store
-        low, high, total = int(lengths.min()), int(lengths.max()), int(lengths.sum(dtype=np.int64))
-        unused = store.num_unused_rows(_FEW_ROWS)
-        lines = {
-            "recipes": ", ".join(f"{kind} x {count:,}" for kind, count in store.recipes.kinds().items()),
-            "lengths": f"min {low:,}, median {np.median(lengths):,.0f}, max {high:,}, total {total:,}",
-            "share": f"{low / num_rows:.2%} to {high / num_rows:.2%} of the dataset",
-            "rows in no slice": "not counted, there are many rows" if unused is None else f"{unused:,}",
-            "repeats": "a head may hold a row more than once" if self.has_repeats else "no head holds a row twice",
-            "axes": ", ".join(f"{name} ({np.unique(values).size})" for name, values in self._axes.items()),
-            "memory": f"{store.size_bytes + sum(values.nbytes for values in self._axes.values()):,} bytes",
-        }
-        title = f"Slices of {len(self):,} head{'s' * (len(self) > 1)} on {num_rows:,} row{'s' * (num_rows > 1)}"
-        return "\n".join([title, *(f"  {name}: {text}" for name, text in lines.items() if text)])
+        return summary(self._store, self._axes, self._tests)
 
     def digest(self) -> str:
         """Compute SHA-256 in hex over ids, windows, seeds and kept rows: equal on all machines, in all processes."""
         # The version 1 goes up when the same window and seed give other rows, as with other constants in `permutation`.
         content = hashlib.sha256(f"hydrax.Slices 1: {len(self)} heads, {self.num_rows} rows".encode())
         content.update(self.ids.astype("<u4").tobytes())
-        for piece in self._store.content():
-            content.update(piece)
+        for store in filter(None, (self._store, self._tests)):
+            for piece in store.content():
+                content.update(piece)
         return content.hexdigest()
 
     # ---- rows
@@ -645,6 +629,18 @@ class Slices:
             )
         return outside
 
+    def held_out(self) -> "Slices":
+        """Return the rows that each head is tested on, under the same ids; a head may have none.
+
+        These are the test rows of its split for `from_splits`, and otherwise all rows that it does not see.
+
+        >>> slices = hx.Slices.from_splits([([0, 1], [2]), ([0, 1, 2], [3])], num_rows=4)
+        >>> slices.held_out().rows(0), slices.complement().rows(0)
+        (array([2], dtype=int32), array([2, 3], dtype=int32))
+        """
+        tests = self._store.complement() if self._tests is None else self._tests
+        return Slices(self.ids, tests, self._axes)
+
     def with_ids(self, ids: ArrayLike) -> "Slices":
         """Return the same slices under other ids, int[H]: distinct, 0 <= id < 2**31 - 1.
 
@@ -657,7 +653,7 @@ class Slices:
                 f"Not one distinct id per head: argument ids. Got {fresh.size} ids, {np.unique(fresh).size} of them "
                 f"distinct, expected {len(self)} distinct ids. Fix: give every head its own id."
             )
-        return Slices(fresh.astype(np.int32), self._store, self._axes)
+        return Slices(fresh.astype(np.int32), self._store, self._axes, self._tests)
 
     def __getitem__(self, heads: Any) -> "Slices":
         """Select the heads at the given positions, each with its id: an int, a slice, ints, or bool[H].
@@ -667,7 +663,8 @@ class Slices:
           SliceError: a head is selected twice, or none is.
         """
         at = positions(heads, len(self))
-        return Slices(self.ids[at], self._store.pick(at), {name: values[at] for name, values in self._axes.items()})
+        axes = {name: values[at] for name, values in self._axes.items()}
+        return Slices(self.ids[at], self._store.pick(at), axes, self._tests and self._tests.pick(at))
 
     def __iter__(self) -> Iterator["Slices"]:
         return (self[head] for head in range(len(self)))

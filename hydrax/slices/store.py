@@ -5,7 +5,7 @@ with replacement (`draws.py`), lists and what lists leave out (`lists.py`), and 
 array per property, not one object per head, so 10^5 heads take a few bytes each.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hydrax.slices.law import BLOCK_ROWS, Part, RowLaw, blocks, walk
 from hydrax.slices.recipes import Recipe, Recipes
+from hydrax.slices.sets import KeptSets
 
 _MANY_ROWS = 2**24  # Rows to look for at once. More take several rounds, each of which walks all lists.
 
@@ -69,6 +70,12 @@ class RowStore:
         used, owners = np.unique(self.owners[at], return_inverse=True)
         parts = tuple(self.parts[number].pick(self._lines[at[owners == new]]) for new, number in enumerate(used))
         return RowStore(parts, owners.astype(self.owners.dtype) if len(parts) > 1 else None, recipes)
+
+    def replaced(self, at: NDArray[np.int64], by: "RowStore") -> "RowStore":
+        """Return the same heads, but those at some positions with the rows of another store's heads."""
+        others = np.setdiff1d(np.arange(self.lengths.size), at)
+        joined = RowStore.concatenate([self.pick(others), by])
+        return joined.pick(np.argsort(np.concatenate([others, at])))
 
     def complement(self) -> "RowStore":
         """Return the same heads with the rows that each does not hold; some may hold none."""
@@ -214,6 +221,35 @@ class RowStore:
             if part.table_digest:
                 yield part.table_digest + np.flatnonzero(_owners_or_zeros(self) == number).astype("<u4").tobytes()
             yield from part.content()
+
+
+def stores_of_splits(
+    splits: Iterable[tuple[NDArray[np.int32], NDArray[np.int32]]], num_rows: int, part: str
+) -> tuple[RowStore, RowStore | None]:
+    """Keep both parts of splits, one pair after the other.
+
+    Args:
+      splits: the part that a head learns from and the other one, each sorted and distinct; they do not overlap.
+      num_rows: rows of the dataset, N.
+      part: "train" or "test", which of the two the heads learn from.
+
+    Returns:
+      The rows that the heads learn from; and their other parts, or None if these are always all other rows, which need
+      not be kept.
+    """
+    kept, tests = KeptSets(num_rows), KeptSets(num_rows)
+    own: list[int] = []  # heads whose two parts do not make up the dataset
+    for number, (rows, other) in enumerate(splits):
+        kept.add(rows, np.array([rows.size]))
+        if rows.size + other.size < num_rows:
+            own.append(number)
+            tests.add(other, np.array([other.size]))
+    store = RowStore.of(kept.part(), "from_splits", "number", settings=part)
+    if not own:
+        return store, None
+    at, name = np.array(own), "test" if part == "train" else "train"
+    found = RowStore.of(tests.part(at), "from_splits", "number", settings=name)
+    return store, (found if at.size == store.lengths.size else store.complement().replaced(at, found))
 
 
 def _owners_or_zeros(store: RowStore) -> NDArray[np.unsignedinteger[Any]]:

@@ -6,6 +6,7 @@ Files, in reading order:
   logged.py         what a step logs, and how logged values are merged
   step_callback.py  the second tier of a callback, which runs inside the compiled program
   hparams.py        `PerHead` and `Hyperparameters`
+  statistics.py     batch statistics that leave out padding
   model.py          splits a model into parameters, other state and structure
   state.py          `HeadsState`: what a step changes; `StepInput`: what it reads
   checks.py         checks what a step returns and logs
@@ -24,11 +25,12 @@ from hydrax.step.context import Context
 from hydrax.step.finite import all_finite, stays_finite
 from hydrax.step.head_program import HeadProgram, fault_names
 from hydrax.step.hparams import Hyperparameters, PerHead
-from hydrax.step.logged import Logged, Mean
+from hydrax.step.logged import Logged, Mean, WholeSet, is_whole
 from hydrax.step.lowering import Lowering
 from hydrax.step.model import Structure, split
-from hydrax.step.module import HeadModule, has_own_update, per_head_values, set_frozen
+from hydrax.step.module import HeadModule, has_own_update, of_heads, per_head_values, set_frozen
 from hydrax.step.preflight import Preflight, TrainingShapes
 from hydrax.step.state import DeviceRows, HeadInputs, HeadsState, StepInput, select
+from hydrax.step.statistics import padding_counted
 from hydrax.step.step_callback import StepCallback, StepInfo, has_second_tier
 from hydrax.step.training_head import TrainingHead

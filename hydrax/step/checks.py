@@ -13,7 +13,7 @@ import numpy as np
 
 from hydrax.arguments import require
 from hydrax.errors import CallbackError, ModuleError
-from hydrax.step.logged import is_metric, masked_mean
+from hydrax.step.logged import is_metric, is_whole, masked_mean
 from hydrax.trees import named_leaves
 
 _GUARDS = ("host_to_device", "device_to_host", "device_to_device")
@@ -102,8 +102,18 @@ def read_logged(name: str, value: Any, stage: str, mask: jax.Array) -> Any:
       mask: bool[B], the live slots.
     """
     where = f"self.log({name!r}) in {stage}_step"
+    if is_whole(value):
+        return _read_whole(value, where, stage, mask)
     if is_metric(value):
-        shape = jnp.shape(value.compute()) if not isinstance(value.compute(), Mapping) else "a dict"
+        try:
+            computed = value.compute()
+        except TypeError as error:  # such as clu 0.0.12's Std, which calls jnp.clip as JAX no longer has it
+            raise ModuleError(
+                f"A metric cannot be computed: {where}. Got {type(error).__name__} from {type(value).__name__}"
+                f".compute: {error}, expected a number. Fix: instead of a Std, log x and x**2, or "
+                "hx.WholeSet(np.std, x)."
+            ) from error
+        shape = jnp.shape(computed) if not isinstance(computed, Mapping) else "a dict"
         if shape != ():
             raise ModuleError(
                 f"A metric computes no scalar: {where}. Got {shape}, expected one number. Fix: log its parts as "
@@ -127,6 +137,26 @@ def read_logged(name: str, value: Any, stage: str, mask: jax.Array) -> Any:
             f"a scalar or [{mask.size}] numbers, one for each slot. Fix: reduce it over all axes but the first."
         )
     return masked_mean(value, mask)
+
+
+def _read_whole(value: Any, where: str, stage: str, mask: jax.Array) -> Any:
+    """Checks a metric over a whole set, and returns it with JAX's arrays."""
+    if stage == "training":
+        raise ModuleError(
+            f"A metric over a whole set is logged in training: {where}. Got hx.WholeSet, expected one in "
+            "validation_step or test_step. Fix: log a mean, or move it there."
+        )
+    shapes = [
+        list(array.shape) if isinstance(array, jax.Array | np.ndarray) else type(array).__name__
+        for array in value.arrays
+    ]
+    if not callable(value.function) or not shapes or any(shape[:1] != [mask.size] for shape in shapes):
+        raise ModuleError(
+            f"A metric over a whole set has the wrong arguments: {where}. Got {type(value.function).__name__} and "
+            f"{shapes}, expected a function and arrays [{mask.size}, ...], one entry for each slot. Fix: pass "
+            "hx.WholeSet(function, targets, predictions)."
+        )
+    return type(value)(value.function, *map(jnp.asarray, value.arrays))
 
 
 def read_metrics(where: str, values: Any, taken: Collection[str]) -> dict[str, jax.Array]:

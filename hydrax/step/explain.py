@@ -46,7 +46,7 @@ def explained(module: HeadModule, method: str, view: str) -> Iterator[None]:
     except Exception as error:
         fix = "see the line of yours that the cause above names"
         if getattr(type(module), method) is getattr(HeadModule, method):
-            fix = f"define {method}; the default calls the model on the whole batch, with all its columns"
+            fix = f"define {method}; the default calls the model on the inputs"
         if "concrete values" in str(error):  # what jax.numpy says of a traced shape, in a plain TypeError
             fix = "a PerHead value is traced, so it cannot be a size"
         if f"'{type(module).__name__}' object is not callable" in str(error):  # Lightning calls its module, self(x)

@@ -18,12 +18,13 @@ from hydrax.step.context import Context
 from hydrax.step.dependence import dependent
 from hydrax.step.explain import explained
 from hydrax.step.finite import is_finite
-from hydrax.step.logged import Logged, Recorder, accumulator_of, empty_accumulator, is_metric
+from hydrax.step.logged import Logged, Recorder, accumulator_of, empty_accumulator, is_metric, is_whole
 from hydrax.step.lowering import Lowering, lower
 from hydrax.step.model import Parts, Structure, split, why_nothing_trains
 from hydrax.step.module import HeadModule, bind, has_own_update
 from hydrax.step.optimizer import build_optimizer, update_with
 from hydrax.step.state import HeadInputs, HeadsState, StepInput, select
+from hydrax.step.statistics import Slots, masked_linen
 from hydrax.step.step_callback import StepCallback, StepInfo, evaluates_others
 from hydrax.step.training_head import Tools, TrainingHead, finish_update, start_update
 
@@ -44,9 +45,11 @@ class HeadProgram:
       precision: "32-true", "bf16-mixed", "bf16-true" or "64-true".
       clip_val: bound for the gradient of one head, or None.
       clip_algorithm: "norm" or "value".
-      padding: for "training", "validation" and "test", why a slot can be padding there, or None if none can.
+      padding: by stage, such as "training", why a slot can be padding there, or None if none can.
       may_idle: whether a head may have no live slot in a step.
       watched: whether training reports which heads became NaN or infinite.
+      masks_statistics: whether batch statistics leave out padding in training. This follows from settings, not from
+        the lengths of slices: with and without a mask bits differ, and those of a head must not depend on the others.
       lowering: in which forms the operations of the user's functions are computed.
       logged: what each stage logs, by stage and name; filled while the stage is traced.
     """
@@ -60,6 +63,7 @@ class HeadProgram:
     padding: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     may_idle: bool = False
     watched: bool = False
+    masks_statistics: bool = False
     lowering: Lowering = Lowering()
     logged: dict[str, dict[str, Logged]] = dataclasses.field(default_factory=dict)
 
@@ -178,8 +182,10 @@ class HeadProgram:
     ) -> tuple[TrainingHead, dict[str, Any]]:
         """Runs the module's `update` on the single batch; returns the head after it and what it logs."""
         batch, ctx = self._batch(given._replace(rows=given.rows[0], mask=given.mask[0]), train=True)
-        one = self._training_head(head, given.inputs, optimizer)
-        done = one.tools.module.update(one, batch, ctx)
+        slots = self._slots("training", ctx.mask)
+        one = self._training_head(head, given.inputs, optimizer, slots)
+        with masked_linen(slots, train=True):
+            done = one.tools.module.update(one, batch, ctx)
         if has_own_update(self.module):
             done = finish_update(done, one, f"{type(self.module).__name__}.update")
         return done, self._read_logs(one.tools.recorder, ctx.mask)
@@ -198,14 +204,17 @@ class HeadProgram:
         def prepare(trainable: Any, state: Any, number: Any, rows: Any, mask: Any) -> Any:
             key = jax.random.fold_in(given.key, number)
             batch, ctx = self._batch(given._replace(key=key, rows=rows, mask=mask), train=True)
-            one = self._training_head(head._replace(trainable=trainable, state=state), given.inputs, optimizer)
-            return one, (one.tools.module.training_step, batch, ctx)
+            slots = self._slots("training", mask)
+            head_now = head._replace(trainable=trainable, state=state)
+            one = self._training_head(head_now, given.inputs, optimizer, slots)
+            return one, (one.tools.module.training_step, batch, ctx), masked_linen(slots, train=True)
 
         def micro(carry: Any, xs: Any) -> Any:
             state, total = carry
             *which, weight = xs
-            one, of = prepare(head.trainable, state, *which)
-            loss, gradients, moved = one.gradient(*of)
+            one, of, masked = prepare(head.trainable, state, *which)
+            with masked:
+                loss, gradients, moved = one.gradient(*of)
             logs = self._read_logs(one.tools.recorder, which[-1])
             total = jax.tree.map(
                 lambda t, g: t + jnp.where(weight > 0, g * weight, 0).astype(t.dtype), total, gradients
@@ -223,8 +232,9 @@ class HeadProgram:
         def value_fn(trainable: Any) -> jax.Array:
             def micro(state: Any, xs: Any) -> Any:
                 *which, weight = xs
-                one, of = prepare(trainable, state, *which)
-                loss, moved = one.evaluate(*of)
+                one, of, masked = prepare(trainable, state, *which)
+                with masked:
+                    loss, moved = one.evaluate(*of)
                 return select(weight > 0, moved.state, state), loss
 
             return mean(jax.lax.scan(micro, head.state, xs)[1])
@@ -233,14 +243,16 @@ class HeadProgram:
         loss = mean(losses)
         return one.replace(loss=loss).apply(gradients, value=loss, value_fn=value_fn), logs
 
-    def _training_head(self, head: HeadsState, inputs: HeadInputs, optimizer: Callable[[], Any]) -> TrainingHead:
+    def _training_head(
+        self, head: HeadsState, inputs: HeadInputs, optimizer: Callable[[], Any], slots: Slots | None = None
+    ) -> TrainingHead:
         """Makes the head that an update receives."""
         bound, recorder = bind(self.module, inputs.per_head, "training")
         tools = Tools(
             module=bound,
             recorder=recorder,
             structure=self._structure,
-            model=lambda trainable, state: self._model(trainable, state, train=True),
+            model=lambda trainable, state: self._model(trainable, state, True, slots),
             optimizer=optimizer,
             update_with=functools.partial(update_with, self.module),
             clip=self._clip,
@@ -250,14 +262,14 @@ class HeadProgram:
         return start_update(head.trainable, head.state, head.opt_state, tools, has_own_update(self.module))
 
     def logged_by_update(self, head: Any, given: StepInput) -> dict[str, Any]:
-        """Returns what the module's own `update` logs, as accumulators by name; arguments as in `evaluate`."""
+        """Returns what the module's own `update` logs, by name; arguments as in `logs`."""
         trainable, state = head
         # The accumulators are not known yet, so this is an update without callbacks and without an epoch.
         optimizer = functools.partial(self._optimizer, given.inputs, given.key)
         opt_state = optimizer().init(trainable)
         fresh = HeadsState(trainable, state, opt_state, callbacks={}, epoch={}, live=jnp.array(True))
-        _, logs = self._update_once(fresh, given._replace(rows=given.rows[None], mask=given.mask[None]), optimizer)
-        return {name: accumulator_of(value, given.mask) for name, value in logs.items()}
+        slots = given._replace(rows=given.rows[None], mask=given.mask[None])
+        return self._update_once(fresh, slots, optimizer)[1]
 
     # ---- evaluation
 
@@ -276,8 +288,16 @@ class HeadProgram:
             found = self._call(key, "evaluation_parameters", found, head.callbacks[key])
         return select(jnp.array(True), check_same_form(found, head.trainable, "evaluation_parameters"), head.trainable)
 
-    def evaluate(self, stage: str, head: Any, given: StepInput, train: bool = False) -> dict[str, Any]:
-        """Runs a step for one batch, and returns what it logs as accumulators by name.
+    def evaluate(self, stage: str, head: Any, given: StepInput) -> dict[str, Any]:
+        """Runs a step for one batch, and returns what it logs by name: accumulators, and `WholeSet` values as they are.
+
+        Arguments are those of `logs`.
+        """
+        logs = self.logs(stage, head, given)
+        return {name: value if is_whole(value) else accumulator_of(value, given.mask) for name, value in logs.items()}
+
+    def logs(self, stage: str, head: Any, given: StepInput, train: bool = False) -> dict[str, Any]:
+        """Runs a step for one batch, and returns what it logs by name: scalars and metrics.
 
         Args:
           stage: "training", "validation" or "test".
@@ -287,14 +307,16 @@ class HeadProgram:
         """
         batch, ctx = self._batch(given, train)
         # Without derivatives, so the whole step can be lowered at once.
-        logs = lower(lambda: self._logs_of_step(stage, head, given.inputs, batch, ctx), self.lowering)()
-        return {name: accumulator_of(value, given.mask) for name, value in logs.items()}
+        logs: dict[str, Any] = lower(lambda: self._logs_of_step(stage, head, given.inputs, batch, ctx), self.lowering)()
+        return logs
 
     def _logs_of_step(self, stage: str, head: Any, inputs: HeadInputs, batch: Any, ctx: Context) -> dict[str, Any]:
         trainable, state = head
-        model = self._model(trainable, state, train=ctx.train)
+        slots = self._slots(stage, ctx.mask)
+        model = self._model(trainable, state, ctx.train, slots)
         bound, recorder = bind(self.module, inputs.per_head, stage)
-        output = getattr(bound, f"{stage}_step")(model, batch, ctx)
+        with masked_linen(slots, ctx.train):
+            output = getattr(bound, f"{stage}_step")(model, batch, ctx)
         loss = read_loss(output, f"{stage}_step", ctx.mask, self.padding.get(stage), optional=stage != "training")
         name = _LOSS_NAMES[stage]
         if loss is not None and name not in recorder.logged:
@@ -304,10 +326,17 @@ class HeadProgram:
 
     def predict(self, head: Any, given: StepInput) -> Any:
         """Predicts one batch with `predict_step`; arguments as in `evaluate`."""
-        model = self._model(head[0], head[1], train=False)
         bound, _ = bind(self.module, given.inputs.per_head, "predict")
         batch, ctx = self._batch(given, train=False)
-        return lower(lambda: bound.predict_step(model, batch, ctx), self.lowering)()
+
+        def run() -> Any:
+            slots = self._slots("predict", ctx.mask)
+            # Merged in here: Flax lets a model change its state only in the trace that it was made in.
+            model = self._model(head[0], head[1], False, slots)
+            with masked_linen(slots, train=False):
+                return bound.predict_step(model, batch, ctx)
+
+        return lower(run, self.lowering)()
 
     def eval_key(self, inputs: HeadInputs, base_key: jax.Array, batch: Any) -> jax.Array:
         """Returns the key of the head for a batch of an evaluation, by the number of the batch."""
@@ -321,12 +350,20 @@ class HeadProgram:
         assert self.structure is not None
         return self.structure
 
-    def _model(self, trainable: Any, state: Any, train: bool) -> Any:
+    def _slots(self, stage: str, mask: jax.Array) -> Slots | None:
+        """Returns the live slots for batch statistics; None if they need not be masked."""
+        padding = self.padding.get(stage)
+        is_masked = self.masks_statistics if stage == "training" else padding is not None
+        return Slots(mask, padding) if is_masked else None
+
+    def _model(self, trainable: Any, state: Any, train: bool, slots: Slots | None) -> Any:
         """Builds the ordinary model, in the precision that it computes in."""
         # bf16-mixed stores and updates float32 parameters; only the model computes with rounded ones.
         compute = jnp.bfloat16 if self.precision == "bf16-mixed" else None
         model = self._structure.merge(_cast(trainable, compute), state)
         self._structure.set_mode(model, train)
+        if slots is not None:
+            self._structure.mask_statistics(model, slots)
         return model
 
     def _batch(self, given: StepInput, train: bool) -> tuple[Any, Context]:

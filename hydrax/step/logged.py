@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,12 +17,50 @@ from hydrax.errors import ModuleError
 
 @dataclasses.dataclass(frozen=True)
 class Logged:
-    """One logged value (a scalar, `[B]` values, or a `clu.metrics.Metric`) and where it is reported."""
+    """One logged value (a scalar, `[B]` values, a `clu.metrics.Metric` or a `WholeSet`) and where it is reported.
+
+    `per_slot` tells whether it was `[B]` values, so that Hydrax leaves out the padding.
+    """
 
     value: Any
     prog_bar: bool
     on_step: bool
     on_epoch: bool
+    per_slot: bool = False
+
+
+@jax.tree_util.register_pytree_node_class
+class WholeSet:
+    """A metric that is no mean over batches, such as F1 or AUC: computed on the host from all rows of a set.
+
+    Log it in `validation_step` or `test_step`. Hydrax gathers the arrays over the set, leaves out padding, and calls
+    the function once for each head. The result is a metric like any other: it can be monitored.
+
+        self.log("val_f1", hx.WholeSet(sklearn.metrics.f1_score, batch["label"], logits.argmax(-1)))
+
+    A head without rows, or with a NaN or infinity in one of its arrays, has NaN.
+
+    Args:
+      function: a function of NumPy arrays `[rows, ...]` that returns a number.
+      arrays: its arguments for one batch, `[B, ...]` each, one entry for each slot.
+    """
+
+    def __init__(self, function: Callable[..., Any], *arrays: Any) -> None:
+        self.function, self.arrays = function, arrays
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], Callable[..., Any]]:
+        """Splits the metric into arrays and function, for JAX, to which it is a pytree."""
+        return self.arrays, self.function
+
+    @classmethod
+    def tree_unflatten(cls, function: Callable[..., Any], arrays: tuple[Any, ...]) -> WholeSet:
+        """Rebuilds the metric from what `tree_flatten` returned, for JAX.
+
+        Args:
+          function: the function.
+          arrays: the arrays.
+        """
+        return cls(function, *arrays)
 
 
 class Recorder:
@@ -40,7 +79,15 @@ class Recorder:
         # of it; comparing traces finds that at the call, with the user's line on the stack.
         self._trace = get_opaque_trace_state(convention="flax")
 
-    def add(self, name: str, value: Any, prog_bar: bool, on_step: bool | None, on_epoch: bool | None) -> None:
+    def add(
+        self,
+        name: str,
+        value: Any,
+        prog_bar: bool,
+        on_step: bool | None,
+        on_epoch: bool | None,
+        per_slot: bool | None = None,
+    ) -> None:
         if not isinstance(name, str) or not name:
             raise ModuleError(
                 f"A logged value has no name: self.log in {self.where}. Got {name!r}, expected a string such as "
@@ -64,6 +111,7 @@ class Recorder:
             prog_bar=bool(prog_bar),
             on_step=train if on_step is None else bool(on_step),
             on_epoch=(not train) if on_epoch is None else bool(on_epoch),
+            per_slot=(getattr(value, "ndim", 0) == 1 or is_whole(value)) if per_slot is None else per_slot,
         )
 
 
@@ -77,7 +125,8 @@ class Mean(NamedTuple):
         return Mean(self.total + other.total, self.weight + other.weight)
 
     def compute(self) -> jax.Array:
-        return self.total / self.weight
+        # Of nothing it is 0, which the host replaces by NaN: 0 / 0 on the device would end a run with jax_debug_nans.
+        return self.total / jnp.maximum(self.weight, 1)
 
 
 def accumulator_of(value: Any, mask: jax.Array) -> Any:
@@ -103,6 +152,11 @@ def masked_mean(value: jax.Array, mask: jax.Array) -> jax.Array:
         return value
     # `where`, not a product: a NaN in a padding slot times 0 would still be NaN.
     return jnp.where(mask, value, 0).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a logged value is a metric over a whole set, which the host computes."""
+    return isinstance(value, WholeSet)
 
 
 def is_metric(value: Any) -> bool:

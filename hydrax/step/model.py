@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hydrax.errors import ModuleError
+from hydrax.step.statistics import Slots, mask_nnx, unmaskable_in_nnx
 from hydrax.trees import dotted
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Structure(Protocol):
     Attributes:
       has_batch_statistics: whether the model is known to compute statistics over the rows of a batch.
       must_return: whether the model has state that changes only if a training step returns the model.
+      unmaskable: the name of a layer whose statistics cannot leave out padding, or None.
     """
 
     @property
@@ -35,6 +37,9 @@ class Structure(Protocol):
 
     @property
     def must_return(self) -> bool: ...
+
+    @property
+    def unmaskable(self) -> str | None: ...
 
     def merge(self, trainable: Any, state: Any) -> Any:
         """Builds the ordinary model from these arrays."""
@@ -47,6 +52,9 @@ class Structure(Protocol):
 
     def set_mode(self, model: Any, train: bool) -> None:
         """Switches dropout, batch statistics and the like to training or evaluation, if the model has such a switch."""
+
+    def mask_statistics(self, model: Any, slots: Slots) -> None:
+        """Makes batch statistics leave out padding, in a model that was merged for this trace, if it computes any."""
 
 
 class Parts(NamedTuple):
@@ -92,7 +100,8 @@ def split(model: Any, is_trained: IsTrained | None = None) -> Parts:
         graphdef, trained, _, rest = nnx.split(model, trainable, nnx.Intermediate, ...)
         statistics = bool(nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)))
         # Pure dicts: merging nnx States of Variables under `grad` raises TraceContextError (flax#5050).
-        return Parts(nnx.to_pure_dict(trained), nnx.to_pure_dict(rest), NnxStructure(graphdef, statistics, frozen))
+        nnx_structure = NnxStructure(graphdef, statistics, unmaskable_in_nnx(model), frozen)
+        return Parts(nnx.to_pure_dict(trained), nnx.to_pure_dict(rest), nnx_structure)
     if isinstance(model, Mapping) and "params" in model:
         others = {name: value for name, value in model.items() if name != "params"}
         split_params = _split_pytree(model["params"], is_trained)
@@ -142,6 +151,7 @@ class NnxStructure:
 
     graphdef: Any
     has_batch_statistics: bool
+    unmaskable: str | None
     frozen: frozenset[Any] = frozenset()
     must_return = False  # a step changes it in place
 
@@ -169,6 +179,10 @@ class NnxStructure:
         else:
             model.eval()
 
+    def mask_statistics(self, model: nnx.Module, slots: Slots) -> None:
+        # This, too, changes the graphdef.
+        mask_nnx(model, slots)
+
 
 @dataclasses.dataclass(frozen=True)
 class LinenStructure:
@@ -181,6 +195,7 @@ class LinenStructure:
     has_batch_statistics: bool
     params: Structure | None = None
     layers: tuple[str, ...] = ()
+    unmaskable = None  # found out when it is applied
 
     @property
     def must_return(self) -> bool:
@@ -202,6 +217,9 @@ class LinenStructure:
     def set_mode(self, model: Any, train: bool) -> None:
         """Does nothing: Linen modules take the mode as an argument of `apply`, and the step has `ctx.train`."""
 
+    def mask_statistics(self, model: Any, slots: Slots) -> None:
+        """Does nothing: `masked_linen` gives modules the mask when they are applied."""
+
 
 @dataclasses.dataclass(frozen=True)
 class PytreeStructure:
@@ -213,6 +231,11 @@ class PytreeStructure:
     # A pytree without layers of Equinox says neither.
     has_batch_statistics: bool = False
     must_return: bool = False
+
+    @property
+    def unmaskable(self) -> str | None:
+        # It averages over a named axis, without a mask.
+        return "eqx.nn.BatchNorm" if self.has_batch_statistics else None
 
     def pick(self, leaves: list[Any], kind: str) -> Any:
         """Keeps the leaves of one kind, with None elsewhere, so that optimiser masks see the model's own paths."""
@@ -257,6 +280,9 @@ class PytreeStructure:
 
     def set_mode(self, model: Any, train: bool) -> None:
         """Does nothing: a plain pytree has no switch, and the step has `ctx.train`."""
+
+    def mask_statistics(self, model: Any, slots: Slots) -> None:
+        """Does nothing: batch norms of pytrees take no mask."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

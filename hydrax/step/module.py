@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import optax
 
 _Module = TypeVar("_Module", bound="HeadModule")
+_INPUTS = ("x", "input", "inputs", "image", "images", "features", "tokens")
 
 
 class HeadModule:
@@ -137,14 +138,20 @@ class HeadModule:
         raise _missing(self, "test_step(self, model, batch, ctx)", "return one loss for each slot, [B]")
 
     def predict_step(self, model: Any, batch: Any, ctx: Context) -> Any:
-        """Predicts for one batch with one head; by default it calls the model on the whole batch.
+        """Predicts for one batch with one head; by default it calls the model on the inputs.
+
+        Of a dict or named tuple the inputs are its only column, or else the column named x, input, inputs, image,
+        images, features or tokens; of another tuple or list they are the first entry. Anything else is passed whole.
 
         Arguments are those of `training_step`.
 
         Returns:
           Any pytree of arrays `[B, ...]`, one entry for each slot.
+
+        Raises:
+          ModuleError: no column of a dict, or more than one, has such a name.
         """
-        return model(batch)
+        return model(_inputs(self, batch))
 
     @property
     def hparams(self) -> Hyperparameters:
@@ -227,9 +234,36 @@ def bind(module: _Module, values: Mapping[str, Any], stage: str) -> tuple[_Modul
     return bound, recorder
 
 
+def of_heads(module: _Module, heads: Any) -> _Module:
+    """Returns a copy of the module whose `PerHead` values are those of some heads, given by a list, slice or mask."""
+    chosen = copy.copy(module)
+    own = {name: value[heads] for name, value in vars(module).items() if isinstance(value, PerHead)}
+    vars(chosen).update(own, _hparams=module.hparams.of_heads(heads))
+    return chosen
+
+
 def set_frozen(module: HeadModule, frozen: bool) -> None:
     """Freezes or unfreezes the user's module itself, around a run."""
     vars(module)["_frozen"] = frozen
+
+
+def _inputs(module: HeadModule, batch: Any) -> Any:
+    """Returns the columns of a batch that the default `predict_step` calls the model on."""
+    if hasattr(batch, "_asdict"):
+        batch = batch._asdict()
+    if isinstance(batch, tuple | list) and batch:
+        return batch[0]
+    if not isinstance(batch, Mapping):
+        return batch
+    names = list(batch) if len(batch) == 1 else [name for name in batch if name in _INPUTS]
+    if len(names) == 1:
+        return batch[names[0]]
+    columns = ", ".join(map(str, batch))
+    raise ModuleError(
+        f"The inputs of the model are unknown: {type(module).__name__}.predict_step. Got columns {columns}, expected a "
+        f"single one, or one with a name among {', '.join(_INPUTS)}. Fix: define predict_step(self, model, batch, ctx) "
+        f"with `return model(batch[{next(iter(batch), 'x')!r}])`."
+    )
 
 
 def _missing(module: HeadModule, signature: str, example: str) -> ModuleError:

@@ -16,7 +16,7 @@ from hydrax.step.dependence import dependent
 from hydrax.step.explain import explained
 from hydrax.step.head_program import HeadProgram
 from hydrax.step.hparams import Hyperparameters
-from hydrax.step.logged import empty_accumulator
+from hydrax.step.logged import accumulator_of, empty_accumulator, is_metric, is_whole
 from hydrax.step.model import Structure
 from hydrax.step.module import HeadModule, bind, has_own_update
 from hydrax.step.optimizer import configure, update_with
@@ -118,7 +118,7 @@ class Preflight:
         return "update" if has_own_update(self.program.module) else "training_step"
 
     def evaluation(self, stage: str, data: Any, batch_size: int, train: bool = False) -> dict[str, Any]:
-        """Traces the step of a stage, and returns empty accumulators for what it logs, by name.
+        """Traces the step of a stage, and returns empty accumulators for what it logs, by name; a `WholeSet` in shapes.
 
         Args:
           stage: "training", "validation" or "test".
@@ -128,15 +128,60 @@ class Preflight:
         """
         shapes = _shapes(data)
 
+        # Otherwise everything behind a batch norm would seem to be computed with regard to the mask.
+        program = dataclasses.replace(self.program, masks_statistics=False)
+
         def run(head: Any, given: StepInput) -> Any:
-            if train and has_own_update(self.program.module):
-                return self.program.logged_by_update(head, given)
-            return self.program.evaluate(stage, head, given, train)
+            if train and has_own_update(program.module):
+                return program.logged_by_update(head, given)
+            return program.logs(stage, head, given, train)
 
         method = self._training_method if train else f"{stage}_step"
         with explained(self.program.module, method, _one_head_view(shapes, batch_size)):
-            found = jax.eval_shape(run, self.parts, self._given(shapes, batch_size))
-        return {name: empty_accumulator(accumulator) for name, accumulator in found.items()}
+            args = self.parts, self._given(shapes, batch_size)
+            traced, logs = jax.make_jaxpr(run, return_shape=True)(*args)
+        if padding := self.program.padding.get(stage):
+            self._refuse_counted_padding(stage, method, padding, (traced, args, logs))
+        # What the host computes keeps its shapes, `[B, ...]`.
+        return {
+            name: value if is_whole(value) else empty_accumulator(jax.eval_shape(accumulator_of, value, args[1].mask))
+            for name, value in logs.items()
+        }
+
+    def _refuse_counted_padding(self, stage: str, method: str, padding: str, traced: Any) -> None:
+        """Refuses a logged value that is computed from the rows of a batch without regard to its padding.
+
+        Args:
+          stage: "training", "validation" or "test".
+          method: name of the traced method.
+          padding: why a slot can be padding.
+          traced: the jaxpr of the method, its arguments, and what it logs by name, in shapes.
+        """
+        jaxpr, args, logs = traced
+        blank, given = jax.tree.map(lambda _: False, args)
+
+        def uses(**marked: Any) -> dict[str, bool]:
+            found = dependent(jaxpr, (blank, given._replace(**marked)), logs)
+            return {name: any(jax.tree.leaves(one)) for name, one in found.items()}
+
+        of_rows = uses(rows=True, data=jax.tree.map(lambda _: True, given.data))
+        of_mask = uses(mask=True)
+        for name, entry in self.program.logged[stage].items():
+            metric = is_metric(logs[name])
+            # A metric is made with the mask; an update logs losses and gradients whose padding its head has left out.
+            if entry.per_slot or not of_rows[name] or ((metric or method == "update") and of_mask[name]):
+                continue
+            where = f"self.log({name!r}) in {method}"
+            if metric:
+                raise ModuleError(
+                    f"A logged metric would count padding: {where}. Got one made without ctx.mask, expected one that "
+                    f"leaves slots out, since {padding}. Fix: pass mask=ctx.mask where you make the metric."
+                )
+            raise ModuleError(
+                f"A logged scalar would count padding: {where}. Got a scalar, expected one value for each slot, since "
+                f"{padding}. Fix: log the values [B] and let Hydrax average, or average with ctx.mask yourself and log "
+                "jnp.broadcast_to(value, ctx.mask.shape)."
+            )
 
     def prediction(self, data: Any, batch_size: int) -> Any:
         """Traces `predict_step`, whose output must have the slots as its leading axis; returns its shapes."""

@@ -145,7 +145,7 @@ class TrainingHead:
             return loss, gradients, self.replace(state=state)
         for n, value in logs.items():
             entry = entries[n]
-            tools.recorder.add(n, value, entry.prog_bar, entry.on_step, entry.on_epoch)
+            tools.recorder.add(n, value, entry.prog_bar, entry.on_step, entry.on_epoch, entry.per_slot)
         return loss, gradients, self.replace(state=state, loss=loss)
 
     def evaluate(self, loss_function: Callable[..., Any], batch: Any, ctx: Context) -> tuple[jax.Array, TrainingHead]:

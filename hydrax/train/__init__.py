@@ -10,6 +10,7 @@ Files, in reading order:
   run_view.py    `RunView`: what callbacks and users read of a run
   lifecycle.py   setup and teardown around a stage
   evaluation.py  runs a validation, test or predict set
+  whole_sets.py  metrics that the host computes from all rows of a set
   sampling.py    how the heads walk their slices
   resume.py      what a run writes to a checkpoint and reads back
   settings.py    the Trainer's arguments, checked

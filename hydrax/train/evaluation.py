@@ -36,14 +36,16 @@ from hydrax.engine import (
 )
 from hydrax.errors import ArgumentError, DataError
 from hydrax.results import Heads
-from hydrax.step import HeadProgram, PerHead, Preflight, per_head_values
+from hydrax.step import HeadProgram, PerHead, Preflight, is_whole, per_head_values
 from hydrax.train.module import HydraModule
 from hydrax.train.settings import Settings
-from hydrax.trees import named_leaves
+from hydrax.train.whole_sets import scores
+from hydrax.trees import named_leaves, tree_bytes
 
 _STEPS = {"val": "validation", "test": "test", "predict": "predict", "held_out": "predict"}
 _MAX_BATCHES = 256  # The most batches of one dispatch, so that their rows and masks stay small.
 _MAX_BATCHES_PER_HEAD = 8  # The same if each head has its own rows.
+_GATHERED_BYTES = 2**26  # Most that a dispatch leaves on the device for metrics that the host computes.
 _NAMED = 3  # Heads that a line of the table names at each end.
 
 
@@ -54,13 +56,17 @@ class Evaluation:
     Attributes:
       source: the checked rows of the data module.
       num_batches: batches to run, after the limit.
-      empty: empty accumulators of one head.
+      empty: empty accumulators of one head, by name.
+      whole: metrics that the host computes from all rows, by name, with the shapes of one batch of one head.
+      suffix: what follows the names of metrics: "/" and the name of the set if there are several.
       feed: gives the program its rows, once `open` was called.
     """
 
     source: EvaluationSet
     num_batches: int
     empty: dict[str, Any] = dataclasses.field(default_factory=dict)
+    whole: dict[str, Any] = dataclasses.field(default_factory=dict)
+    suffix: str = ""
     feed: Feed | None = None
 
     @property
@@ -70,11 +76,31 @@ class Evaluation:
 
     @property
     def padding(self) -> str | None:
-        """Why a slot of the last batch is padding, or None."""
-        # Rows come in order, so if any batch has padding, the last one has.
-        live = np.asarray(self.source.index[self.num_batches - 1]["mask"])
-        least = live.sum(axis=-1).min()
-        return None if live.all() else f"the last {self.source.stage} batch has {least} rows for {live.shape[-1]} slots"
+        """Why a slot of a batch is padding, or None."""
+        # Rows come in order, so if any batch has padding, the last one has; a user's own batches may differ.
+        last = self.num_batches - 1
+        for number in range(self.num_batches) if self.source.has_own_index else [last]:
+            live = np.asarray(self.source.index[number]["mask"])
+            if not live.all():
+                which = (
+                    f"the last {self.source.stage} batch" if number == last else f"{self.source.stage} batch {number}"
+                )
+                return f"{which} has {live.sum(axis=-1).min()} rows for {live.shape[-1]} slots"
+        return None
+
+    def traced(self, flight: Preflight) -> Evaluation:
+        """Returns the same evaluation with what its step logs, after tracing it."""
+        found = flight.evaluation(_STEPS[self.source.stage], self.data.shapes, self.source.batch_size)
+        whole = {name: value for name, value in found.items() if is_whole(value)}
+        empty = {name: value for name, value in found.items() if name not in whole}
+        return dataclasses.replace(self, empty=empty, whole=whole)
+
+    def heads_with_rows(self, num_heads: int) -> np.ndarray:
+        """Tells which heads have a row in the set, bool[H]."""
+        # Rows come in order, so a head without one in the first batch has none.
+        count = self.num_batches if self.source.has_own_index else 1
+        live = [np.asarray(self.source.index[number]["mask"]).any(axis=-1) for number in range(count)]
+        return np.broadcast_to(np.any(live, axis=0), num_heads)
 
     def open(self, layout: Layout, ids: np.ndarray) -> Evaluation:
         """Returns the same evaluation with its rows on the device, or with a feed that will send them there.
@@ -84,7 +110,7 @@ class Evaluation:
           ids: int32[H], names of the heads for errors.
         """
         rows = self.source.batch_size * (len(ids) if self.source.per_head else 1)
-        size = self._max_batches(rows)
+        size = self._max_batches(len(ids))
 
         def batches(places: np.ndarray) -> GrainBatches:
             places_of_own = places if self.source.per_head else None
@@ -114,13 +140,21 @@ class Evaluation:
           check: called before each dispatch; an error that it raises ends the evaluation.
           limit: the most batches to run; None runs all.
         """
-        if not self.empty:
+        if not self.empty and not self.whole:
             return {}  # the step logs nothing and returns None
-        accumulators = engine.broadcast(self.empty)
+        accumulators, gathered = engine.broadcast(self.empty), []
         for first, count, rows in self._walk(engine.num_heads, limit):
             check()  # between dispatches: one that runs cannot be interrupted
-            accumulators = engine.evaluate(_STEPS[self.source.stage], accumulators, heads, rows, step, first, count)
-        return engine.compute(accumulators)
+            accumulators, values = engine.evaluate(
+                _STEPS[self.source.stage], accumulators, heads, rows, step, first, count
+            )
+            if self.whole and limit is None:
+                masks = [np.asarray(self.source.index[first + number]["mask"]) for number in range(count)]
+                gathered.append((engine.read_batches(values, count), np.stack(masks)))
+        found = engine.compute(accumulators) if self.empty else {}
+        if gathered:
+            found |= scores(self.whole, gathered, engine.runs(), engine.ids)
+        return {name + self.suffix: value for name, value in found.items()}
 
     def predict(self, engine: Engine, heads: Blocks, step: int) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
         """Predicts with all heads, batch by batch.
@@ -143,28 +177,88 @@ class Evaluation:
     def _walk(self, num_heads: int, limit: int | None = None) -> Iterator[tuple[int, int, SuperstepRows]]:
         """Yields, for each dispatch, its first batch, its number of batches, and its rows."""
         assert self.feed is not None
-        size = self._max_batches(self.source.batch_size * (num_heads if self.source.per_head else 1))
+        size = self._max_batches(num_heads)
         end = self.num_batches if limit is None else min(limit, self.num_batches)
-        counts = [min(size, end - first) for first in range(0, end, size)]
-        for number, count in enumerate(counts):
-            rows = self.feed.superstep(number * size, [1] * count)
+        # A shorter last batch is a dispatch of its own, since slots are a shape of the program.
+        last = np.asarray(self.source.index[end - 1]["mask"])
+        full = end - (last.shape[-1] < self.source.batch_size)
+        firsts = [*range(0, full, size), *range(full, end)]
+        counts = np.diff([*firsts, end]).tolist()
+        for number, (first, count) in enumerate(zip(firsts, counts, strict=True)):
+            rows = self.feed.superstep(first, [1] * count)
             # The next rows are read while the device works on these.
             if number + 1 < len(counts):
-                self.feed.prefetch((number + 1) * size, [1] * counts[number + 1])
-            yield number * size, count, rows
+                self.feed.prefetch(firsts[number + 1], [1] * counts[number + 1])
+            yield first, count, rows
 
-    def _max_batches(self, rows: int) -> int:
-        """Returns the batches of one dispatch, if each has this many rows."""
+    def _max_batches(self, num_heads: int) -> int:
+        """Returns the most batches of one dispatch."""
         if self.source.stage in ("predict", "held_out"):
             return 1  # each batch of predictions leaves the device at once; more of them would only take memory
         most = min(self.num_batches, _MAX_BATCHES_PER_HEAD if self.source.per_head else _MAX_BATCHES)
+        rows = self.source.batch_size * (num_heads if self.source.per_head else 1)
         row_bytes = self.data.fetched_row_bytes
-        return most if row_bytes is None else max(1, min(most, FETCH_BYTES // (rows * row_bytes)))
+        most = most if row_bytes is None else min(most, FETCH_BYTES // (rows * row_bytes))
+        gathered = num_heads * tree_bytes(self.whole)
+        return max(1, most if not gathered else min(most, _GATHERED_BYTES // gathered))
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluations:
+    """The sets of a stage: one without a name, or several of which each adds its name to those of its metrics."""
+
+    sets: tuple[Evaluation, ...]
+
+    @property
+    def padding(self) -> str | None:
+        """Why a slot of a batch is padding, or None."""
+        return next(filter(None, (one.padding for one in self.sets)), None)
+
+    def traced(self, flight: Preflight) -> Evaluations:
+        """As for one set."""
+        return Evaluations(tuple(one.traced(flight) for one in self.sets))
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """What follows the names of metrics, for each set."""
+        return tuple(one.suffix for one in self.sets)
+
+    def heads_with_rows(self, num_heads: int) -> np.ndarray:
+        """Tells which heads have a row in one of the sets, bool[H]."""
+        found: np.ndarray = np.any([one.heads_with_rows(num_heads) for one in self.sets], axis=0)
+        return found
+
+    def open(self, layout: Layout, ids: np.ndarray) -> Evaluations:
+        """As for one set."""
+        return Evaluations(tuple(one.open(layout, ids) for one in self.sets))
+
+    def set_layout(self, layout: Layout) -> None:
+        """As for one set."""
+        for one in self.sets:
+            one.set_layout(layout)
+
+    def run(self, *args: Any, **how: Any) -> dict[str, np.ndarray]:
+        """Returns what all heads log over all sets, float[H] by name; arguments as for one set."""
+        found: dict[str, np.ndarray] = {}
+        for one in self.sets:
+            found |= one.run(*args, **how)
+        return found
+
+    def close_feeds(self) -> None:
+        """Ends what gives the program its rows; what reads them stays open."""
+        for one in self.sets:
+            if one.feed is not None:
+                one.feed.close()
+
+    def close(self) -> None:
+        """As for one set."""
+        for one in self.sets:
+            one.close()
 
 
 def find_validation(
     settings: Settings, module: HydraModule, datamodule: DataModule, num_heads: int
-) -> Evaluation | None:
+) -> Evaluations | None:
     """Finds the validation of a fit; None if the module has no `validation_step` or the data module no rows for it."""
     if type(module).validation_step is HydraModule.validation_step:
         return None
@@ -178,15 +272,21 @@ def _find(
     num_heads: int,
     ids: np.ndarray | None = None,
     fitted: np.ndarray | None = None,
-) -> Evaluation | None:
+) -> Evaluations | None:
     """Returns the checked rows of a stage, limited as the user asked, or None; arguments as `stage_evaluation`."""
     if stage == "val" and settings.limit_val_batches == 0:
         return None
-    rows = stage_evaluation(datamodule, stage, num_heads, wide=settings.precision == "64-true", ids=ids, fitted=fitted)
-    if rows is None:
-        return None
+    sets = stage_evaluation(datamodule, stage, num_heads, wide=settings.precision == "64-true", ids=ids, fitted=fitted)
     # Held-out predictions promise every row, so limits do not apply.
-    return Evaluation(rows, len(rows.index) if stage == "held_out" else settings.limit(stage, len(rows.index)))
+    found = tuple(
+        Evaluation(
+            rows,
+            len(rows.index) if stage == "held_out" else settings.limit(stage, len(rows.index)),
+            suffix=f"/{name}" if name else "",
+        )
+        for name, rows in sets.items()
+    )
+    return Evaluations(found) if found else None
 
 
 def assemble_evaluation(
@@ -197,7 +297,7 @@ def assemble_evaluation(
     heads: Heads,
     fitted: np.ndarray | None = None,
     choice: Choice = NO_CHOICE,
-) -> tuple[Engine, Evaluation, Any]:
+) -> tuple[Engine, Evaluations, Any]:
     """Checks everything that an evaluation needs, traces the user's step, and only then touches the device.
 
     Args:
@@ -227,10 +327,10 @@ def assemble_evaluation(
         flight = Preflight.of_model(program, inputs)
         _check_heads(heads, flight.parts)
         if _STEPS[stage] == "predict":
-            flight.prediction(evaluation.data.shapes, evaluation.source.batch_size)
+            [one] = evaluation.sets
+            flight.prediction(one.data.shapes, one.source.batch_size)
         else:
-            empty = flight.evaluation(_STEPS[stage], evaluation.data.shapes, evaluation.source.batch_size)
-            evaluation = dataclasses.replace(evaluation, empty=empty)
+            evaluation = evaluation.traced(flight)
         devices = find_devices(settings.devices)
         # One slot: the number of steps in a dispatch, which slots bound, plays no part here.
         how = {"num_heads": len(heads), "slots": 1, "backend": devices[0].platform, "devices": len(devices)}
@@ -281,7 +381,8 @@ def table(metrics: Mapping[str, np.ndarray], ids: np.ndarray) -> str:
         ranked = finite[np.argsort(value[finite], kind="stable")]
         lowest, highest = (", ".join(map(str, ids[places[:_NAMED]])) for places in (ranked, ranked[::-1]))
         lost = [f"not finite: {_some(ids[~np.isfinite(value)])}"] if finite.size < value.size else []
-        spread = f"{value.mean():>10.4g}{value.std():>10.4g}{value.min():>10.4g}{value.max():>10.4g}"
+        known = value[finite] if finite.size else np.full(1, np.nan)
+        spread = f"{known.mean():>10.4g}{known.std():>10.4g}{known.min():>10.4g}{known.max():>10.4g}"
         lines.append(f"{name:<24}{spread}   {lowest:<20}{highest:<20}{''.join(lost)}".rstrip())
     return "\n".join(lines)
 

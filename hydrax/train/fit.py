@@ -50,9 +50,10 @@ from hydrax.step import (
     TrainingShapes,
     has_own_update,
     has_second_tier,
+    padding_counted,
     per_head_values,
 )
-from hydrax.train.evaluation import Evaluation, find_validation
+from hydrax.train.evaluation import Evaluations, find_validation
 from hydrax.train.module import HydraModule
 from hydrax.train.sampling import Sampling, open_sampling
 from hydrax.train.settings import Settings
@@ -83,7 +84,7 @@ class FitSpec:
     flight: Preflight
     inputs: HeadInputs
     sampling: Sampling
-    validation: Evaluation | None
+    validation: Evaluations | None
     traced: TrainingShapes
     schedule: Schedule
     every_step: bool
@@ -206,7 +207,7 @@ class PlannedFit:
     memory: Memory
     start: Blocks | None = None
     candidates: tuple[Candidate, ...] = ()
-    validation: Evaluation | None = None
+    validation: Evaluations | None = None
 
     @property
     def schedule(self) -> Schedule:
@@ -294,8 +295,8 @@ class PlannedFit:
         """Ends the engine's threads and the feeds; what reads rows belongs to the spec, for another plan to use."""
         self.engine.close()  # first: its lanes may still dispatch with rows of the feed
         self.feed.close()
-        if self.validation is not None and self.validation.feed is not None:
-            self.validation.feed.close()
+        if self.validation is not None:
+            self.validation.close_feeds()
 
 
 def check_fit(
@@ -346,18 +347,17 @@ def check_fit(
             # The reason itself, as text: it becomes part of the error for a scalar loss.
             padding={"training": sampling.padding, "validation": validation.padding if validation else None},
             may_idle=sampling.may_idle,
+            masks_statistics=sampling.may_pad,
             watched=settings.on_nonfinite != "ignore",
         )
         flight = Preflight.of_model(program, inputs)
         start = None if init_from is None else find_start(init_from, flight, rows.slices.ids)
-        if sampling.shared:
-            _refuse_batch_statistics(flight)
+        _refuse_batch_statistics(flight, sampling)
         # A metric that is logged both by step and by epoch may be asked for by either of its names.
         asked = {name.removesuffix("_epoch") for callback in callbacks.values() for name in callback.epoch_means}
         traced = flight.training(rows.data.shapes, sampling.batch_size, settings.most_batches, asked)
         if validation is not None:
-            empty = flight.evaluation("validation", validation.data.shapes, validation.source.batch_size)
-            validation = dataclasses.replace(validation, empty=empty)
+            validation = validation.traced(flight)
         _refuse_equal_names(flight, set(traced.epoch))
         schedule = _make_schedule(settings, sampling, validation is not None, callbacks, bool(traced.epoch))
         # One callback that needs each step makes all supersteps one step long.
@@ -382,13 +382,18 @@ def _has_batch_statistics(flight: Preflight) -> bool:
     return structure is not None and structure.has_batch_statistics
 
 
-def _refuse_batch_statistics(flight: Preflight) -> None:
-    if _has_batch_statistics(flight):
+def _refuse_batch_statistics(flight: Preflight, sampling: Sampling) -> None:
+    structure = flight.program.structure
+    assert structure is not None
+    if sampling.shared and structure.has_batch_statistics:
         raise ModuleError(
             f"Batch statistics would leak rows of other heads: {type(flight.program.module).__name__} with "
             'sampling="shared". Got a model with batch statistics, expected one that treats each row by itself, '
             'because all heads share the rows of a batch. Fix: use a layer norm, or sampling="own".'
         )
+    if sampling.padding and structure.unmaskable:
+        expected = "nnx.BatchNorm or Linen's, which take a mask"
+        raise padding_counted(structure.unmaskable, "a layer that takes no mask", expected, sampling.padding)
 
 
 def _refuse_equal_names(flight: Preflight, means: Set[str]) -> None:

@@ -131,7 +131,9 @@ class Run:
         entries = [item for stage in self.planned.logged.values() for item in stage.items()]
         # A name appears with a suffix if it is logged by step and by epoch; which one the loop uses does not matter
         # here.
-        return {name + suffix for name, entry in entries if entry.prog_bar for suffix in ("", "_step", "_epoch")}
+        sets = self.planned.validation.suffixes if self.planned.validation else ()
+        suffixes = ("", "_step", "_epoch", *sets)
+        return {name + suffix for name, entry in entries if entry.prog_bar for suffix in suffixes}
 
     @property
     def quarantined(self) -> dict[int, Fault]:
@@ -203,4 +205,4 @@ class Run:
         assert engine.structure is not None
         # In new buffers: the caller may keep the heads while training donates its own.
         trainable, state = engine.gather(blocks)
-        return Heads(trainable, state, engine.structure, spec.slices.ids, spec.module.hparams)
+        return Heads(trainable, state, engine.structure, spec.slices.ids, spec.module.hparams, spec.module)

@@ -106,7 +106,16 @@ class RunView(TrainerView):
     @property
     def validation_metrics(self) -> frozenset[str]:
         planned = self._planned
-        return frozenset(planned.logged["validation"] if planned and planned.spec.validation else ())
+        if planned is None or planned.spec.validation is None:
+            return frozenset()
+        return frozenset(
+            name + suffix for name in planned.logged["validation"] for suffix in planned.spec.validation.suffixes
+        )
+
+    @property
+    def validated(self) -> np.ndarray:
+        found = None if self._planned is None else self._planned.spec.validation
+        return np.zeros(self.num_heads, bool) if found is None else found.heads_with_rows(self.num_heads)
 
     @property
     def training_metrics(self) -> frozenset[str]:

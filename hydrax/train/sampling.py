@@ -60,6 +60,11 @@ class Sampling:
         return self.settings.sampling == "shared"
 
     @property
+    def may_pad(self) -> bool:
+        """Whether the settings allow a slot to be padding, whatever the lengths of the slices."""
+        return self.rows.has_own_index or self.settings.passes is not None or self.rows.small_slices == "mask"
+
+    @property
     def may_idle(self) -> bool:
         """Whether a step may leave a head without a live slot."""
         return self.shared or self.settings.passes is not None

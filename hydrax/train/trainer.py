@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hydrax import checkpoint
-from hydrax.arguments import checked_call, is_choice
+from hydrax.arguments import checked_call
 from hydrax.data import DataModule
 from hydrax.engine import NO_CHOICE, Blocks, Engine, PlanReport
 from hydrax.errors import ArgumentError
@@ -32,10 +32,10 @@ from hydrax.loop import (
     profiled,
     raise_first,
 )
-from hydrax.results import FitResult, Heads, HeldOut, held_out, stacked
+from hydrax.results import FitResult, Heads, HeldOut, check_reduction, held_out, stacked
 from hydrax.train import resume, tune
 from hydrax.train.console import opening_line, say, show
-from hydrax.train.evaluation import Evaluation, assemble_evaluation, table
+from hydrax.train.evaluation import Evaluations, assemble_evaluation, table
 from hydrax.train.fit import FitSpec, PlannedFit, check_fit
 from hydrax.train.lifecycle import check_types, open_hooks, open_stage
 from hydrax.train.module import HydraModule
@@ -349,23 +349,22 @@ class Trainer(RunView):
         """Runs `predict_step` over the predict set with all heads, batch by batch; arguments as `test`.
 
         Args:
-          reduce: None, or "mean" over heads: the ensemble.
+          reduce: None; "mean", the mean over heads of what `predict_step` returns; or "mean_probability", the mean over
+            heads of the probabilities whose logits it returns: the ensemble of classifiers. Logits `[B, classes]` go
+            through a softmax, logits `[B]` or `[B, 1]` through a sigmoid.
 
         Returns:
-          NumPy arrays `[H, rows, ...]`, or `[rows, ...]` with `reduce="mean"`.
+          NumPy arrays `[H, rows, ...]`, or `[rows, ...]` with a reduction.
 
         Raises:
           ArgumentError: there is no such reduction; or as `test`.
         """
-        if not is_choice(reduce, (None, "mean")):
-            raise ArgumentError(
-                f'Unknown reduction: Trainer.predict(reduce=). Got {reduce!r}, expected None or "mean". Fix: drop it.'
-            )
+        check_reduction(reduce, "Trainer.predict")
         module, datamodule, heads = self._subject(module, datamodule, heads, ckpt_path)
         with open_stage(self._settings, module, datamodule, "predict"):
             with self._evaluation(module, datamodule, "predict", heads) as (engine, evaluation, given, emit):
                 emit("on_predict_start")
-                found = stacked(evaluation.predict(engine, given, self.global_step), reduce)
+                found = stacked(evaluation.sets[0].predict(engine, given, self.global_step), reduce)
                 emit("on_predict_end")
         return found
 
@@ -388,8 +387,8 @@ class Trainer(RunView):
         with open_stage(self._settings, module, datamodule, "predict", data_stage="fit"):
             with self._evaluation(module, datamodule, "held_out", heads) as (engine, evaluation, given, emit):
                 emit("on_predict_start")
-                batches = evaluation.predict(engine, given, self.global_step)
-                found = held_out(batches, len(heads), evaluation.data.num_rows)
+                [rows] = evaluation.sets
+                found = held_out(rows.predict(engine, given, self.global_step), len(heads), rows.data.num_rows)
                 emit("on_predict_end")
         return found
 
@@ -500,7 +499,7 @@ class Trainer(RunView):
     @contextlib.contextmanager
     def _evaluation(
         self, module: HydraModule, datamodule: DataModule, stage: str, heads: Heads
-    ) -> Iterator[tuple[Engine, Evaluation, Blocks, Dispatcher]]:
+    ) -> Iterator[tuple[Engine, Evaluations, Blocks, Dispatcher]]:
         """Yields the engine, the rows and the heads of an evaluation, inside the callbacks' setup and teardown."""
         planned = self._planned if module is self.module else None
         fitted = None if planned is None else planned.spec.slices.ids

@@ -21,7 +21,7 @@ def judged(scores, **how):
     """Returns the callback's answer to each row of scores [validations, H]; stopped heads are no longer live."""
     callback = EarlyStopping("score", **how)
     num_heads = len(scores[0])
-    trainer = SimpleNamespace(num_heads=num_heads, interrupted=False)
+    trainer = SimpleNamespace(num_heads=num_heads, validated=np.ones(num_heads, bool), interrupted=False)
     callback.on_train_start(hx.Event(trainer, "fit", 0, 0))
     live, answers = np.ones(num_heads, bool), []
     for number, row in enumerate(scores, 1):
@@ -92,7 +92,7 @@ def test_the_best_model_is_kept_when_it_comes_and_given_back_when_the_head_stops
 
 def test_the_check_before_training_does_not_count():
     callback = EarlyStopping("score", patience=1)
-    trainer = SimpleNamespace(num_heads=1)
+    trainer = SimpleNamespace(num_heads=1, validated=np.ones(1, bool))
     callback.on_train_start(hx.Event(trainer, "fit", 0, 0))
     first = hx.Event(trainer, "fit", 0, 0, {"score": np.float32([NAN])}, live=np.ones(1, bool))
     assert callback.on_validation_end(first) is None
@@ -100,7 +100,7 @@ def test_the_check_before_training_does_not_count():
 
 
 def test_scores_and_counts_survive_a_resume_unless_another_metric_is_monitored():
-    callback, trainer = EarlyStopping("score"), SimpleNamespace(num_heads=2)
+    callback, trainer = EarlyStopping("score"), SimpleNamespace(num_heads=2, validated=np.ones(2, bool))
     callback.on_train_start(hx.Event(trainer, "fit", 0, 0))
     for step, scores in ((1, [1, 2]), (2, [2, 1])):
         event = hx.Event(trainer, "fit", step, 0, {"score": np.float32(scores)}, live=np.ones(2, bool))

@@ -180,10 +180,17 @@ def test_evaluation_batches_have_a_size_of_their_own_where_it_is_given():
     assert walked(module.eval_index_dataset("test", 5)) == [[0, 1, 2], [3, 4]]
 
 
-def test_all_batches_of_an_evaluation_have_one_shape_and_padding_repeats_the_last_row():
+def test_the_last_batch_of_an_evaluation_that_heads_share_is_as_long_as_its_rows():
     index = ArrayDataModule(np.zeros(9), slices=hx.Slices.full(2, 9), batch_size=4).eval_index_dataset("test", 6)
-    assert [index[t]["rows"].tolist() for t in range(2)] == [[0, 1, 2, 3], [4, 5, 5, 5]]
-    assert [index[t]["mask"].tolist() for t in range(2)] == [[True] * 4, [True, True, False, False]]
+    assert [index[t]["rows"].tolist() for t in range(2)] == [[0, 1, 2, 3], [4, 5]]
+    assert [index[t]["mask"].tolist() for t in range(2)] == [[True] * 4, [True, True]]
+
+
+def test_padding_of_a_heads_own_validation_repeats_its_last_row():
+    slices = hx.Slices.from_indices([[4, 2, 0], [1]], 5)
+    module = ArrayDataModule(np.zeros(9), val=np.zeros(5), slices=hx.Slices.full(2, 9), val_slices=slices, batch_size=2)
+    index = module.eval_index_dataset("val", 5)
+    assert [index[t]["rows"].tolist() for t in range(2)] == [[[4, 2], [1, 1]], [[0, 0], [1, 1]]]
 
 
 def test_each_head_walks_its_own_validation_slice():

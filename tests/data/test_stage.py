@@ -63,7 +63,7 @@ def test_an_evaluation_asks_for_the_dataset_once_and_for_slices_thrice(stage, ho
 
 @pytest.mark.parametrize("picked", [[0, 1, 2], [2, 0], [1]])
 def test_heads_picked_out_of_many_get_their_own_held_out_rows(picked):
-    found = stage_evaluation(Counting(), "held_out", len(picked), wide=False, ids=SLICES.ids[picked])
+    [found] = stage_evaluation(Counting(), "held_out", len(picked), wide=False, ids=SLICES.ids[picked]).values()
     batches = [found.index[number] for number in range(len(found.index))]
     rows = [
         np.concatenate([batch["rows"][head][batch["mask"][head]] for batch in batches]) for head in range(len(picked))

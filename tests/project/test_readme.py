@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import hydrax as hx
@@ -85,6 +86,16 @@ def update_guide(tmp_path_factory) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def freezing(tmp_path_factory) -> dict[str, Any]:
     return run("docs/freeze-and-fine-tune.md", tmp_path_factory.mktemp("freezing"))
+
+
+@pytest.fixture(scope="module")
+def metrics_guide(tmp_path_factory) -> dict[str, Any]:
+    return run("docs/metrics.md", tmp_path_factory.mktemp("metrics"))
+
+
+@pytest.fixture(scope="module")
+def losses_guide(tmp_path_factory) -> dict[str, Any]:
+    return run("docs/losses.md", tmp_path_factory.mktemp("losses"))
 
 
 @pytest.fixture(scope="module")
@@ -351,6 +362,41 @@ def test_the_heads_that_the_page_about_saving_loads_are_those_that_it_saved(savi
     np.testing.assert_array_equal(saving["all_heads"].trainable["kernel"], kernel)
     np.testing.assert_array_equal(saving["head"].kernel.get_value(), kernel[2])
     np.testing.assert_array_equal(saving["model"].kernel.get_value(), kernel[2])
+
+
+@pytest.mark.parametrize("name", ["clean", "noisy"])
+def test_the_page_about_metrics_has_the_auc_of_scikit_learn(metrics_guide, name):
+    result, rows = metrics_guide["result"], metrics_guide[name]
+    expected = [roc_auc_score(rows["y"], np.asarray(head(rows["x"]))[:, 0]) for head in result.heads]
+    np.testing.assert_allclose(result.metrics[f"val_auc/{name}"], expected, rtol=1e-5)
+
+
+def test_the_contrastive_loss_of_the_page_about_losses_leaves_padding_out(losses_guide):
+    views = np.random.default_rng(0).normal(size=(2, 8, 4)).astype(np.float32)
+    found = losses_guide["contrast"](*views, np.arange(8) < 5)[:5]
+    expected = losses_guide["contrast"](*views[:, :5], np.ones(5, bool))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_the_class_weights_of_the_page_about_losses_are_those_of_pytorch(losses_guide):
+    labels, losses, mask = np.array([3, 8, 8, 1, 3, 3]), np.arange(6.0) ** 2, np.arange(6) < 4
+    weights = (1 / np.bincount(losses_guide["y"]))[labels]
+    found = (weights / np.asarray(losses_guide["masked_mean"](weights, mask)) * losses)[mask].mean()
+    # torch.nn.functional.cross_entropy(weight=) of the live rows: sum of weighted losses over the sum of weights.
+    np.testing.assert_allclose(found, (weights * losses)[mask].sum() / weights[mask].sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["plain", "balanced", "mixed", "contrastive", "spoken"])
+def test_every_fit_of_the_page_about_losses_ends_with_finite_heads(losses_guide, name):
+    result = losses_guide[name]
+    assert result.live.all()
+    assert np.isfinite(result.metrics["train_loss"]).all()
+
+
+def test_a_class_that_a_head_has_not_seen_loses_probability_but_keeps_some(losses_guide):
+    missing = losses_guide["probabilities"][:, losses_guide["missing"]]
+    assert missing.min() > 0
+    assert missing.mean() < 0.09  # it starts near a tenth
 
 
 @pytest.mark.parametrize("file", ["head_2.npz", "from_checkpoint.npz"])

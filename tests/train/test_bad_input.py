@@ -224,13 +224,13 @@ LOSSES = [
         "ctx.mask",
     ),
     case(
-        "a scalar where the last validation batch has padding",
+        "a scalar where the last validation batch of a head has padding",
         lambda: fit(
             module(validation_step=lambda *a: loss_of(*a).mean()),
-            data(val=jax.tree.map(lambda column: column[:5], arrays())),
+            data(val=arrays(), val_slices=hx.Slices.prefix([5, 9, 12], ROWS)),
         ),
         "A scalar loss would count padding: validation_step",
-        "the last val batch has 1 rows for 4 slots",
+        "the last val batch has 0 rows for 4 slots",
     ),
     case(
         "integers from validation_step",

@@ -39,8 +39,11 @@ class Linear(hx.HydraModule):
     def validation_step(self, model, batch, ctx):
         error = (batch["x"] @ model["w"] - batch["y"]) ** 2
         self.log("mean_error_val", clu.metrics.Average.from_model_output(error, mask=ctx.mask))
-        self.log("first_x", batch["x"][0, 0])
+        self.log_first(batch)
         return error
+
+    def log_first(self, batch):
+        self.log("first_x", batch["x"][0, 0])
 
     def test_step(self, model, batch, ctx):
         return (batch["x"] @ model["w"] - batch["y"]) ** 2
@@ -108,7 +111,9 @@ def test_predict_reduced_by_the_mean_is_the_ensemble(trained):
 
 def test_each_head_is_validated_on_its_own_val_slice(trained):
     trainer, result, weights, _ = trained
-    found = trainer.validate(datamodule=linear_data(val_slices=VAL_SLICES))
+    # A scalar made of rows is refused here, as slots of the shorter slice are padding.
+    module = type("Own", (Linear,), {"log_first": lambda self, batch: None})()
+    found = trainer.validate(module, linear_data(val_slices=VAL_SLICES), heads=result.heads)
     expected = [squared_error(weights[0], [0, 9, 3, 4, 8]).mean(), squared_error(weights[1], [1, 2]).mean()]
     np.testing.assert_allclose(found["val_loss"], expected, rtol=1e-5)
     np.testing.assert_allclose(found["mean_error_val"], expected, rtol=1e-5)
