@@ -33,7 +33,7 @@ def test_a_call_drawn_at_random_gives_a_right_result_or_an_error_of_hydrax(first
 @pytest.mark.parametrize("family", fuzzing.FAMILIES, ids=lambda family: family.__name__)
 def test_each_family_draws_calls_of_both_outcomes(family):
     """A family that is always refused compares nothing, and one that is always right tries nothing."""
-    tries = {"fuzz_module": 12, "fuzz_hook": 12, "fuzz_fit": 1, "fuzz_evaluation": 6}.get(family.__name__, 40)
+    tries = {"fuzz_module": 12, "fuzz_hook": 6, "fuzz_fit": 1, "fuzz_evaluation": 6}.get(family.__name__, 40)
     found = {fuzzing.run(SEED + 1, number, family) for number in range(tries)}
     assert found == ({"right"} if family is fuzzing.fuzz_fit else {"right", "refused"})
 
