@@ -215,6 +215,7 @@ class FitLoop:
         self.state.step += num_steps
         self.state.heard, self.state.missed = [], {}
         self.state.validated = self.state.validated & ~training
+        self.state.restored = self.state.restored & ~training
         self.state.in_epoch = training if new_epoch else self.state.in_epoch | training
         steps = Steps(rows, first, num_steps, new_epoch)
         # Places and live heads are noted as they are now: by the time the values are read, heads may have moved or
@@ -443,7 +444,8 @@ class FitLoop:
         models = self._engine.select(heads, self.state.snapshots[key], heads_of(self.state.heads))
         parts = zip(self.state.heads, models, strict=True)
         self.state.heads = tuple(one._replace(trainable=trainable, state=state) for one, (trainable, state) in parts)
-        self.state.restored = self.state.restored | (heads & ~self.state.live)
+        # A head that trains on takes the model as the parameters to train; at the end of a fit all heads rest.
+        self.state.restored = self.state.restored | (heads & ~(self.state.live & (not self._ended)))
         self.state.restore(key, heads & ~self.lost)  # a head in quarantine has no metrics
 
     def _step_name(self, name: str) -> str:

@@ -75,6 +75,18 @@ def test_an_average_is_validated_stops_heads_and_is_what_is_restored_and_returne
     assert not result.live.any()
 
 
+def test_heads_that_never_stop_are_returned_as_their_best_average_too(tmp_path):
+    stop = EarlyStopping("val_loss", patience=99, restore_best_weights=True)
+    average = ExponentialMovingAverage(DECAY, evaluate=True)
+    trainer = hx.Trainer(max_steps=20, callbacks=[average, stop], default_root_dir=tmp_path, **QUIET)
+    result = trainer.fit(Slope(hx.PerHead(RATES)), data())
+    assert result.live.all()
+    np.testing.assert_allclose(result.heads.trainable["w"], BEST, rtol=1e-5)
+    found = trainer.validate(verbose=False)["val_loss"]
+    np.testing.assert_allclose(result.metrics["val_loss"], (BEST - TARGET) ** 2, rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(found, (BEST - TARGET) ** 2, rtol=1e-4, atol=1e-9)
+
+
 @pytest.mark.parametrize("kind", ["best", "last"])
 def test_a_checkpoint_gives_the_averages_without_the_callback(averaged, kind, tmp_path):
     folder = averaged[0] / kind
