@@ -25,7 +25,7 @@ The last two files answer two independent questions:
 """
 
 from hydrax.data.batches import Batches, GrainBatches, ProgramBatches
-from hydrax.data.columns import check_dataset, num_rows
+from hydrax.data.columns import check_dataset, check_form, num_rows
 from hydrax.data.datamodule import DataModule, NamedSets
 from hydrax.data.dataset import Dataset
 from hydrax.data.feed import Feed, open_feed

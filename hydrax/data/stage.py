@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hydrax.arguments import naming
+from hydrax.data.columns import check_form
 from hydrax.data.datamodule import DataModule, NamedSets, check_settings, check_slices
 from hydrax.data.dataset import Dataset, open_dataset
 from hydrax.errors import DataError, SliceError
@@ -139,7 +140,7 @@ def stage_evaluation(
     sets: dict[str, EvaluationSet] = {}
     with contextlib.ExitStack() as opened:
         for name, rows in found.items() if named else [("", found)]:
-            data = open_dataset(datamodule, of, wide, rows)
+            data = open_dataset(datamodule, of, wide, check_form(rows, f"{of} {name}".rstrip()))
             opened.callback(data.close)
             sets[name] = _evaluation_set(datamodule, stage, data, (num_heads, ids, fitted))
         opened.pop_all()

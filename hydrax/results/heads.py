@@ -17,7 +17,7 @@ import numpy as np
 
 from hydrax import checkpoint
 from hydrax.arguments import checked_call, checked_calls, is_int, naming
-from hydrax.data import check_dataset, num_rows
+from hydrax.data import check_dataset, check_form, num_rows
 from hydrax.engine import check_per_head, head_inputs, refuse_forked
 from hydrax.errors import ArgumentError, ModuleError
 from hydrax.files import as_path
@@ -134,7 +134,7 @@ class Heads:
     def predict(self, x: Any, *more: Any, batch_size: int = 256, reduce: str | None = None, **named: Any) -> Any:
         """Predicts many rows with every head, batch by batch.
 
-        A dict of columns, such as a dataset, is predicted by the `predict_step` of the heads' module, as by
+        A dict of columns or a table, such as a dataset, is predicted by the `predict_step` of the heads' module, as by
         `Trainer.predict`. Anything else is passed to the model: one array, several, or a pytree.
 
         Args:
@@ -161,13 +161,13 @@ class Heads:
                 f"Invalid batch size: Heads.predict(batch_size=). Got {batch_size!r}, expected an int of 1 or "
                 "more. Fix: leave it out."
             )
-        by_step = isinstance(x, Mapping) and not more and not named and self._aux.module is not None
-        given = x if not (more or named) else ((x, *more), named)
+        several = bool(more or named)
+        given = ((x, *more), named) if several else check_form(x, "predict")
         given = check_dataset(given, "predict", wide=self._is_wide)
         rows = num_rows(given)
-        if by_step:
+        if isinstance(given, Mapping) and self._aux.module is not None:
             predict = self._predict_step(given, min(batch_size, rows))
-        elif more or named:
+        elif several:
             predict = lambda batch, _: self(*batch[0], **batch[1])  # noqa: E731
         else:
             predict = lambda batch, _: self(batch)  # noqa: E731

@@ -232,3 +232,11 @@ def test_a_recurrent_model_with_dropout_predicts_as_it_does_when_it_is_called():
     expected = np.stack([np.asarray(model(jnp.asarray(sequences))) for model in result.heads])
     np.testing.assert_allclose(trainer.predict(), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(result.heads.predict({"x": sequences}), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_table_is_predicted_by_predict_step():
+    pandas = pytest.importorskip("pandas")
+    module = type("Sum", (Classifier,), {"predict_step": lambda self, m, b, c: b["a"] + b["b"]})()
+    _, result = fitted(module)
+    found = result.heads.predict(pandas.DataFrame({"a": [1.0, 2.0], "b": [10.0, 20.0]}))
+    np.testing.assert_array_equal(found, [[11, 22]] * HEADS)

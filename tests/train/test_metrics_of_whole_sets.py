@@ -241,3 +241,22 @@ def test_a_data_module_of_ones_own_names_its_sets():
     data = Mine(TRAIN, slices=hx.Slices.full(HEADS, 20), batch_size=8)
     assert "val_loss/b" in fit(data)[1].metrics
     assert "a: N=23" in str(data)
+
+
+def test_several_tables_are_several_sets():
+    pandas = pytest.importorskip("pandas")
+    frames = [pandas.DataFrame({"a": np.float32(values)}) for values in ([1, 2], [3, 5], [7, 9])]
+
+    class Mean(Classifier):
+        def configure_model(self, key):
+            return {"w": np.ones((), np.float32)}
+
+        def training_step(self, model, batch, ctx):
+            return model["w"] * batch["a"]
+
+        def validation_step(self, model, batch, ctx):
+            self.log("mean", batch["a"])
+
+    data = ArrayDataModule(frames[0], val={"b": frames[1], "c": frames[2]}, slices=hx.Slices.full(2, 2), batch_size=2)
+    found = fit(data, Mean(), max_steps=1)[1].metrics
+    np.testing.assert_array_equal([found["mean/b"], found["mean/c"]], [[4, 4], [8, 8]])
