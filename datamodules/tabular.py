@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrax import DataError, DataModule, PerHead, Slices
-from hydrax.arguments import require
+from hydrax.arguments import is_choice, require
 from hydrax.data import frame_columns, is_frame
 
 Dataset = dict[str, NDArray[Any]]
@@ -131,7 +131,7 @@ class TabularDataModule(DataModule):
             ("test_path", test_path, test_path is not None and not _is_table(test_path), "a path, a table or None"),
             ("val_path", val_path, val_path is not None and val_rows != 0, f"None beside val_rows={val_rows}"),
             ("one_hot", one_hot, not isinstance(one_hot, bool), "True or False"),
-            ("unseen", unseen, unseen not in ("error", "missing"), '"error" or "missing"'),
+            ("unseen", unseen, not is_choice(unseen, ("error", "missing")), '"error" or "missing"'),
             ("delimiter", delimiter, not isinstance(delimiter, str) or len(delimiter) != 1, "one character"),
         ):
             require(not wrong, f"TabularDataModule({name}=)", value, expected, f"correct {name}")

@@ -510,7 +510,10 @@ def fuzz_evaluation(rng: Rng) -> None:
     trainer = trainer_of()
     given = {"heads": or_odd(rng, reference().heads, 0.5), "ckpt_path": None if rng.random() < 0.8 else odd(rng)}
     data, module = or_odd(rng, data_of(), 0.2), or_odd(rng, Works(), 0.2)
-    if rng.random() < 0.5:
+    if rng.random() < 0.3:
+        start = {"ckpt_path": or_odd(rng, None, 0.5), "init_from": or_odd(rng, None, 0.5)}
+        check_fit(trainer.fit(module, data, **start), same_bits=start["init_from"] is None)
+    elif rng.random() < 0.5:
         found = getattr(trainer, pick(rng, ("validate", "test")))(module, data, verbose=False, **given)
         check(all(values.shape == (HEADS,) and np.isfinite(values).all() for values in found.values()), "odd metrics")
     else:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hydrax.arguments import checked_calls
+from hydrax.arguments import checked_calls, is_choice
 from hydrax.errors import ArgumentError
 
 Batch = tuple[Any, np.ndarray, np.ndarray]  # Predictions [H, B, ...], rows and live slots, [B] or [H, B].
@@ -29,7 +29,7 @@ def stacked(batches: Iterable[Batch], reduce: str | None) -> Any:
 
 def check_reduction(reduce: Any, where: str) -> None:
     """Refuses an unknown reduction over heads."""
-    if reduce not in (None, "mean", "mean_probability"):
+    if not is_choice(reduce, (None, "mean", "mean_probability")):
         raise ArgumentError(
             f"Unknown reduction: {where}(reduce=). Got {reduce!r}, expected None, 'mean' or 'mean_probability'. Fix: "
             "leave it out for the predictions of all heads."

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hydrax import checkpoint
-from hydrax.arguments import checked_call
+from hydrax.arguments import checked_call, is_choice
 from hydrax.data import DataModule
 from hydrax.engine import NO_CHOICE, Blocks, Engine, PlanReport
 from hydrax.errors import ArgumentError
@@ -412,7 +412,7 @@ class Trainer(RunView):
 
     def _find_beginning(self, ckpt_path: Any, init_from: Any) -> tuple[Path | None, Any]:
         """Finds the checkpoint to resume from or, if there is none, the weights to begin with, if any."""
-        if init_from is not None and ckpt_path not in (None, "auto"):
+        if init_from is not None and not is_choice(ckpt_path, (None, "auto")):
             raise ArgumentError(
                 f"A fit cannot do both: Trainer.fit(init_from=, ckpt_path={str(ckpt_path)!r}). Got weights to begin "
                 "with and a run to resume, expected one of them. Fix: leave init_from out; the run being resumed began "
