@@ -12,6 +12,7 @@ _ZERO_GRAD = "leave it out: JAX gradients do not accumulate"
 _ONE_HEAD = "`on_step(self, state, info)` of a callback gets loss, gradients and updates inside the program"
 _SAVED = "return what must be saved from `state_dict` of a callback"
 _EPOCH_END = "log in the step; Hydrax averages over the epoch, and a callback reads the mean in `{}`"
+_WHOLE_SET_END = "log an `hx.WholeSet` in the step for a metric of the whole set; a callback reads it in `{}`"
 _TRANSFER = "leave it out: rows are on the device already, or are sent while the previous superstep runs"
 _ONE_BAR = "there is one bar; use `ProgressBar`"
 _EMA = "use `ExponentialMovingAverage`"
@@ -62,7 +63,7 @@ MODULE_HOOKS = {
     "on_validation_start": _CALLBACK,
     "on_validation_end": _CALLBACK,
     "on_validation_epoch_start": "define `on_validation_start` in a callback, and pass that to Trainer(callbacks=)",
-    "on_validation_epoch_end": _EPOCH_END.format("on_validation_end"),
+    "on_validation_epoch_end": _WHOLE_SET_END.format("on_validation_end"),
     "on_validation_batch_start": _NO_BATCH,
     "on_validation_batch_end": _NO_BATCH,
     "on_validation_model_eval": _MODE,
@@ -71,7 +72,7 @@ MODULE_HOOKS = {
     "on_test_start": _CALLBACK,
     "on_test_end": _CALLBACK,
     "on_test_epoch_start": "define `on_test_start` in a callback, and pass that to Trainer(callbacks=)",
-    "on_test_epoch_end": _EPOCH_END.format("on_test_end"),
+    "on_test_epoch_end": _WHOLE_SET_END.format("on_test_end"),
     "on_test_batch_start": _NO_BATCH,
     "on_test_batch_end": _NO_BATCH,
     "on_test_model_eval": _MODE,
@@ -96,8 +97,8 @@ MODULE_HOOKS = {
     "validation_step_end": "return the loss from `validation_step`",
     "test_step_end": "return the loss from `test_step`",
     "training_epoch_end": _EPOCH_END.format("on_train_epoch_end"),
-    "validation_epoch_end": _EPOCH_END.format("on_validation_end"),
-    "test_epoch_end": _EPOCH_END.format("on_test_end"),
+    "validation_epoch_end": _WHOLE_SET_END.format("on_validation_end"),
+    "test_epoch_end": _WHOLE_SET_END.format("on_test_end"),
     **{name: f"in the data module: {DATA_HOOKS[name]}" for name in list(DATA_HOOKS)[:7]},
 }
 """Methods of a LightningModule, and its attribute `automatic_optimization`."""
