@@ -90,7 +90,7 @@ def stage_training(datamodule: DataModule, *, wide: bool) -> TrainingSet:
     with contextlib.ExitStack() as opened:
         # If a check fails, no reader thread or process may stay behind.
         opened.callback(data.close)
-        slices = check_slices(_called(datamodule.slices), datamodule.slices, data.num_rows)
+        slices = check_slices(_called(datamodule, "slices"), datamodule.slices, data.num_rows)
         opened.pop_all()
     return TrainingSet(
         source=type(datamodule).__name__,
@@ -184,9 +184,9 @@ def _check_own_slices(
     Returns:
       int64[H], the places of the heads in these slices; None if there are no slices, or they come in the heads' order.
     """
-    own = {"val": datamodule.val_slices, "held_out": datamodule.slices}.get(stage)
-    given = None if own is None else _called(own)
-    if own is None or (given is None and stage == "val"):
+    name = {"val": "val_slices", "held_out": "slices"}.get(stage)
+    given = None if name is None else _called(datamodule, name)
+    if name is None or (given is None and stage == "val"):
         return None
     # The heads that the data module knows: only heads picked out of them have to be looked up.
     known = None if ids is None else _ids(given) if stage == "held_out" else known_ids(datamodule)
@@ -194,7 +194,7 @@ def _check_own_slices(
     # Heads picked out of many come with the slices of all of them, or with their own.
     whole = given.num_heads if at is not None and isinstance(given, Slices) else num_heads
     count = whole if fitted is None or whole == len(fitted) else num_heads
-    check_slices(given, own, num_rows, count, some_empty=stage == "val")
+    check_slices(given, getattr(datamodule, name), num_rows, count, some_empty=stage == "val")
     if stage == "held_out" and at is None:
         raise SliceError(
             f"A head has no slice: {type(datamodule).__name__}.slices. Got heads of ids {ids}, expected ids among "
@@ -204,10 +204,10 @@ def _check_own_slices(
     return at if known is not None and whole == len(known) else None
 
 
-def _called(method: Callable[[], Any]) -> Any:
+def _called(datamodule: DataModule, name: str) -> Any:
     """Calls a method of the data module; an error of the user's code then names it."""
-    with naming(f"{type(method.__self__).__name__}.{method.__name__}", SliceError):  # type: ignore[attr-defined]
-        return method()
+    with naming(f"{type(datamodule).__name__}.{name}", SliceError):
+        return getattr(datamodule, name)()
 
 
 def known_ids(datamodule: DataModule) -> np.ndarray | None:

