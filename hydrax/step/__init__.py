@@ -9,11 +9,11 @@ Files, in reading order:
   statistics.py     batch statistics that leave out padding
   model.py          splits a model into parameters, other state and structure
   state.py          `HeadsState`: what a step changes; `StepInput`: what it reads
+  dependence.py     which results of a traced function depend on which arguments, or are one of them
   checks.py         checks what a step returns and logs
   training_head.py  `TrainingHead`: one head inside a training step, as `update` receives it
   explain.py        errors of the user's methods in terms of one head
   optimizer.py      builds and calls the optimiser of one head
-  dependence.py     which results of a traced function depend on which inputs
   head_program.py   `HeadProgram`: the functions of one head
   preflight.py      `Preflight`: traces the user's functions before anything compiles
   finite.py         checks arrays for NaN and infinity

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 
 from hydrax.arguments import require
 from hydrax.errors import CallbackError, ModuleError
+from hydrax.step.dependence import passed_on
 from hydrax.step.logged import is_metric, is_whole, masked_mean
 from hydrax.trees import named_leaves
 
@@ -218,7 +219,7 @@ def check_same_form(new: Any, old: Any, where: str) -> Any:
     return jax.tree.map(lambda a: a if isinstance(a, jax.Array) else jnp.asarray(a), new)
 
 
-def check_unchanged(new: Any, old: Any, model: Any, where: str) -> None:
+def check_unchanged(new: Any, old: Any, model: Any, where: str, again: Callable[[Any], Any]) -> None:
     """Refuses a step that changes parameters: those after it come from the optimiser, so the change would be lost.
 
     Args:
@@ -226,10 +227,15 @@ def check_unchanged(new: Any, old: Any, model: Any, where: str) -> None:
       old: those that it received.
       model: the model after the step.
       where: name of the step, for error messages.
+      again: makes the step again, and returns the parameters after it.
     """
     after, before = named_leaves(new), named_leaves(old)
     # By identity: inside a trace an untouched array is still the same tracer.
-    changed = [name for name in before if after.get(name) is not before[name]]
+    if all(after.get(name) is before[name] for name in before) and len(after) == len(before):
+        return
+    # Transformations such as nnx.jit and nnx.remat return other tracers for what they do not touch.
+    places = dict(zip(after, passed_on(jax.make_jaxpr(again)(old)), strict=True))
+    changed = [name for place, name in enumerate(before) if places.get(name) != place]
     changed += [name for name in after if name not in before]
     changed = [name for name in changed if not _is_normalized(model, name)]
     if changed:

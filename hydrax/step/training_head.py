@@ -166,16 +166,19 @@ class TrainingHead:
         """
         tools = self.tools
         name = getattr(loss_function, "__name__", "a loss function")
-        model, recorder = tools.model(trainable, self.state), Recorder("training")
-        before = tools.structure.read_trainable(model)
-        with tools.recording(recorder):
-            output = loss_function(model, batch, ctx)
+
+        def step(trainable: Any) -> tuple[Any, Any, Any, Recorder]:
+            model, recorder = tools.model(trainable, self.state), Recorder("training")
+            before = tools.structure.read_trainable(model)
+            with tools.recording(recorder):
+                output = loss_function(model, batch, ctx)
+            # An nnx model has changed in place; pure models, such as Linen variables, come as a new object.
+            return before, output, output.get("model", model) if isinstance(output, Mapping) else model, recorder
+
+        before, output, model, recorder = step(trainable)
         # `==` and not `is`: each access makes a new bound method.
         is_step = loss_function == tools.module.training_step
-        # An nnx model has changed in place; pure models, such as Linen variables, come as a new object.
-        if isinstance(output, Mapping) and "model" in output:
-            model = output["model"]
-        elif is_step and tools.structure.must_return:
+        if is_step and tools.structure.must_return and not (isinstance(output, Mapping) and "model" in output):
             raise ModuleError(
                 f"A step does not return the state of its model: {name}. Got the loss alone, expected the model "
                 'too, since its state changes. Fix: return {"loss": loss, "model": model}.'
@@ -187,7 +190,8 @@ class TrainingHead:
         # Values leave the differentiated function as its outputs; a traced one kept aside would leak.
         entries.update({n: dataclasses.replace(entry, value=None) for n, entry in recorder.logged.items()})
         logs = {n: read_logged(n, entry.value, "training", ctx.mask) for n, entry in recorder.logged.items()}
-        check_unchanged(tools.structure.read_trainable(model), before, model, name)
+        read = tools.structure.read_trainable
+        check_unchanged(read(model), before, model, name, again=lambda trainable: read(step(trainable)[2]))
         state = check_same_form(tools.structure.read_state(model), self.state, "state")
         return masked_mean(loss, ctx.mask), (logs, state)
 

@@ -261,8 +261,40 @@ class OnlyVariables(Frozen):
         return model
 
 
+class BatchNormed(Frozen):
+    """A step that runs the model through a transformation of nnx, which returns other tracers for all its arrays."""
+
+    def __init__(self, through=lambda call: call, change=0.0):
+        self.through, self.change = through, change
+
+    def configure_model(self, key):
+        return nnx.Sequential(
+            nnx.Linear(3, 4, rngs=(rngs := nnx.Rngs(key))), nnx.BatchNorm(4, rngs=rngs), nnx.Linear(4, 1, rngs=rngs)
+        )
+
+    def is_trained(self, name, leaf):
+        return True
+
+    def training_step(self, model, batch, ctx):
+        @self.through
+        def call(model, x):
+            if self.change:
+                model.layers[0].bias[...] += self.change
+            return model(x)[:, 0]
+
+        return (call(model, batch["x"]) - batch["y"]) ** 2
+
+
+@pytest.mark.parametrize("through", [nnx.jit, nnx.remat, lambda call: nnx.jit(nnx.remat(call))])
+def test_a_model_that_goes_through_a_transformation_of_nnx_trains_as_it_does_without(through):
+    result, plain = (fit(BatchNormed(way))[0].heads for way in (through, lambda call: call))
+    for name, leaf in named_leaves((plain.trainable, plain.state)).items():
+        np.testing.assert_array_equal(named_leaves((result.trainable, result.state))[name], leaf)
+
+
 W = jnp.zeros(3)
 REFUSED = [
+    (lambda: BatchNormed(nnx.jit, 0.1), "A step changes a parameter: training_step, layers.0.bias"),
     (ChangesInPlace, "A step changes a parameter: training_step, out.kernel"),
     (ReturnsAnother, "A step changes a parameter: training_step, 0.out.bias"),
     (ReturnsLess, "A step does not return the state of its model: training_step"),
