@@ -74,7 +74,8 @@ class HeadProgram:
         # By id and not by position, so that a head starts the same whatever else is trained.
         key = jax.random.fold_in(jax.random.fold_in(base_key, inputs.ids), _INIT_KEY)
         bound = bind(self.module, inputs.per_head, "configure")[0]
-        model = bound.configure_model(key)
+        stored = None if self.precision == "bf16-mixed" else _FLOATS.get(self.precision)
+        model = _stored_in(bound.configure_model(key), stored)
         with explained(self.module, "is_trained", "a name and an array"):
             trainable, state, structure = split(model, bound.is_trained)
         if not jax.tree.leaves(trainable):
@@ -82,8 +83,7 @@ class HeadProgram:
             raise ModuleError(
                 f"A model has nothing to train: {type(self.module).__name__}.configure_model. Got {got}. Fix: {fix}."
             )
-        stored = None if self.precision == "bf16-mixed" else _FLOATS.get(self.precision)
-        return Parts(_cast(_strong(trainable), stored), _strong(state), structure)
+        return Parts(_strong(trainable), _strong(state), structure)
 
     def init(self, inputs: HeadInputs, base_key: jax.Array, epoch: dict[str, Any], start: Any = None) -> HeadsState:
         """Makes the state of the head before its first step.
@@ -360,6 +360,7 @@ class HeadProgram:
         """Builds the ordinary model, in the precision that it computes in."""
         # bf16-mixed stores and updates float32 parameters; only the model computes with rounded ones.
         compute = jnp.bfloat16 if self.precision == "bf16-mixed" else None
+        # Arrays that `is_trained` leaves out keep their precision: they are read back after the step.
         model = self._structure.merge(_cast(trainable, compute), state)
         self._structure.set_mode(model, train)
         if slots is not None:
@@ -449,6 +450,14 @@ def fault_names(head: HeadsState) -> list[str]:
         for kind, tree in trees
         for path, _ in jax.tree_util.tree_leaves_with_path(tree)
     ]
+
+
+def _stored_in(model: Any, dtype: Any) -> Any:
+    """Converts the parameters of a model as `_cast` does, also those that `is_trained` leaves out."""
+    if dtype is None:
+        return model
+    parameters, state, structure = split(model)
+    return structure.merge(_cast(parameters, dtype), state)
 
 
 def _cast(tree: Any, dtype: Any) -> Any:

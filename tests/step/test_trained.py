@@ -120,6 +120,16 @@ class Frozen(Base):
         return (model(batch["x"]) - batch["y"]) ** 2
 
 
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16-mixed", "float32"), ("bf16-true", "bfloat16"), ("64-true", "float64")]
+)
+def test_what_is_frozen_is_stored_in_the_precision_of_the_rest_and_stays_bit_for_bit(precision, dtype):
+    one, many = (fit(Frozen(), steps, precision=precision)[0].heads for steps in (1, STEPS))
+    frozen, still = (heads.state["encoder"]["kernel"] for heads in (many, one))
+    assert {str(frozen.dtype), str(many.trainable["out"]["kernel"].dtype)} == {dtype}
+    np.testing.assert_array_equal(np.asarray(frozen, np.float64), np.asarray(still, np.float64))
+
+
 class FrozenByOptax(Frozen):
     """The same by optax alone: the gradient of what is frozen is computed and dropped."""
 
