@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hydrax import Callback, Event
 from hydrax.files import table_text, warn_if_unwritable, write_text
+from hydrax.results import column_of
 
 
 class HeadQuarantineReport(Callback):
@@ -31,12 +34,11 @@ class HeadQuarantineReport(Callback):
             self._report(event)
 
     def _report(self, event: Event) -> None:
-        lost = event.trainer.quarantined
-        self.rows = [
-            {**head, "step": lost[head["head"]].step, "leaf": lost[head["head"]].leaf}
-            for head in (event.trainer.head_settings() if lost else [])
-            if head["head"] in lost
-        ]
+        lost, heads = event.trainer.quarantined, event.trainer.head_settings()
+        # Only the rows of lost heads are made: there may be a million others.
+        places = np.flatnonzero(np.isin(column_of(heads, "head"), list(lost))).tolist()
+        rows = [heads[place] for place in places]
+        self.rows = [{**row, "step": lost[row["head"]].step, "leaf": lost[row["head"]].leaf} for row in rows]
         if not self.rows or event.trainer.log_dir is None:
             return
         path = Path(event.trainer.log_dir) / "quarantine.csv"

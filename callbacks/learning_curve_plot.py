@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from hydrax import Callback, Event
 from hydrax.errors import ArgumentError
 from hydrax.files import csv_text, warn_if_unwritable, write_bytes, write_text
 from hydrax.loggers import CURVE_COLUMNS, can_draw, curve_of, learning_curve, to_png
+from hydrax.results import column_of
 
 
 class LearningCurvePlot(Callback):
@@ -46,7 +45,7 @@ class LearningCurvePlot(Callback):
             raise _error(metric, f"one of the logged metrics: {', '.join(sorted(known))}")
         if folder is None:
             return
-        lengths = np.array([head["length"] for head in event.trainer.head_settings()])
+        lengths = column_of(event.trainer.head_settings(), "length")
         table = csv_text([CURVE_COLUMNS, *curve_of(lengths, known[metric]).tolist()])
         path = Path(folder) / f"learning_curve_{metric.replace('/', '_')}"
         with warn_if_unwritable("The learning curve", path, "read the numbers in result.table()"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,9 @@ class MLflowLogger(RemoteLogger):
             rows = [{"place": place, name: value} for place, value in enumerate(values.tolist())]
             self._client.log_text(self.run_id, table_text(rows), f"heads/{name.replace('/', '_')}_{step}.csv")
 
-    def finish_run(self, step: int, table: list[dict[str, Any]], figures: Mapping[str, Any], failed: bool) -> None:
+    def finish_run(
+        self, step: int, table: Sequence[Mapping[str, Any]], figures: Mapping[str, Any], failed: bool
+    ) -> None:
         if table:
             self._client.log_text(self.run_id, table_text(table), "heads.csv")
         for name, figure in figures.items():

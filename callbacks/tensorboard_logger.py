@@ -21,6 +21,7 @@ from hydrax.loggers import (
     summaries,
     summary_writer,
 )
+from hydrax.results import column_of
 
 if TYPE_CHECKING:
     from tensorboardX.proto.summary_pb2 import Summary
@@ -96,7 +97,8 @@ class TensorBoardLogger(Callback):
         self._warned = self._charted = False
         self._metric_names: dict[str, None] = {}  # an ordered set
         self._counted_from: tuple[float, int] | None = None
-        self._settings: list[dict[str, Any]] = []
+        self._settings: Sequence[Mapping[str, Any]] = []
+        self._lengths = self._ids = np.zeros(0, np.int64)
         self._own_runs: dict[str, int] = {}  # positions of heads by the name of their run
         self._without_hparams: set[str] = set()
         self._drawn_at, self._draw_secs = time.monotonic(), 1.0  # a guess until the first figures are drawn
@@ -135,7 +137,8 @@ class TensorBoardLogger(Callback):
         if event.trainer.log_dir is None:
             return
         self._settings = event.trainer.head_settings()
-        self._own_runs = {f"head_{self._settings[place]['head']}": place for place in self._places()}
+        self._lengths, self._ids = column_of(self._settings, "length"), column_of(self._settings, "head")
+        self._own_runs = {f"head_{self._ids[place]}": place for place in self._places()}
         self._without_hparams = set(self._own_runs)
         # An interrupted run may have logged beyond the step it resumes from. What it logged at that step itself stays,
         # as that step is not logged again.
@@ -240,34 +243,34 @@ class TensorBoardLogger(Callback):
 
     def _places(self) -> list[int]:
         """Returns the positions of the heads that have runs of their own."""
-        ids = [settings["head"] for settings in self._settings]
         if self.heads is None:
             order = self._by_length()
             chosen = np.linspace(0, len(order) - 1, min(self.max_head_runs, len(order))).round().astype(int)
             return sorted(order[chosen].tolist())
         for head in self.heads:
-            expected = f"ids of heads: {min(ids)} to {max(ids)}"
-            _require(head in ids, "heads", head, expected, "leave it out for an even choice")
-        return [ids.index(head) for head in self.heads]
+            expected = f"ids of heads: {self._ids.min()} to {self._ids.max()}"
+            _require(head in self._ids, "heads", head, expected, "leave it out for an even choice")
+        return [int(np.flatnonzero(self._ids == head)[0]) for head in self.heads]
 
     def _by_length(self) -> np.ndarray:
         """Returns int64[H], the positions of the heads, the shortest slice first."""
-        return np.argsort([settings["length"] for settings in self._settings], kind="stable")
+        return np.argsort(self._lengths, kind="stable")
 
     def _remember(self, event: Event) -> None:
         """Adds the present metrics to the history that the figures show."""
         if not self.figures or not self._settings:
             return
         for name, values in list(event.metrics.items())[:MAX_FIGURE_METRICS]:
-            self._history.setdefault(name, HeadsOverTime(self._by_length())).add(event.step, values)
+            if name not in self._history:
+                self._history[name] = HeadsOverTime(self._by_length())
+            self._history[name].add(event.step, values)
 
     def _draw(self, event: Event) -> None:
         if self._files is None or not self._history or not can_draw():
             return
         start = time.monotonic()
         figures: dict[str, Any] = {}
-        lengths = np.array([settings["length"] for settings in self._settings])
-        ids = np.array([settings["head"] for settings in self._settings])
+        lengths, ids = self._lengths, self._ids
         for name, history in self._history.items():
             if len(np.unique(lengths)) > 2:
                 title = f"after {history.steps[-1]} steps"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,9 @@ class WandbLogger(RemoteLogger):
         # Steps only increase in a run, so the service drops what an interrupted fit had logged already.
         self._run.log({**numbers, **histograms}, step=step)
 
-    def finish_run(self, step: int, table: list[dict[str, Any]], figures: Mapping[str, Any], failed: bool) -> None:
+    def finish_run(
+        self, step: int, table: Sequence[Mapping[str, Any]], figures: Mapping[str, Any], failed: bool
+    ) -> None:
         import wandb
 
         if table:

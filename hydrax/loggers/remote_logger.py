@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from hydrax.loggers.background import BackgroundWriter
 from hydrax.loggers.plots import can_draw, learning_curve
 from hydrax.loggers.quantiles import count_not_finite, of_live_heads, spread
 from hydrax.loop import Callback, Event
+from hydrax.results import column_of
 
 MAX_WAITING = 1_000
 """Logs that may wait for a service."""
@@ -76,7 +77,9 @@ class RemoteLogger(Callback):
         """
         raise NotImplementedError
 
-    def finish_run(self, step: int, table: list[dict[str, Any]], figures: Mapping[str, Any], failed: bool) -> None:
+    def finish_run(
+        self, step: int, table: Sequence[Mapping[str, Any]], figures: Mapping[str, Any], failed: bool
+    ) -> None:
         """Ends the run.
 
         Args:
@@ -113,7 +116,7 @@ class RemoteLogger(Callback):
         if self._writer is None:
             return
         metrics, figures = event.trainer.callback_metrics, {}
-        lengths = np.array([head["length"] for head in event.trainer.head_settings()])
+        lengths = column_of(event.trainer.head_settings(), "length")
         if can_draw() and len(np.unique(lengths)) > 2:
             for name in sorted(event.trainer.validation_metrics & set(metrics))[:MAX_FIGURES]:
                 figures[f"learning_curve/{name}"] = learning_curve(lengths, metrics[name], name)
@@ -174,7 +177,7 @@ class RemoteLogger(Callback):
     def _close(
         self,
         event: Event,
-        table: list[dict[str, Any]] | None = None,
+        table: Sequence[Mapping[str, Any]] = (),
         figures: Mapping[str, Any] | None = None,
         failed: bool = False,
     ) -> None:

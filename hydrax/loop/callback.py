@@ -12,7 +12,7 @@ from hydrax.arguments import check_init_calls, checked_calls, no_attribute
 from hydrax.data import DataModule
 from hydrax.engine import Fault, PlanReport
 from hydrax.lightning import CALLBACK_ATTRIBUTES
-from hydrax.results import Heads
+from hydrax.results import Heads, Ledger
 from hydrax.step import HeadModule, StepCallback
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class TrainerView(Protocol):
     def quarantined(self) -> Mapping[int, Fault]:
         """When and by what heads became NaN or infinite, by head id."""
 
-    def head_settings(self) -> list[dict[str, Any]]:
+    def head_settings(self) -> Ledger:
         """Lists what distinguishes each head: head, recipe, seed, length, axes of its slices, `PerHead` values."""
 
     def ledger(
@@ -172,7 +172,7 @@ class TrainerView(Protocol):
         monitor: str | None = None,
         scores: np.ndarray | None = None,
         more: Mapping[str, np.ndarray] | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> Ledger:
         """`head_settings`, and what became of each head: score, status, reason.
 
         Args:

@@ -14,4 +14,4 @@ from hydrax.results.export import SUFFIXES, check_suffix, export
 from hydrax.results.fit_result import FitResult
 from hydrax.results.heads import Heads, export_heads, load_with
 from hydrax.results.held_out import HeldOut, check_reduction, held_out, stacked
-from hydrax.results.ledger import head_settings, ledger, write_csv
+from hydrax.results.ledger import Ledger, column_of, head_settings, write_csv

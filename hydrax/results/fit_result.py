@@ -15,7 +15,7 @@ from hydrax.errors import ArgumentError
 from hydrax.files import as_path
 from hydrax.notebook import table_box
 from hydrax.results.heads import Heads
-from hydrax.results.ledger import shortest, write_csv
+from hydrax.results.ledger import Ledger, write_csv
 
 _SEEDS = ("seed", "slice_seed")  # columns of the ledger
 
@@ -47,7 +47,8 @@ class FitResult:
       live: bool[H], False for heads that a callback stopped.
       step: optimiser updates done.
       log_dir: the run's folder, or None if nothing was written.
-      ledger: one dict a head: head, recipe, seed, length, score, status, reason, axes of its slices, `PerHead` values.
+      ledger: one row per head: head, recipe, seed, length, score, status, reason, axes of its slices, `PerHead` values.
+        It reads like a list of dicts; `ledger.columns` are the same as NumPy arrays [H] by name.
       plan: how the fit was executed; its chunk and lowering shaped the heads' bits.
       interrupted: whether Ctrl-C ended the fit, which then raised KeyboardInterrupt; this is `trainer.result`. If the
         run was saved, `ckpt_path="last"` resumes it.
@@ -58,7 +59,7 @@ class FitResult:
     live: np.ndarray
     step: int
     log_dir: Path | None
-    ledger: list[dict[str, Any]]
+    ledger: Ledger
     plan: Plan | None = None
     interrupted: bool = False
 
@@ -99,15 +100,10 @@ class FitResult:
         Raises:
           ArgumentError: a column is not [H].
         """
-        columns = {name: _column([row[name] for row in self.ledger]) for name in self.ledger[0]}
         # Slices without random draws have no seed, and a column of NaN would look like a mistake.
-        columns = {name: c for name, c in columns.items() if name not in _SEEDS or not _is_all_nan(c)}
+        columns = {name: c for name, c in self.ledger.arrays().items() if name not in _SEEDS or not _is_all_nan(c)}
         for name, value in {**self.metrics, **(metrics or {})}.items():
-            if np.shape(value) != (len(self.ledger),):
-                raise ArgumentError(
-                    f"A column does not fit the table: metrics[{name!r}]. Got shape {list(np.shape(value))}, expected "
-                    f"[{len(self.ledger)}], one value for each head. Fix: pass what test() of these heads gave."
-                )
+            self._check_column(f"metrics[{name!r}]", value)
             columns.setdefault(name, np.asarray(value))
         try:
             import pandas
@@ -122,12 +118,20 @@ class FitResult:
           path: the file.
           scores: float[H], replaces the column `score`; None keeps it.
         """
-        rows = self.ledger
+        file, ledger = as_path("FitResult.save_ledger(path=)", path), self.ledger
         if scores is not None:
-            rows = [{**row, "score": shortest(s)} for row, s in zip(rows, np.asarray(scores), strict=True)]
-        file = as_path("FitResult.save_ledger(path=)", path)
-        write_csv(file, rows)
+            own = np.asarray(scores) * np.float32(1)  # whole numbers become floats; float64 keeps its digits
+            self._check_column("scores", own)
+            ledger = Ledger({**ledger.columns, "score": own})
+        write_csv(file, ledger)
         return file
+
+    def _check_column(self, what: str, value: Any) -> None:
+        if np.shape(value) != (len(self.ledger),):
+            raise ArgumentError(
+                f"A column does not fit the table: {what}. Got shape {list(np.shape(value))}, expected "
+                f"[{len(self.ledger)}], one value for each head. Fix: pass what test() of these heads gave."
+            )
 
     def _repr_html_(self) -> str:
         rows = []
@@ -152,13 +156,3 @@ def _median(values: np.ndarray) -> float:
     """Computes the median over the heads that have a value."""
     known = values[~np.isnan(values)]
     return float(np.median(known)) if known.size else np.nan
-
-
-def _column(values: list[Any]) -> np.ndarray:
-    """Makes an array of a column. None becomes NaN, and a `PerHead` of arrays becomes a column of objects."""
-    column = np.array([np.nan if value is None else value for value in values])
-    if column.ndim == 1:
-        return column
-    objects = np.empty(len(values), object)
-    objects[:] = list(column)
-    return objects

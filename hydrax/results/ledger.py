@@ -1,19 +1,109 @@
-"""The ledger: one row per head, with its settings and its outcome."""
+"""The ledger: one row per head, with its settings and its outcome, kept in columns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
-from hydrax.files import table_text, write_text
+from hydrax.files import columns_text, draft, encoded
 from hydrax.slices import LEDGER_COLUMNS, Slices
 from hydrax.step import HeadModule, per_head_values
 
+_OWN = ("head", "recipe", "seed", "length")
+_BLOCK_ROWS = 2**14  # rows that exist as Python objects at a time
 
-def head_settings(slices: Slices, module: HeadModule) -> list[dict[str, Any]]:
+
+class Ledger(Sequence[dict[str, Any]]):
+    """The table of heads. It reads like a list of dicts of plain values, which are made when they are asked for.
+
+    >>> ledger = Ledger({"head": np.array([3, 4]), "score": np.array([0.1, 0.2], np.float32)})
+    >>> ledger[1]
+    {'head': 4, 'score': 0.2}
+    >>> ledger.columns["head"]
+    array([3, 4])
+
+    Args:
+      columns: by name, arrays [H, ...]. A value that a head does not have is masked; its row holds None.
+
+    Attributes:
+      columns: the same.
+    """
+
+    def __init__(self, columns: Mapping[str, np.ndarray]) -> None:
+        self.columns = dict(columns)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    @overload
+    def __getitem__(self, heads: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, heads: slice) -> list[dict[str, Any]]: ...
+    def __getitem__(self, heads: Any) -> Any:
+        if isinstance(heads, slice):
+            return self._as_rows(self._cells(heads))
+        head = range(len(self))[heads]
+        return self._as_rows(self._cells(slice(head, head + 1)))[0]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for cells in self.blocks():
+            yield from self._as_rows(cells)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Ledger):  # by columns, so that a head without a score equals itself
+            names = list(self.columns)
+            return names == list(other.columns) and all(_equal(self.columns[n], other.columns[n]) for n in names)
+        return isinstance(other, list) and list(self) == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Ledger(heads={len(self)}, columns={', '.join(self.columns)})"
+
+    def blocks(self) -> Iterator[list[list[Any]]]:
+        """Yields the plain values of some rows at a time, as one list per column."""
+        return (self._cells(slice(start, start + _BLOCK_ROWS)) for start in range(0, len(self), _BLOCK_ROWS))
+
+    def _cells(self, heads: slice) -> list[list[Any]]:
+        return [_plain(column[heads]) for column in self.columns.values()]
+
+    def _as_rows(self, cells: list[list[Any]]) -> list[dict[str, Any]]:
+        return [dict(zip(self.columns, row, strict=True)) for row in zip(*cells, strict=True)]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns the columns as arrays [H] of the rows' values: a missing value is NaN, an array an object."""
+        return {name: _unmasked(column) for name, column in self.columns.items()}
+
+    def with_outcome(
+        self,
+        *,
+        score: np.ndarray | None,
+        live: np.ndarray,
+        finite: np.ndarray,
+        lost: np.ndarray,
+        reasons: Mapping[int, str],
+        origins: Sequence[str] = (),
+        more: Mapping[str, np.ndarray] | None = None,
+    ) -> Ledger:
+        """Adds to the settings of heads what became of them; arguments and columns are those of `ledger`."""
+        status = np.select([lost, ~finite, live], [0, 1, 2], 3)
+        reason = np.full(len(self), "", np.object_)
+        reason[list(reasons)] = list(reasons.values())
+        became = {
+            "score": np.ma.array(np.zeros(len(self)), mask=True) if score is None else np.asarray(score),
+            **{name: np.asarray(column) for name, column in (more or {}).items()},
+            "status": np.array(["quarantined", "not finite", "ok", "stopped"], np.object_)[status],
+            "reason": reason,
+            **({"init_from": np.array(origins, np.object_)} if origins else {}),
+        }
+        own = {name: self.columns[name] for name in _OWN}
+        return Ledger(own | became | self.columns)
+
+
+def head_settings(slices: Slices, module: HeadModule) -> Ledger:
     """Lists the settings of each head: head, recipe, seed, length, axes of its slices, `PerHead` values.
 
     If the slices have an axis `seed`, that is the head's seed, and the seed of its slice is in `slice_seed`. An axis
@@ -21,24 +111,24 @@ def head_settings(slices: Slices, module: HeadModule) -> list[dict[str, Any]]:
     as in `axis.lr` and `hparams.lr`. A `PerHead` named like one of the ledger's own columns is prefixed too.
 
     Returns:
-      One dict per head. `head` is its id; `seed`, unless it is an axis, is the seed of its slice, or None if the rows
+      One row per head. `head` is its id; `seed`, unless it is an axis, is the seed of its slice, or None if the rows
       of the slice depend on no seed.
     """
-    return _rows(_own(slices) | _chosen(slices, module))
+    of_slices = np.ma.masked_less(slices.seeds, 0)
+    own = {
+        "head": slices.ids,
+        "recipe": np.array(slices.recipes(), np.object_),
+        "seed": slices.axes.get("seed", of_slices),
+        "length": slices.lengths,
+        **({"slice_seed": of_slices} if "seed" in slices.axes else {}),
+    }
+    values = {f"axis.{name}": column for name, column in slices.axes.items() if name != "seed"} | {
+        name if "." in name else f"module.{name}": per_head.values for name, per_head in per_head_values(module).items()
+    }
+    return Ledger({name: _widened(column) for name, column in {**own, **_named(values)}.items()})
 
 
-def ledger(
-    slices: Slices,
-    module: HeadModule,
-    *,
-    score: np.ndarray | None,
-    live: np.ndarray,
-    finite: np.ndarray,
-    lost: np.ndarray,
-    reasons: Mapping[int, str],
-    origins: Sequence[str] = (),
-    more: Mapping[str, np.ndarray] | None = None,
-) -> list[dict[str, Any]]:
+def ledger(slices: Slices, module: HeadModule, **outcome: Any) -> Ledger:
     """Lists the settings of each head, as `head_settings` does, and its outcome: score, status, reason.
 
     Args:
@@ -55,42 +145,20 @@ def ledger(
     Returns:
       `status` is "ok", "stopped", "quarantined" or "not finite".
     """
-    became: dict[str, Sequence[Any]] = {
-        "score": [None] * len(slices) if score is None else _plain(score),
-        **{name: _plain(np.asarray(column)) for name, column in (more or {}).items()},
-        "status": np.select([lost, ~finite, live], ["quarantined", "not finite", "ok"], "stopped").tolist(),
-        "reason": [reasons.get(place, "") for place in range(len(slices))],
-        **({"init_from": origins} if origins else {}),
-    }
-    return _rows(_own(slices) | became | _chosen(slices, module))
+    return head_settings(slices, module).with_outcome(**outcome)
 
 
-def _own(slices: Slices) -> dict[str, Sequence[Any]]:
-    of_slices = _slice_seeds(slices)
-    return {
-        "head": slices.ids.tolist(),
-        "recipe": slices.recipes(),
-        "seed": slices.axes["seed"].tolist() if "seed" in slices.axes else of_slices,
-        "length": slices.lengths.tolist(),
-    }
+def column_of(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    """Returns one column of a ledger, or of any rows, as an array [H]."""
+    return rows.columns[name] if isinstance(rows, Ledger) else np.array([row[name] for row in rows])
 
 
-def _chosen(slices: Slices, module: HeadModule) -> dict[str, Sequence[Any]]:
-    values = {f"axis.{name}": column for name, column in slices.axes.items() if name != "seed"} | {
-        name if "." in name else f"module.{name}": per_head.values for name, per_head in per_head_values(module).items()
-    }
-    return {
-        **({"slice_seed": _slice_seeds(slices)} if "seed" in slices.axes else {}),
-        **{name: column.tolist() if column.ndim == 1 else list(column) for name, column in _named(values).items()},
-    }
-
-
-def _slice_seeds(slices: Slices) -> list[int | None]:
-    return [None if seed < 0 else seed for seed in slices.seeds.tolist()]
-
-
-def _rows(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+def write_csv(path: Path, rows: Ledger) -> None:
+    """Writes a ledger; a reader sees the old file or the whole new one."""
+    with draft(path, sync=True) as beside, beside.open("wb") as file:
+        file.write(encoded(columns_text([[name] for name in rows.columns])))
+        for cells in rows.blocks():
+            file.write(encoded(columns_text(cells)))
 
 
 def _named(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -104,15 +172,64 @@ def _named(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return named
 
 
-def _plain(column: np.ndarray) -> Sequence[Any]:
-    return column.tolist() if column.dtype.kind in "iub" else [shortest(value) for value in column]
+def _widened(column: np.ndarray) -> np.ndarray:
+    """Gives numbers [H] the width that Python has for them, so that they are shown as they were given."""
+    if column.ndim > 1 or column.dtype.kind not in "fiu" or np.ma.isMaskedArray(column):
+        return column
+    return np.array(column.tolist())
 
 
-def shortest(score: np.floating) -> float:
-    """Rounds a score to the fewest digits that still identify it in its float type, which keeps tables readable."""
-    return float(str(score))
+def _plain(column: np.ndarray) -> list[Any]:
+    if column.ndim > 1:
+        return list(column)
+    cells: list[Any] = (shortest(column) if _is_narrow(column) else column).tolist()
+    return cells
 
 
-def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Writes a ledger; a reader sees the old file or the whole new one."""
-    write_text(path, table_text(rows), sync=True)
+def _unmasked(column: np.ndarray) -> np.ndarray:
+    if column.ndim > 1:
+        objects = np.empty(len(column), np.object_)
+        objects[:] = list(column)
+        return objects
+    missing = np.ma.getmaskarray(column)
+    if missing.any():
+        return np.where(missing, np.nan, np.ma.getdata(column))
+    return shortest(column) if _is_narrow(column) else np.ma.getdata(column)
+
+
+def _is_narrow(column: np.ndarray) -> bool:
+    return column.dtype.kind in "fV" and column.dtype.itemsize < 8  # V: bfloat16 and the 8-bit floats
+
+
+def shortest(column: np.ndarray) -> np.ndarray:
+    """Rounds floats to the fewest digits that still identify them in their own type, which keeps tables readable.
+
+    >>> shortest(np.array([0.1, 1 / 3], np.float32)).tolist()
+    [0.1, 0.33333334]
+
+    Returns:
+      float64, `float(str(value))` of each value; a million take 0.1 s.
+    """
+    wide = column.astype(np.float64)
+    with np.errstate(divide="ignore"):
+        exponents = np.floor(np.log10(np.abs(wide)))
+    at = np.flatnonzero(np.isfinite(exponents))  # zeros and what is not finite stay as they are
+    # Six digits never suffice for two decimals of one float32, nine always identify one. Powers of ten below 10^22 are
+    # exact in float64, so that one rounding gives the float64 nearest to the decimal. Around a power of two the nearest
+    # decimal need not be the shortest.
+    easy = (np.abs(exponents[at]) < 13) & (np.abs(np.frexp(wide[at])[0]) != 0.5) & (column.dtype == np.float32)
+    left, at = at[~easy], at[easy]
+    for digits in (6, 7, 8, 9):
+        value, shift = wide[at], digits - 1 - exponents[at]
+        scale = 10.0 ** np.abs(shift)
+        rounded = np.where(shift < 0, np.rint(value / scale) * scale, np.rint(value * scale) / scale)
+        same = rounded.astype(np.float32) == column[at]
+        wide[at[same]], at = rounded[same], at[~same]
+    for place in (*left.tolist(), *at.tolist()):
+        wide[place] = float(str(column[place]))
+    return wide
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    one, other = _unmasked(one), _unmasked(other)
+    return np.array_equal(one, other, equal_nan=one.dtype.kind == other.dtype.kind == "f")

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrax.slices.law import Array, Part, RowLaw, blocks, count_while, per_head, strides
+from hydrax.slices.law import Array, Figures, Part, RowLaw, blocks, count_while, per_head, strides
 from hydrax.slices.lists import shared_tables
 
 # Words of 32 bits per entry of the directory `before`. It adds an eighth to the bits and limits a lookup to 8 words.
@@ -92,8 +92,8 @@ class Bits(Part):
     def complement(self) -> Self:
         return replace(self, lengths=np.int32(self.num_rows) - self.lengths, turned=~self.turned)
 
-    def figures(self, at: int) -> dict[str, int]:
-        return super().figures(at) | {"number": int(self.numbers[at])}
+    def figures(self, at: NDArray[np.int64]) -> Figures:
+        return super().figures(at) | {"number": self.numbers[at]}
 
     def content(self) -> Iterator[bytes]:
         return (self.words[line].astype("<u4").tobytes() for line in self.lines)

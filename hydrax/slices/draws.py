@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hydrax.slices.bits import Bits
-from hydrax.slices.law import Array, Part, RowLaw, per_head
+from hydrax.slices.law import Array, Figures, Part, RowLaw, per_head
 from hydrax.slices.lists import Lists, Unlisted
 from hydrax.slices.permutation import GOLDEN, mix, multiply_high
 from hydrax.slices.sets import kept_sets, mask_blocks, mask_lines
@@ -52,9 +52,9 @@ class Draws(Part):
     def has_repeats(self) -> bool:
         return True
 
-    def figures(self, at: int) -> dict[str, int]:
+    def figures(self, at: NDArray[np.int64]) -> Figures:
         # As "number" it survives a complement, which is kept in another way and cannot tell how many draws there were.
-        return super().figures(at) | {"number": int(self.lengths[at])}
+        return super().figures(at) | {"number": self.lengths[at]}
 
 
 def _take_drawn(columns: Mapping[str, Array], tables: Mapping[str, Array], offsets: Array, xp: ModuleType) -> Array:

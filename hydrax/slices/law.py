@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 BLOCK_ROWS = 2**20  # Rows to handle at once where the rows of many heads are walked: it bounds the temporaries.
 
 Array = Any  # numpy.ndarray or jax.Array, whichever `xp` makes.
+Figures = dict[str, NDArray[Any]]  # The numbers that a recipe may show, by name; each has one entry per line.
 Take = Callable[[Mapping[str, Array], Mapping[str, Array], Array, ModuleType], Array]
 
 
@@ -127,9 +128,9 @@ class Part(ABC):
         """Whether a line may hold a row more than once."""
         return False
 
-    def figures(self, at: int) -> dict[str, int]:
-        """Return the numbers that a recipe may show of the line at `at`."""
-        return {"length": int(self.lengths[at]), "rest": self.num_rows - int(self.lengths[at])}
+    def figures(self, at: NDArray[np.int64]) -> Figures:
+        """Return the figures of the lines at `at` [K]."""
+        return {"length": self.lengths[at], "rest": self.num_rows - self.lengths[at]}
 
     # Kind, lengths and marks, together with the following, determine the rows of a part. Digests are made of them.
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrax.slices.law import Array, Part, RowLaw, blocks, count_while, per_head, strides
+from hydrax.slices.law import Array, Figures, Part, RowLaw, blocks, count_while, per_head, strides
 
 
 def shared_tables(tables: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], list[int]]:
@@ -51,8 +51,8 @@ class _Kept(Part):
         are_sets = all(part.are_sets for part in parts)
         return cls._joined(parts, rows=rows, firsts=firsts.astype(place_type(rows.size)), are_sets=are_sets)
 
-    def figures(self, at: int) -> dict[str, int]:
-        return super().figures(at) | {"number": int(self.numbers[at])}
+    def figures(self, at: NDArray[np.int64]) -> Figures:
+        return super().figures(at) | {"number": self.numbers[at]}
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 """Recipes: how each slice was made, kept as data and formatted as one line of text for the user."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -28,18 +29,32 @@ class Recipe:
     names: NDArray[Any] | None = None
     flips: int = 0
 
-    def format(self, figures: Mapping[str, int]) -> str:
-        """Write the recipe of the slice with the given figures."""
-        shown = [self._shown(field, figures) for field in self.fields] + [self.settings] * bool(self.settings)
-        return self._flipped(f"{self.maker}({', '.join(shown)})" if shown else self.maker)
+    def format(self, figures: Mapping[str, NDArray[Any]]) -> NDArray[np.object_]:
+        """Write the recipes of K slices with the given figures, [K] each; equal texts are one object."""
+        columns = [figures[self._figure(field)].astype(np.int64) for field in self.fields]
+        # Of a million slices many have the same recipe: one text serves them all. Figures are below 2**31, and a
+        # recipe shows two of them at most.
+        key = functools.reduce(lambda known, column: known << 31 | column, columns, np.zeros_like(figures["length"]))
+        _, first, place = np.unique(key, return_index=True, return_inverse=True)
+        texts = [self._write(row) for row in zip(*(column[first].tolist() for column in columns), strict=True)]
+        return np.array(texts or [self._write(())], np.object_)[place]
 
-    def _shown(self, field: str, figures: Mapping[str, int]) -> str:
-        if field == "group":
-            assert self.names is not None
-            return repr(self.names[figures["number"]].item())
+    def _figure(self, field: str) -> str:
         # Figures describe the rows held now. After an odd number of complements those are the rows left out by what
         # the constructor made, and the recipe shows what the constructor was given.
-        return str(figures[_OTHER_SIDE.get(field, field) if self.flips % 2 else field])
+        figure = "number" if field == "group" else field
+        return _OTHER_SIDE.get(figure, figure) if self.flips % 2 else figure
+
+    def _write(self, row: Sequence[int]) -> str:
+        shown = [self._shown(*shown) for shown in zip(self.fields, row, strict=True)]
+        shown += [self.settings] * bool(self.settings)
+        return self._flipped(f"{self.maker}({', '.join(shown)})" if shown else self.maker)
+
+    def _shown(self, field: str, figure: int) -> str:
+        if field == "group":
+            assert self.names is not None
+            return repr(self.names[figure].item())
+        return str(figure)
 
     def _flipped(self, text: str) -> str:
         return "complement(" * self.flips + text + ")" * self.flips
@@ -90,10 +105,6 @@ class Recipes:
     def complement(self) -> "Recipes":
         """Return the recipes of the complements."""
         return Recipes(self.codes, tuple(recipe.complement() for recipe in self.recipes))
-
-    def format(self, at: int, figures: Mapping[str, int]) -> str:
-        """Write the recipe of the slice at position `at`, whose figures are given."""
-        return self.recipes[int(self.codes[at])].format(figures)
 
     def kinds(self) -> dict[str, int]:
         """Count the slices by kind of recipe, such as "complement(bootstrap)"."""

@@ -512,11 +512,13 @@ class Slices:
 
     def recipe(self, head: int) -> str:
         """Describe how the slice of the head at position `head` was made, such as "window(100, 37)"."""
-        return self._store.recipe(int(positions([head], len(self))[0]))
+        text: str = self._store.recipe_texts(positions([head], len(self)))[0]
+        return text
 
     def recipes(self) -> list[str]:
         """Describe how the slice of every head was made, [H]."""
-        return [self._store.recipe(at) for at in range(len(self))]
+        texts: list[str] = self._store.recipe_texts(np.arange(len(self))).tolist()
+        return texts
 
     def describe(self) -> str:
         """Summarise the slices for a reader: recipes, lengths, coverage, copies, axes and memory, one line each.

@@ -138,10 +138,16 @@ class RowStore:
             arrays += [part.lengths, *columns.values(), *tables.values()]
         return sum(array.nbytes for array in arrays)
 
-    def recipe(self, at: int) -> str:
-        """Write how the slice of the head at position `at` was made."""
-        part, line = (0, at) if self.owners is None else (self.owners[at], int(self._lines[at]))
-        return self.recipes.format(at, self.parts[part].figures(line))
+    def recipe_texts(self, at: NDArray[np.int64]) -> NDArray[np.object_]:
+        """Write how the slices of the heads at positions `at` [K] were made; equal texts are one object."""
+        texts, codes = np.empty(at.size, np.object_), self.recipes.codes[at]
+        lines, owners = (at if self.owners is None else self._lines[at]), _owners_or_zeros(self)[at]
+        for number, part in enumerate(self.parts):
+            for code, recipe in enumerate(self.recipes.recipes):
+                own = np.flatnonzero((owners == number) & (codes == code))
+                if own.size:
+                    texts[own] = recipe.format(part.figures(lines[own]))
+        return texts
 
     def law(self) -> RowLaw | None:
         """Return the law of all heads; None if there are several parts, or places in a table exceed 2**31."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hydrax.slices.law import Array, Part, RowLaw, add_mod, per_head, sub_mod
+from hydrax.slices.law import Array, Figures, Part, RowLaw, add_mod, per_head, sub_mod
 from hydrax.slices.permutation import mix, permute, unpermute
 
 # Separates the order that makes a subset from the orders in which the rotation walks it: both are keyed by user seeds,
@@ -56,9 +56,9 @@ class Windows(Part):
         ends = (self.starts.astype(np.int64) + self.lengths) % self.num_rows
         return replace(self, starts=ends.astype(np.int32), lengths=np.int32(self.num_rows) - self.lengths)
 
-    def figures(self, at: int) -> dict[str, int]:
-        start = int(self.starts[at])
-        return super().figures(at) | {"start": start, "end": (start + int(self.lengths[at])) % self.num_rows}
+    def figures(self, at: NDArray[np.int64]) -> Figures:
+        starts = self.starts[at].astype(np.int64)
+        return super().figures(at) | {"start": starts, "end": (starts + self.lengths[at]) % self.num_rows}
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,7 @@ from hydrax.loop import (
     not_timed,
     snapshot_name,
 )
-from hydrax.results import Heads, ledger
+from hydrax.results import Heads, Ledger, head_settings
 from hydrax.train import resume
 from hydrax.train.fit import PlannedFit
 
@@ -140,13 +140,16 @@ class Run:
         """What `TrainerView.quarantined` describes."""
         return {self.planned.ids[place]: fault for place, fault in self.state.faults.items()}
 
-    def ledger(self, scores: np.ndarray | None, more: Mapping[str, np.ndarray] | None) -> list[dict[str, Any]]:
+    @functools.cached_property
+    def head_settings(self) -> Ledger:
+        """What `TrainerView.head_settings` describes."""
+        return head_settings(self.planned.spec.slices, self.planned.spec.module)
+
+    def ledger(self, scores: np.ndarray | None, more: Mapping[str, np.ndarray] | None) -> Ledger:
         """Returns what `TrainerView.ledger` describes, with these scores, float[H]."""
-        state, spec = self.state, self.planned.spec
+        state = self.state
         lost = {place: f"{fault.leaf} at step {fault.step}" for place, fault in state.faults.items()}
-        return ledger(
-            spec.slices,
-            spec.module,
+        return self.head_settings.with_outcome(
             score=scores,
             live=state.live,
             finite=self.planned.engine.finite(tuple(block.trainable for block in state.heads)),

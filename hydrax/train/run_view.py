@@ -16,7 +16,7 @@ from hydrax.errors import ArgumentError
 from hydrax.files import as_path, warn_if_unwritable, write_text
 from hydrax.lightning import TRAINER_ATTRIBUTES
 from hydrax.loop import Callback, Interrupts, TrainerView
-from hydrax.results import Heads, head_settings, write_csv
+from hydrax.results import Heads, Ledger, write_csv
 from hydrax.slices import LEDGER_COLUMNS
 from hydrax.train.fit import PlannedFit
 from hydrax.train.module import HydraModule
@@ -181,16 +181,15 @@ class RunView(TrainerView):
     def quarantined(self) -> Mapping[int, Fault]:
         return MappingProxyType(self._running().quarantined)
 
-    def head_settings(self) -> list[dict[str, Any]]:
-        spec = self._running().planned.spec
-        return head_settings(spec.slices, spec.module)
+    def head_settings(self) -> Ledger:
+        return self._running().head_settings
 
     def ledger(
         self,
         monitor: str | None = None,
         scores: np.ndarray | None = None,
         more: Mapping[str, np.ndarray] | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> Ledger:
         if scores is None:
             known = sorted({*self.metrics, *self.validation_metrics, *self.training_metrics})
             where = "Trainer.ledger(monitor=...)"
@@ -208,9 +207,8 @@ class RunView(TrainerView):
         # With all metrics, so that heads can be sorted by any of them.
         taken = (*LEDGER_COLUMNS, *(more or {}))
         metrics = {name: value for name, value in self.metrics.items() if name not in taken}
-        write_csv(
-            as_path("Trainer.save_ledger(path=)", path), self.ledger(monitor, scores, {**(more or {}), **metrics})
-        )
+        file = as_path("Trainer.save_ledger(path=)", path)
+        write_csv(file, self.ledger(monitor, scores, {**(more or {}), **metrics}))
 
     def save_hparams(self) -> None:
         if self.log_dir is None or not self.module or not self.module.hparams:

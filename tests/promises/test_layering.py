@@ -36,7 +36,7 @@ OPEN = {
     "hydrax.loggers": None,
     "hydrax.trees": {"named_leaves"},
     "hydrax.checkpoint": {"check_root", "locked", "make_way"},
-    "hydrax.results": {"BestScores"},
+    "hydrax.results": {"BestScores", "column_of"},
     "hydrax.data": {"frame_columns", "is_frame"},
 }
 

@@ -4,13 +4,15 @@ import csv
 import sys
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pandas
 import pytest
 
 import hydrax as hx
+from hydrax.files import encoded, table_text
 from hydrax.results.fit_result import FitResult
-from hydrax.results.ledger import ledger, write_csv
+from hydrax.results.ledger import ledger, shortest, write_csv
 
 HEADS = 3
 SLICES = hx.Slices.concatenate(
@@ -65,6 +67,20 @@ def test_a_score_has_the_digits_of_its_float32_and_no_more():
     assert repr(rows()[0]["score"]) == "0.1"
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, jnp.bfloat16])
+def test_shortest_numbers_are_those_of_their_texts(dtype):
+    draws = np.random.default_rng(0)
+    bits = draws.integers(0, 2**32, 100_000, np.uint32).view(np.float32)
+    decimals = [draws.integers(0, 10**6, 20_000) * 10.0 ** draws.integers(-14, 9, 20_000), 10.0 ** np.arange(-40, 39)]
+    # Ties between two decimals, such as 1024.03125, and neighbours of powers of two.
+    edges = [np.arange(1, 20_001, 2) / 32, 2.0 ** np.arange(-140, 127), [0.0, -0.0, np.nan, np.inf, -np.inf, -0.5]]
+    with np.errstate(over="ignore", invalid="ignore"):
+        column = np.concatenate([bits, *decimals, *edges, -(2.0 ** np.arange(30)) * (1 + 2**-23)]).astype(dtype)
+    expected, found = np.array([float(str(value)) for value in column]), shortest(column)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(np.signbit(found), np.signbit(expected))
+
+
 def test_without_scores_the_column_is_empty(tmp_path):
     write_csv(tmp_path / "heads.csv", rows(score=None))
     with (tmp_path / "heads.csv").open() as file:
@@ -84,6 +100,32 @@ def test_a_result_writes_its_ledger_with_the_scores_it_is_given(tmp_path):
     result = FitResult(None, {}, np.ones(HEADS, bool), 1, None, rows())
     with result.save_ledger(tmp_path / "heads.csv", scores=[1, 2, 3]).open() as file:
         assert [row["score"] for row in csv.DictReader(file)] == ["1.0", "2.0", "3.0"]
+
+
+def test_a_ledger_reads_like_the_list_of_its_rows_and_is_kept_in_columns():
+    found, listed = rows(score=(1, 2, 3)), list(rows(score=(1, 2, 3)))
+    assert (len(found), found[-1], found[1:]) == (HEADS, listed[2], listed[1:])
+    assert (found == listed, found == listed[1:]) == (True, False)
+    assert (rows() == rows(), rows() == rows(live=NONE)) == (True, False)  # with a score that is NaN
+    with pytest.raises(IndexError):
+        found[HEADS]
+    assert {type(column).__module__.partition(".")[0] for column in found.columns.values()} == {"numpy"}
+    np.testing.assert_array_equal(found.columns["length"], [2, 4, 5])
+
+
+def test_the_csv_of_columns_has_the_bytes_of_that_of_the_rows(tmp_path):
+    reasons = {0: "=1+1", 1: 'a, "b"', 2: "line\nbreak \udc80"}
+    state = {"live": ~NONE, "finite": ~NONE, "lost": NONE, "reasons": reasons}
+    slices = hx.Slices.product(hx.Slices.full(1, num_rows=9), name=["@x", "plain", "ä"])
+    module, more = Module(hx.PerHead([[1, 2], [3, 4], [5, 6]])), {"step": np.array([5, 6, 7])}
+    found = ledger(slices, module, score=np.float32([1e-5, np.inf, 16777216]), more=more, **state)
+    write_csv(tmp_path / "heads.csv", found)
+    assert (tmp_path / "heads.csv").read_bytes() == encoded(table_text(list(found)))
+
+
+def test_recipes_of_a_million_heads_are_one_text_where_they_are_equal():
+    recipes = hx.Slices.random_subset([5] * 1_000_000, num_rows=9).recipes()
+    assert (recipes[0], len({id(recipe) for recipe in recipes})) == ("random_subset(5)", 1)
 
 
 # ---- the axes of a product
