@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import itertools
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
 from hydrax import DataError, DataModule, PerHead, Slices
-from hydrax.arguments import is_choice, require
+from hydrax.arguments import is_choice, is_number, require
 from hydrax.data import frame_columns, is_frame
 
 Dataset = dict[str, NDArray[Any]]
 
 _MISSING = ("", "NA", "N/A", "NaN", "nan", "NULL", "null")
 _DATE = re.compile(r"\d{4}[-/.]\d{1,2}[-/.]\d{1,2}.*|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}.*")
+_BLOCK = 2**20  # The most rows, over all heads of a block, whose statistics are taken at once: 8 MB for each column.
 _MANY_WORDS = 50  # A column with more words than this, most of them once, is text and no category.
 
 
@@ -33,21 +36,21 @@ class TabularDataModule(DataModule):
 
     A dataset is `{"x": float32[N, D], "y": [N]}`. A column of words is encoded as each word's place in sorted order;
     `categories` lists the words. A target of words or whole numbers is int32, any other is float32. A missing feature
-    (an empty cell, NA, N/A, NaN, NULL) becomes NaN, which `check_finite` reports. `predict` uses the test rows too.
-    `print(data)` says what became of each column. Dates and free text are refused: turn them into numbers first, or
-    put them aside.
+    (an empty cell, NA, N/A, NaN, NULL) is NaN in the dataset. `predict` uses the test rows too. `print(data)` says what
+    became of each column. Dates and free text are refused: turn them into numbers first, or put them aside.
 
     A head must not learn from rows outside its slice, not even their mean, or its score on them would be too good. So
-    nothing is imputed or scaled here. `statistics()` returns mean and deviation of each head's own rows for the module:
+    `impute`, `standardize` and `target_encode` take the statistics of each head's own training rows, and apply them to
+    its batches inside the compiled program: when it trains, and to the rows that it is validated and tested on or
+    predicts. There is one copy of the table, and the steps of a module see `batch["x"]` ready to use:
 
-        mean, deviation = data.statistics()
-        module = Regressor(mean=mean, deviation=deviation)
+        data = TabularDataModule("cars.csv", target="price", slices=folds, one_hot=True, standardize=True)
+        trainer.fit(Regressor(), data)  # Regressor knows nothing of missing values
 
-        def features(self, batch):  # of Regressor: a missing value takes the mean of the head's rows
-            x = jnp.where(jnp.isnan(batch["x"]), self.hparams.mean, batch["x"])
-            return (x - self.hparams.mean) / self.hparams.deviation
-
-    Target encoding is not offered.
+    For a head alone this is scikit-learn's pipeline of `SimpleImputer` and `StandardScaler`, `OneHotEncoder` and
+    `TargetEncoder(smooth=...)`, fitted on its rows. The models expect such rows, too: `transformed(dataset, head)`
+    returns them for `heads[head](x)`. A word that is not among the rows of a head is 0 in all its columns of `one_hot`,
+    and a feature without any value there is 0 for that head.
 
     >>> import pathlib, tempfile
     >>> from hydrax.datamodules import TabularDataModule
@@ -79,9 +82,15 @@ class TabularDataModule(DataModule):
         "colour=red".
       unseen: what happens to a word that the training file does not have: "error", or "missing" (it counts as an empty
         cell).
-      standardize: scales each feature that is not a category to mean 0 and standard deviation 1 over the training rows.
-        Off by default: the statistics cover all training rows, so a head would learn about rows outside its slice, and
-        its score on them (k-fold, leave-one-out) would be too good.
+      impute: what replaces a missing value: "mean" or "median" of the feature over each head's own training rows. A
+        missing word becomes the most frequent one of these rows, unless it is encoded by `one_hot` or `target_encode`.
+        With None, a missing value stays NaN, which `check_finite` reports, and the module must deal with it.
+      standardize: scales each feature that is not a category to mean 0 and standard deviation 1 over each head's own
+        training rows, after missing values were replaced.
+      target_encode: categorical features of which each word is replaced by the mean target of the rows that have it,
+        among each head's own training rows. Missing words count as one more word. The target must be a number or one of
+        two words.
+      smoothing: how many rows with the mean target of all rows of the head are added to those of each word.
       delimiter: the character between two cells of a CSV line.
       val_slices: which validation rows each head is validated on, or a function that makes them from the validation
         dataset; None takes all.
@@ -107,7 +116,10 @@ class TabularDataModule(DataModule):
         test_path: str | Path | Any | None = None,
         one_hot: bool = False,
         unseen: Literal["error", "missing"] = "error",
+        impute: Literal["mean", "median"] | None = "mean",
         standardize: bool = False,
+        target_encode: Sequence[str] = (),
+        smoothing: float = 10.0,
         delimiter: str = ",",
         val_slices: Slices | Callable[[Dataset], Slices] | None = None,
         **settings: Any,
@@ -115,6 +127,7 @@ class TabularDataModule(DataModule):
         super().__init__(slices=slices, val_slices=val_slices, **settings)
         self._path, self._val_path, self._test_path = map(_absolute, (path, val_path, test_path))
         self._target, self._features, self._aside, self._categorical = target, features, aside, categorical
+        self._impute, self._target_encode, self._smoothing = impute, target_encode, smoothing
         self._val_rows, self._seed, self._standardize, self._delimiter = val_rows, seed, standardize, delimiter
         self._one_hot, self._unseen = one_hot, unseen
         # Only sequences count: the order of a set is arbitrary, and that of a dict may not be meant.
@@ -132,9 +145,16 @@ class TabularDataModule(DataModule):
             ("val_path", val_path, val_path is not None and val_rows != 0, f"None beside val_rows={val_rows}"),
             ("one_hot", one_hot, not isinstance(one_hot, bool), "True or False"),
             ("unseen", unseen, not is_choice(unseen, ("error", "missing")), '"error" or "missing"'),
+            ("impute", impute, not is_choice(impute, ("mean", "median", None)), '"mean", "median" or None'),
+            ("standardize", standardize, not isinstance(standardize, bool), "True or False"),
+            ("target_encode", target_encode, not _are_names(target_encode), "a list of names"),
+            ("smoothing", smoothing, not is_number(smoothing) or not 0 <= smoothing < np.inf, "a number of 0 or more"),
             ("delimiter", delimiter, not isinstance(delimiter, str) or len(delimiter) != 1, "one character"),
         ):
             require(not wrong, f"TabularDataModule({name}=)", value, expected, f"correct {name}")
+        self._categorical = [*categorical, *target_encode]
+        if impute is not None:
+            self.check_finite = "off"  # What is missing is replaced, and `_dataset` refuses infinite values.
 
     def setup(self, stage: str) -> None:
         """Reads the files of the stage that have not been read yet."""
@@ -170,31 +190,60 @@ class TabularDataModule(DataModule):
     def feature_names(self) -> tuple[str, ...]:
         """Names of the columns of x, D of them."""
         names = [
-            [f"{name}={word}" for word in self.categories[name]] if self._is_one_hot(name) else [name]
+            [f"{name}={word}" for word in self.categories[name]] if self._kind(name) == "one-hot" else [name]
             for name in self._features_used
         ]
         return tuple(itertools.chain.from_iterable(names))
 
-    def statistics(self) -> tuple[PerHead, PerHead]:
-        """Returns mean and standard deviation of the columns of x over the training rows of each head.
+    @cached_property
+    def _sources(self) -> tuple[str, ...]:
+        """For each column of x, the column of the table that it is made of."""
+        widths = [len(self.categories[name]) if self._kind(name) == "one-hot" else 1 for name in self._features_used]
+        return tuple(np.repeat(self._features_used, widths).tolist())
 
-        Missing values do not count. A categorical feature has mean 0 and deviation 1, as does a column without values;
-        a deviation of 0 is returned as 1.
+    def batch_transform(self) -> Callable[..., Any] | None:
+        if self._impute is None and not self._standardize and not self._target_encode:
+            return None
+        words = self.categories.get(self._target, ())
+        if self._target_encode and len(words) > 2:
+            where, fix = f"{self._table.path}, {self._target!r}", "encode it as numbers, or leave target_encode out"
+            raise _error(
+                "A target has no mean: target_encode", where, f"{len(words)} words", "numbers or two words", fix
+            )
+        return self._transform
 
-        Returns:
-          Two `PerHead`, float32[H, D].
-        """
-        x, slices = self.train_dataset()["x"].astype(np.float64), self.slices()
-        numbers = np.array([name in self._features_used and name not in self.categories for name in self.feature_names])
-        mean, deviation = np.zeros((len(slices), x.shape[1])), np.ones((len(slices), x.shape[1]))
-        for head in range(len(slices)):
-            own = x[slices.rows(head)]
-            counts = np.count_nonzero(~np.isnan(own), axis=0)
-            center = np.nansum(own, axis=0) / np.maximum(counts, 1)
-            spread = np.sqrt(np.nansum((own - center) ** 2, axis=0) / np.maximum(counts, 1))
-            mean[head] = np.where(numbers, center, 0)
-            deviation[head] = np.where(numbers & (spread > 0), spread, 1)
-        return PerHead(mean.astype(np.float32)), PerHead(deviation.astype(np.float32))
+    @cached_property
+    def _transform(self) -> Callable[..., Any]:
+        """Makes of the columns of x what the arguments say, by the statistics of each head's own rows."""
+        train, slices = self.train_dataset(), self.slices()
+        kinds = [self._kind(name) for name in self._sources]
+        words = [len(self.categories.get(name, ())) for name in self._sources]
+        tables = {at: np.empty((len(slices), words[at] + 1)) for at, kind in enumerate(kinds) if kind == "encoded"}
+        fill, mean, scale = np.zeros((3, len(slices), len(kinds)))
+        scale += 1
+        for heads, rows, live in _blocks(slices, max(words) + 1):
+            for at, kind in enumerate(kinds):
+                values = train["x"][rows, at].astype(np.float64)
+                if kind == "number":
+                    found = _of_numbers(values, live, self._impute, self._standardize)
+                    fill[heads, at], mean[heads, at], scale[heads, at] = found
+                elif kind == "encoded":
+                    found = _of_targets(values, live, words[at], train["y"][rows], self._smoothing, self._standardize)
+                    tables[at][heads], mean[heads, at], scale[heads, at] = found
+                elif kind == "place":
+                    fill[heads, at] = _counts(values, live, words[at])[:, :-1].argmax(axis=1)
+                else:
+                    # A word that no row of a head has would keep the random weights that the model began with.
+                    scale[heads, at] = (live & (values > 0)).any(axis=1)
+        firsts = np.cumsum([0, *(words[at] + 1 for at in tables)]).tolist()
+        return functools.partial(
+            _transformed,
+            encoded=tuple((at, first, words[at]) for at, first in zip(tables, firsts, strict=False)),
+            table=PerHead(np.concatenate([*tables.values()], axis=1)) if tables else None,
+            fill=None if self._impute is None else PerHead(fill),
+            mean=PerHead(mean),
+            scale=PerHead(scale),
+        )
 
     @cached_property
     def _features_used(self) -> tuple[str, ...]:
@@ -204,8 +253,12 @@ class TabularDataModule(DataModule):
         names = self._features or [name for name in known if name != self._target and name not in self._aside]
         if not names:
             raise _error(
-                "A table has no features", self._path, ", ".join(known), "another column than target and aside"
+                "A table has no features", self._table.path, ", ".join(known), "another column than target and aside"
             )
+        for name in self._target_encode:
+            if name not in names:
+                what, expected = "No such feature: target_encode", f"one of the features {', '.join(names)}"
+                raise _error(what, self._table.path, repr(name), expected, "name one of them")
         return tuple(names)
 
     @cached_property
@@ -257,12 +310,20 @@ class TabularDataModule(DataModule):
 
     @cached_property
     def _scales(self) -> list[tuple[float, float]]:
-        """Mean and standard deviation of each feature over the training rows; 0 and 1 if it is not scaled."""
+        """Mean and standard deviation of each feature over the training rows; 0 and 1 if it is not scaled.
+
+        Each head scales the scaled rows again by its own. float32 would lose the differences between large numbers.
+        """
         scales = []
         for name in self._features_used:
             column = self._split[0].columns[name]
             known = column[:0] if name in self.categories or not self._standardize else column[~np.isnan(column)]
-            scales.append((float(known.mean()), float(known.std()) or 1.0) if known.size else (0.0, 1.0))
+            if not known.size:
+                scales.append((0.0, 1.0))
+                continue
+            with np.errstate(invalid="ignore", over="ignore"):  # infinite values are reported elsewhere
+                mean = known.mean()
+                scales.append((float(mean), float(_deviation(known.var(), mean, known.size))))
         return scales
 
     @cached_property
@@ -279,35 +340,52 @@ class TabularDataModule(DataModule):
             )
         return _read_parquet(path, words) if path.suffix == ".parquet" else _read_csv(path, words, self._delimiter)
 
-    def _is_one_hot(self, name: str) -> bool:
-        return self._one_hot and name in self.categories
+    def _kind(self, name: str) -> Literal["number", "encoded", "one-hot", "place"]:
+        """How a feature is encoded; words that are not told otherwise as their place in sorted order."""
+        if name not in self.categories:
+            return "number"
+        return "encoded" if name in self._target_encode else "one-hot" if self._one_hot else "place"
 
     def __str__(self) -> str:
         """Describes datasets and slices as every data module does, and what became of each column."""
         return "\n".join([super().__str__(), *self._lines("columns", self._account)])
 
     def _account(self) -> str:
+        hows = {
+            "number": "number",
+            "place": "by place in sorted order",
+            "one-hot": "0 or 1 for each",
+            "encoded": "by the mean target of each head's rows",
+        }
+
         def fate(name: str) -> str:
             if name != self._target and name not in self._features_used:
                 return "aside"
-            role = "target" if name == self._target else "feature"
-            missing = int(np.count_nonzero(_is_missing(self._table.columns[name])))
-            if name in self.categories:
-                how = "0 or 1 for each" if self._is_one_hot(name) and role == "feature" else "by place in sorted order"
-                text = f"{role}, {len(self.categories[name])} words, {how}"
-            else:
-                is_scaled = self._standardize and role == "feature"
-                text = f"{role}, number" + (", scaled by all training rows" if is_scaled else "")
-            return text + (f", {missing:,} missing" if missing else "")
+            if name == self._target:
+                words = f"{len(self.categories[name])} words, {hows['place']}" if name in self.categories else "number"
+                return f"target, {words}"
+            kind, missing = self._kind(name), int(np.count_nonzero(_is_missing(self._table.columns[name])))
+            words = "" if kind == "number" else f"{len(self.categories[name])} words, "
+            text = f"feature, {words}{hows[kind]}"
+            scaled = ", scaled by each head's rows" if self._standardize and kind in ("number", "encoded") else ""
+            by = {"number": self._impute, "place": "most frequent"}.get(kind)
+            filled = f", replaced by the {by} of each head's rows" if self._impute is not None and by else ""
+            return text + scaled + (f", {missing:,} missing{filled}" if missing else "")
 
         return "\n".join(f"{name}: {fate(name)}" for name in self._table.columns)
 
     def _dataset(self, table: _Table) -> Dataset:
         table.expect(*self._features_used, self._target)
+        numbers = {name: table.numbers(name, self.categories, self._unseen) for name in self._features_used}
+        for name, column in numbers.items():
+            infinite = np.abs(column) > np.finfo(np.float32).max
+            if self._impute is not None and infinite.any():
+                at = int(np.argmax(infinite))
+                fix = "correct the cell, or pass impute=None and replace it in the module"
+                raise _error("A feature is infinite", table.place(name, at), column[at], "a float32 or none", fix)
         columns: list[NDArray[Any]] = []
-        for name, (mean, scale) in zip(self._features_used, self._scales, strict=True):
-            column = table.numbers(name, self.categories, self._unseen)
-            if self._is_one_hot(name):
+        for (name, column), (mean, scale) in zip(numbers.items(), self._scales, strict=True):
+            if self._kind(name) == "one-hot":
                 columns += list(column == np.arange(len(self.categories[name]))[:, None])
             else:
                 columns.append((column - mean) / scale)
@@ -322,6 +400,101 @@ class TabularDataModule(DataModule):
                 raise _error(what, table.place(self._target, at), y[at], expected, "correct the cell, or drop the row")
         with np.errstate(over="ignore"):  # a number beyond float32 becomes Inf, which check_finite reports
             return {"x": x.astype(np.float32), "y": y.astype(self._target_dtype)}
+
+
+def _transformed(
+    batch: Dataset, *, encoded: Sequence[tuple[int, int, int]], table: Any, fill: Any, mean: Any, scale: Any
+) -> dict[str, Any]:
+    """Encodes, imputes and scales the columns of x with the values of one head; runs inside the compiled program.
+
+    Args:
+      batch: x, float32[B, D], and y.
+      encoded: for each column of words to encode its place, where its words begin in `table`, and their number.
+      table: what each word becomes, and behind those of a column what a missing one becomes.
+      fill: what replaces missing values, [D], or None.
+      mean: [D].
+      scale: [D].
+    """
+    x = jnp.asarray(batch["x"], mean.dtype)
+    for at, first, missing in encoded:
+        places = jnp.where(jnp.isnan(x[:, at]), missing, x[:, at]).astype(jnp.int32)
+        x = x.at[:, at].set(table[first + places])
+    if fill is not None:
+        x = jnp.where(jnp.isnan(x), fill[None], x)
+    return {**batch, "x": (x - mean[None]) * scale[None]}
+
+
+def _blocks(slices: Slices, num_words: int) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_]]]:
+    """Yields heads in blocks: their places [h], their rows [h, L], and which entries of these count, bool[h, L]."""
+    order = np.argsort(-slices.lengths, kind="stable")  # heads of similar lengths lie in one block
+    start = 0
+    while start < len(order):
+        longest = int(slices.lengths[order[start]])
+        heads = order[start : start + max(1, _BLOCK // max(longest, num_words))]
+        offsets, lengths = np.arange(longest)[None], slices.lengths[heads][:, None]
+        yield heads, slices[heads].lookup(np.minimum(offsets, lengths - 1)), offsets < lengths
+        start += len(heads)
+
+
+def _of_numbers(
+    values: NDArray[np.float64], live: NDArray[np.bool_], impute: str | None, standardize: bool
+) -> tuple[Any, Any, Any]:
+    """Returns what replaces a missing number of each head, and mean and scale after that; all 0 if it has no number."""
+    known = live & ~np.isnan(values)
+    count = known.sum(axis=1)
+    some = np.maximum(count, 1)
+    fill = mean = np.where(known, values, 0).sum(axis=1) / some
+    if impute == "median":
+        ordered = np.sort(np.where(known, values, np.inf), axis=1)
+        middle = [np.take_along_axis(ordered, at[:, None], axis=1)[:, 0] for at in ((some - 1) // 2, some // 2)]
+        fill = np.where(count > 0, (middle[0] + middle[1]) / 2, 0)
+    if not standardize:
+        return fill, 0, count > 0
+    filled = (live.sum(axis=1) - count) * (impute is not None)
+    total = np.maximum(count + filled, 1)
+    mean = (mean * count + fill * filled) / total
+    squares = np.where(known, values - mean[:, None], 0) ** 2
+    variance = (squares.sum(axis=1) + filled * (fill - mean) ** 2) / total
+    return fill, mean, (count > 0) / _deviation(variance, mean, total)
+
+
+def _of_targets(
+    values: NDArray[np.float64],
+    live: NDArray[np.bool_],
+    num_words: int,
+    targets: NDArray[Any],
+    smoothing: float,
+    standardize: bool,
+) -> tuple[Any, Any, Any]:
+    """Returns what each word and a missing one become for each head, [h, words + 1], and the mean and scale of that."""
+    counts, sums = (_counts(values, live, num_words, of) for of in (None, targets))
+    total = counts.sum(axis=1)
+    prior = (sums.sum(axis=1) / total)[:, None]
+    weights = counts + smoothing
+    table = np.where(weights > 0, (sums + smoothing * prior) / np.where(weights > 0, weights, 1), prior)
+    if not standardize:
+        return table, 0, 1
+    mean = (counts * table).sum(axis=1) / total
+    return table, mean, 1 / _deviation((counts * (table - mean[:, None]) ** 2).sum(axis=1) / total, mean, total)
+
+
+def _counts(
+    values: NDArray[np.float64], live: NDArray[np.bool_], num_words: int, weights: NDArray[Any] | None = None
+) -> NDArray[np.float64]:
+    """Counts the rows of each word for each head, or adds up weights of theirs, [h, words + 1]; the last is missing."""
+    places = np.where(np.isnan(values), num_words, values).astype(np.int64)
+    cells = places + np.arange(len(values))[:, None] * (num_words + 1)
+    found = np.bincount(
+        cells[live], None if weights is None else weights[live].astype(np.float64), len(values) * (num_words + 1)
+    )
+    return found.reshape(len(values), num_words + 1).astype(np.float64)
+
+
+def _deviation(variance: Any, mean: Any, count: Any) -> NDArray[np.float64]:
+    """Returns the standard deviation, and 1 for what is constant but for rounding, by scikit-learn's bound."""
+    eps = np.finfo(np.float64).eps
+    constant = variance <= count * eps * variance + (count * mean * eps) ** 2
+    return np.where(constant, 1, np.sqrt(variance))
 
 
 class _Table(NamedTuple):

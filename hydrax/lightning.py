@@ -28,7 +28,7 @@ DATA_HOOKS = {
     "test_dataloader": "return the rows from `test_dataset`",
     "predict_dataloader": "return the rows from `predict_dataset`",
     "transfer_batch_to_device": _TRANSFER,
-    "on_before_batch_transfer": "transform rows in `train_dataset` or in the step",
+    "on_before_batch_transfer": "transform rows in `train_dataset`, or define `batch_transform` in the data module",
     "on_after_batch_transfer": "augment in `training_step`, with `ctx.key` for random numbers",
     "on_exception": "define it in a callback; `teardown` of the data module also runs after an error",
 }

@@ -30,4 +30,12 @@ from hydrax.data.datamodule import DataModule, NamedSets
 from hydrax.data.dataset import Dataset
 from hydrax.data.feed import Feed, open_feed
 from hydrax.data.frames import frame_columns, is_frame
-from hydrax.data.stage import EvaluationSet, TrainingSet, known_ids, positions, stage_evaluation, stage_training
+from hydrax.data.stage import (
+    EvaluationSet,
+    TrainingSet,
+    find_transform,
+    known_ids,
+    positions,
+    stage_evaluation,
+    stage_training,
+)

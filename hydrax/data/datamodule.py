@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hydrax.arguments import check_init_calls, checked_call, is_choice, is_int, naming, no_attribute, require
@@ -17,6 +18,7 @@ from hydrax.errors import DataError, SliceError
 from hydrax.lightning import DATA_ATTRIBUTES
 from hydrax.notebook import text_box
 from hydrax.slices import Slices, rotation
+from hydrax.step import PerHead
 
 if TYPE_CHECKING:
     import grain
@@ -199,6 +201,38 @@ class DataModule:
     def predict_dataset(self) -> Any | None:
         """Returns the rows that heads predict, or None."""
         return None
+
+    def batch_transform(self) -> Callable[..., Any] | None:
+        """Returns a function of one head's batch that every step sees the result of, or None.
+
+        It is for what depends on the rows that a head may learn from, such as their mean, which differs from head to
+        head: there is one copy of the rows, and the compiled program transforms each batch. It must be written with
+        `jax.numpy`, and serves `training_step`, `validation_step`, `test_step` and `predict_step` alike. Of a
+        `functools.partial`, each keyword argument that is a `PerHead` is the value of the head at hand:
+
+            def batch_transform(self):
+                return functools.partial(centre, mean=hx.PerHead([self.rows[own].mean(0) for own in self.lists]))
+
+            def centre(batch, mean):
+                return batch - mean
+
+        The models of the heads learn from transformed rows, so `heads[k](x)` expects them, too.
+        """
+        return None
+
+    def transformed(self, dataset: Any, head: int) -> Any:
+        """Returns rows as a head sees them, which is what its model `heads[head]` is called on, in NumPy arrays.
+
+        Args:
+          dataset: columns `[rows, ...]`, such as `test_dataset()`.
+          head: its place in `slices()`.
+        """
+        transform = self.batch_transform()
+        if transform is None:
+            return dataset
+        keywords = getattr(transform, "keywords", {})
+        own = {name: jnp.asarray(value[head]) for name, value in keywords.items() if isinstance(value, PerHead)}
+        return jax.tree.map(np.asarray, functools.partial(transform, **own)(jax.tree.map(jnp.asarray, dataset)))
 
     def dataset(self, stage: str) -> Any | None:
         """Returns the dataset of "train", "val", "test" or "predict"."""

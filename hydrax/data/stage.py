@@ -147,6 +147,23 @@ def stage_evaluation(
     return sets
 
 
+def find_transform(datamodule: DataModule) -> Callable[..., Any] | None:
+    """Returns what a data module does to the batches of each head before a step sees them, or None.
+
+    Raises:
+      DataError: it is not a function.
+    """
+    with naming(f"{type(datamodule).__name__}.batch_transform", DataError):
+        found = datamodule.batch_transform()
+    if found is not None and not callable(found):
+        raise DataError(
+            f"A transformation of batches has the wrong type: {type(datamodule).__name__}.batch_transform. Got "
+            f"{type(found).__name__}, expected a function of a batch, or None. Fix: return for example "
+            "functools.partial(scale, mean=hx.PerHead([...]))."
+        )
+    return found
+
+
 def _check_named(datamodule: DataModule, stage: str) -> None:
     where = f"{type(datamodule).__name__}.{stage}_dataset"
     if stage not in ("val", "test"):

@@ -32,10 +32,14 @@ from hydrax.step import (
     Preflight,
     StepInput,
     Structure,
+    has_transform,
     of_heads,
     per_head_values,
+    with_transform,
 )
 from hydrax.trees import dotted, is_key, leaves_by_path, random_state
+
+_TRANSFORMED = "batch_transform"  # Marks saved heads that learnt from the batches that a data module transformed.
 
 
 @jax.tree_util.register_pytree_node_class
@@ -215,7 +219,9 @@ class Heads:
         """
         hparams = {} if self.hparams is None else self.hparams.to_json()
         meta = {"kind": "heads", "ids": self.ids.tolist(), "hparams": hparams}
-        tree = {"heads": {"trainable": self.trainable, "state": self.state}}
+        tree: dict[str, Any] = {"heads": {"trainable": self.trainable, "state": self.state}}
+        if self._aux.module is not None and has_transform(self._aux.module):
+            tree[_TRANSFORMED] = np.zeros(0, bool)
         return checkpoint.save(as_path("Heads.save(path=)", path), 0, tree, meta, run="heads")
 
     def export(self, path: str | Path, head: int | None = None) -> Path:
@@ -294,6 +300,9 @@ class Heads:
             found = {"trainable": found[source]["trainable"], "state": found["heads"]["state"]}
         if head is not None:
             return _model(structure, found["trainable"], found["state"])
+        saw_transformed = _TRANSFORMED in meta.get("fingerprint", {}) or (_TRANSFORMED,) in dtypes
+        if saw_transformed and not has_transform(module):
+            module = with_transform(module, _refuse_raw_rows)
         return cls(found["trainable"], found["state"], structure, ids, _kept(meta), module)
 
     @property
@@ -445,6 +454,14 @@ def _arguments(
             "self.save_hyperparameters() in __init__, which keeps numbers, text, lists, tuples and dicts of them."
         )
     return {name: value for name, value in values.items() if name in names}
+
+
+def _refuse_raw_rows(batch: Any) -> Any:
+    raise ArgumentError(
+        "Rows are not transformed as in training: Heads.predict. Got columns for heads that were loaded, expected "
+        "what the batch_transform of their data module returns. Fix: call trainer.predict(module, datamodule, "
+        "heads=heads), or heads[k] on the columns of datamodule.transformed(dataset, k)."
+    )
 
 
 def _as_saved(leaf: Any, dtype: str | None) -> Any:

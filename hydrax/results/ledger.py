@@ -10,7 +10,7 @@ import numpy as np
 
 from hydrax.files import columns_text, draft, encoded
 from hydrax.slices import LEDGER_COLUMNS, Slices
-from hydrax.step import HeadModule, per_head_values
+from hydrax.step import HeadModule, chosen_per_head
 
 _OWN = ("head", "recipe", "seed", "length")
 _BLOCK_ROWS = 2**14  # rows that exist as Python objects at a time
@@ -123,7 +123,7 @@ def head_settings(slices: Slices, module: HeadModule) -> Ledger:
         **({"slice_seed": of_slices} if "seed" in slices.axes else {}),
     }
     values = {f"axis.{name}": column for name, column in slices.axes.items() if name != "seed"} | {
-        name if "." in name else f"module.{name}": per_head.values for name, per_head in per_head_values(module).items()
+        name if "." in name else f"module.{name}": per_head.values for name, per_head in chosen_per_head(module).items()
     }
     return Ledger({name: _widened(column) for name, column in {**own, **_named(values)}.items()})
 

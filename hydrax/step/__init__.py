@@ -28,7 +28,16 @@ from hydrax.step.hparams import Hyperparameters, PerHead
 from hydrax.step.logged import Logged, Mean, WholeSet, is_whole
 from hydrax.step.lowering import Lowering
 from hydrax.step.model import Structure, split
-from hydrax.step.module import HeadModule, has_own_update, of_heads, per_head_values, set_frozen
+from hydrax.step.module import (
+    HeadModule,
+    chosen_per_head,
+    has_own_update,
+    has_transform,
+    of_heads,
+    per_head_values,
+    set_frozen,
+    with_transform,
+)
 from hydrax.step.preflight import Preflight, TrainingShapes
 from hydrax.step.state import DeviceRows, HeadInputs, HeadsState, StepInput, select
 from hydrax.step.statistics import padding_counted

@@ -21,7 +21,7 @@ from hydrax.step.finite import is_finite
 from hydrax.step.logged import Logged, Recorder, accumulator_of, empty_accumulator, is_metric, is_whole
 from hydrax.step.lowering import Lowering, lower
 from hydrax.step.model import Parts, Structure, split, why_nothing_trains
-from hydrax.step.module import HeadModule, bind, has_own_update
+from hydrax.step.module import HeadModule, bind, has_own_update, transformed
 from hydrax.step.optimizer import build_optimizer, update_with
 from hydrax.step.state import HeadInputs, HeadsState, StepInput, select
 from hydrax.step.statistics import Slots, masked_linen
@@ -371,8 +371,9 @@ class HeadProgram:
         """Gathers the batch of a step, and makes its context."""
         # Row numbers are checked on the host, so the gather need not clip them.
         gather: Callable[[Any], Any] = lambda column: column.at[given.rows].get(mode="promise_in_bounds")  # noqa: E731
+        batch = transformed(self.module, given.inputs.per_head, jax.tree.map(gather, given.data.columns))
         # Converted after the gather: B rows are copied and not the dataset.
-        batch = _cast(jax.tree.map(gather, given.data.columns), _FLOATS.get(self.precision))
+        batch = _cast(batch, _FLOATS.get(self.precision))
         rows = given.rows if given.data.numbers is None else gather(given.data.numbers)
         return batch, Context(given.key, given.mask, rows, given.step, given.inputs.ids, train)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 
 from hydrax.arguments import checked_call
-from hydrax.errors import ModuleError
+from hydrax.errors import DataError, HydraxError, ModuleError
 from hydrax.step.context import Context
 from hydrax.step.hparams import Hyperparameters, PerHead
 from hydrax.step.logged import Recorder
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import optax
 
 _Module = TypeVar("_Module", bound="HeadModule")
+# Where a copy of the module keeps the transformation of its data module; no attribute of the user's has such a name.
+_TRANSFORM = "batch_transform."
 _INPUTS = ("x", "input", "inputs", "image", "images", "features", "tokens")
 
 
@@ -204,10 +207,16 @@ class HeadModule:
         object.__setattr__(self, name, value)
 
 
-def per_head_values(module: HeadModule) -> dict[str, PerHead]:
-    """Finds every `PerHead` of a module, by dotted name: `hparams.<name>`, or the name of the attribute."""
+def chosen_per_head(module: HeadModule) -> dict[str, PerHead]:
+    """Finds every `PerHead` that the user gave a module, by dotted name: `hparams.<name>`, or that of the attribute."""
     found = {f"hparams.{name}": value for name, value in module.hparams.items() if isinstance(value, PerHead)}
     return found | {name: value for name, value in vars(module).items() if isinstance(value, PerHead)}
+
+
+def per_head_values(module: HeadModule) -> dict[str, PerHead]:
+    """Finds every `PerHead` that a step takes: those of the module, and those that transform its batches."""
+    transform = {name: value for name, value in _keywords(module).items() if isinstance(value, PerHead)}
+    return chosen_per_head(module) | {_TRANSFORM + name: value for name, value in transform.items()}
 
 
 def has_own_update(module: HeadModule) -> bool:
@@ -230,6 +239,7 @@ def bind(module: _Module, values: Mapping[str, Any], stage: str) -> tuple[_Modul
     own = {name: value for name, value in values.items() if not name.startswith("hparams.")}
     hparams = {name: values.get(f"hparams.{name}", value) for name, value in module.hparams.items()}
     vars(bound).update(own, _hparams=Hyperparameters(hparams), _frozen=True)
+    _set_keywords(bound, {name: values.get(_TRANSFORM + name, value) for name, value in _keywords(module).items()})
     vars(bound)["_recorder"] = recorder if stage in ("training", "validation", "test") else None
     return bound, recorder
 
@@ -239,7 +249,54 @@ def of_heads(module: _Module, heads: Any) -> _Module:
     chosen = copy.copy(module)
     own = {name: value[heads] for name, value in vars(module).items() if isinstance(value, PerHead)}
     vars(chosen).update(own, _hparams=module.hparams.of_heads(heads))
+    _set_keywords(chosen, {n: v[heads] if isinstance(v, PerHead) else v for n, v in _keywords(module).items()})
     return chosen
+
+
+def with_transform(module: _Module, transform: Callable[..., Any] | None) -> _Module:
+    """Returns a copy of the module whose steps see what `transform` makes of a batch; the module itself if it is None.
+
+    Args:
+      module: the user's module.
+      transform: as `DataModule.batch_transform` returns it.
+    """
+    if transform is None:
+        return module
+    chosen = copy.copy(module)
+    vars(chosen)[_TRANSFORM] = transform
+    return chosen
+
+
+def has_transform(module: HeadModule) -> bool:
+    """Whether the batches of a module are transformed before its steps see them."""
+    return _TRANSFORM in vars(module)
+
+
+def transformed(module: HeadModule, values: Mapping[str, Any], batch: Any) -> Any:
+    """Returns a batch as the steps of one head see it; `values` as for `bind`."""
+    if not has_transform(module):
+        return batch
+    try:
+        return vars(bind(module, values, "configure")[0])[_TRANSFORM](batch)
+    except HydraxError:
+        raise
+    except Exception as error:
+        raise DataError(
+            "A transformation of batches failed while it was traced for one head: DataModule.batch_transform. Got "
+            f"{type(error).__name__}: {error}, expected it to run on traced arrays. Fix: see the line that the cause "
+            "above names."
+        ) from error
+
+
+def _keywords(module: HeadModule) -> dict[str, Any]:
+    """The keyword arguments of a module's transformation of batches."""
+    return dict(getattr(vars(module).get(_TRANSFORM), "keywords", {}))
+
+
+def _set_keywords(module: HeadModule, keywords: Mapping[str, Any]) -> None:
+    if keywords:
+        given = vars(module)[_TRANSFORM]
+        vars(module)[_TRANSFORM] = functools.partial(given.func, *given.args, **keywords)
 
 
 def set_frozen(module: HeadModule, frozen: bool) -> None:

@@ -15,6 +15,7 @@ from hydrax.data import (
     EvaluationSet,
     Feed,
     GrainBatches,
+    find_transform,
     known_ids,
     open_feed,
     positions,
@@ -36,7 +37,7 @@ from hydrax.engine import (
 )
 from hydrax.errors import ArgumentError, DataError
 from hydrax.results import Heads
-from hydrax.step import HeadProgram, PerHead, Preflight, is_whole, per_head_values
+from hydrax.step import HeadProgram, PerHead, Preflight, is_whole, per_head_values, with_transform
 from hydrax.train.module import HydraModule
 from hydrax.train.settings import Settings
 from hydrax.train.whole_sets import scores
@@ -320,6 +321,7 @@ def assemble_evaluation(
         )
     with contextlib.ExitStack() as opened:
         opened.callback(evaluation.close)
+        module = with_transform(module, find_transform(datamodule))
         inputs = head_inputs(
             heads.ids, _per_head_of(module, heads.ids, known_ids(datamodule) if fitted is None else fitted)
         )
@@ -346,10 +348,12 @@ def assemble_evaluation(
 
 def _per_head_of(module: HydraModule, ids: np.ndarray, known: np.ndarray | None) -> dict[str, PerHead]:
     """Picks the `PerHead` values of the heads with these ids: one for each known head, or in the order of the ids."""
-    values, at = per_head_values(module), positions(ids, known)
-    if at is None or known is None or any(len(value) != len(known) for value in values.values()):
+    at = positions(ids, known)
+    if at is None or known is None:
         return check_per_head(module, len(ids))
-    return {name: value[at] for name, value in values.items()}
+    # The values of a data module are those of all its heads, also beside a module of the picked heads alone.
+    values = {name: value if len(value) != len(known) else value[at] for name, value in per_head_values(module).items()}
+    return values if all(len(value) == len(ids) for value in values.values()) else check_per_head(module, len(ids))
 
 
 def _check_heads(heads: Heads, parts: Any) -> None:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from hydrax.arguments import require_meant
-from hydrax.data import DataModule, Feed, stage_training
+from hydrax.data import DataModule, Feed, find_transform, stage_training
 from hydrax.engine import (
     NO_CHOICE,
     Blocks,
@@ -50,8 +50,10 @@ from hydrax.step import (
     TrainingShapes,
     has_own_update,
     has_second_tier,
+    has_transform,
     padding_counted,
     per_head_values,
+    with_transform,
 )
 from hydrax.train.evaluation import Evaluations, find_validation
 from hydrax.train.module import HydraModule
@@ -331,6 +333,7 @@ def check_fit(
         rows = stage_training(datamodule, wide=settings.precision == "64-true")
         opened.callback(rows.data.close)
         num_heads = len(rows.slices)
+        module = with_transform(module, find_transform(datamodule))
         inputs = head_inputs(rows.slices.ids, check_per_head(module, num_heads))
         sampling = open_sampling(settings, rows)
         _refuse_large_sizes(settings, sampling)
@@ -473,6 +476,7 @@ def _fingerprint(spec: FitSpec, feed: Feed) -> dict[str, Any]:
         "overfit_batches": settings.overfit_batches or None,  # 0 and 0.0 both mean off
         **{f"hparams.{name}": _mark(value) for name, value in module.hparams.items()},
         **{name: _mark(value) for name, value in per_head_values(module).items()},
+        **({"batch_transform": True} if has_transform(module) else {}),
         # The text is for the person who reads the error; the digest decides.
         "slices": _with_digest(_outline(slices), slices.digest()),
         "data": _with_digest(str(spec.sampling.data), feed.digest()),

@@ -8,8 +8,7 @@ import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sklearn.impute import SimpleImputer
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import OneHotEncoder
 
 import hydrax as hx
 from hydrax.datamodules import TabularDataModule
@@ -160,18 +159,6 @@ def test_other_files_are_read_with_the_categories_and_the_target_of_the_training
 
 def test_without_a_test_file_there_is_no_test(write):
     assert module(write(TEN)).test_dataset() is None
-
-
-def test_standardized_features_have_mean_0_and_deviation_1_over_the_training_rows(write):
-    text = "a,b,c,price\n1,x,5,1\n2,y,5,1\n,x,5,1\n6,y,5,1\n100,x,5,1\n"
-    data = module(write(text), standardize=True, val_rows=1, seed=None)
-    known = np.array([1, 2, 6])
-    train = data.train_dataset()["x"]
-    np.testing.assert_allclose(train[[0, 1, 3], 0], (known - known.mean()) / known.std(), rtol=1e-6)
-    np.testing.assert_array_equal(train[2, 0], np.nan)
-    np.testing.assert_array_equal(train[:, 1], [0, 1, 0, 1])  # categories stay
-    np.testing.assert_array_equal(train[:, 2], 0)  # a constant has no deviation to divide by
-    np.testing.assert_allclose(data.val_dataset()["x"], [[(100 - known.mean()) / known.std(), 0, 0]], rtol=1e-6)
 
 
 # ---- Parquet
@@ -444,54 +431,6 @@ def test_a_target_that_training_did_not_have_stays_an_error(write):
         module(train, target="kind", test_path=test, unseen="missing").test_dataset()
 
 
-def test_statistics_are_scikit_learns_of_each_heads_own_rows(write):
-    rng = np.random.default_rng(0)
-    table = pandas.DataFrame({"a": rng.normal(5, 3, 30), "b": rng.normal(size=30), "c": ["x", "y"] * 15, "flat": 2.5})
-    table.loc[::4, "a"] = np.nan
-    table["price"] = np.arange(30.0)
-    slices = hx.Slices.concatenate([hx.Slices.prefix([6, 30], 30), hx.Slices.bootstrap(2, 30, seed=1)])
-    data = TabularDataModule(table, target="price", slices=slices, one_hot=True)
-    mean, deviation = data.statistics()
-    x = data.train_dataset()["x"]
-    assert mean.values.shape == deviation.values.shape == (4, 5)
-    for head in range(4):
-        own = x[slices.rows(head)]
-        scaler, imputer = StandardScaler().fit(own), SimpleImputer().fit(own)
-        np.testing.assert_allclose(mean[head][[0, 1, 4]], scaler.mean_[[0, 1, 4]], rtol=1e-5)
-        np.testing.assert_allclose(mean[head][0], imputer.statistics_[0], rtol=1e-5)
-        np.testing.assert_allclose(deviation[head][[0, 1, 4]], scaler.scale_[[0, 1, 4]], rtol=1e-5)
-        np.testing.assert_array_equal((mean[head][2:4], deviation[head][2:4]), [[0, 0], [1, 1]])
-
-
-def test_heads_learn_from_a_table_with_missing_values_by_their_own_statistics():
-    import jax.numpy as jnp
-    import optax
-    from flax import nnx
-
-    class Regressor(hx.HydraModule):
-        def __init__(self, mean, deviation):
-            self.save_hyperparameters()
-
-        def configure_model(self, key):
-            return nnx.Linear(2, 1, rngs=nnx.Rngs(key))
-
-        def configure_optimizers(self):
-            return optax.adam(0.1)
-
-        def training_step(self, model, batch, ctx):
-            x = jnp.where(jnp.isnan(batch["x"]), self.hparams.mean[None], batch["x"])
-            return (model((x - self.hparams.mean[None]) / self.hparams.deviation[None])[:, 0] - batch["y"]) ** 2
-
-    rng = np.random.default_rng(0)
-    table = pandas.DataFrame({"a": rng.normal(500, 30, 40), "b": rng.normal(size=40)})
-    table["y"] = table["a"] / 30
-    table.loc[3, "b"] = np.nan
-    data = TabularDataModule(table, target="y", slices=hx.Slices.prefix([20, 40], 40), check_finite="off")
-    result = hx.Trainer(max_steps=1_000, barebones=True).fit(Regressor(*data.statistics()), data)
-    assert result.live.all()
-    assert (result.metrics["train_loss"] < 0.05).all()
-
-
 TEXTS = [f"the {number}th remark" for number in range(60)]
 
 
@@ -526,7 +465,7 @@ def test_many_words_that_repeat_are_categories():
 def test_printing_says_what_became_of_each_column(write):
     lines = str(module(write(TABLE), aside=["site"], one_hot=True, standardize=True)).splitlines()
     assert [line.strip() for line in lines[-4:]] == [
-        "columns age: feature, number, scaled by all training rows, 1 missing",
+        "columns age: feature, number, scaled by each head's rows, 1 missing, replaced by the mean of each head's rows",
         "site: aside",
         "colour: feature, 2 words, 0 or 1 for each, 1 missing",
         "price: target, number",
