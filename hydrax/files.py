@@ -92,6 +92,7 @@ def encoded(text: str) -> bytes:
 
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_QUOTED = tuple(f"'{sign}" for sign in _FORMULA)
 
 
 def _inert(cell: Any) -> Any:
@@ -111,7 +112,7 @@ def plain_cell(cell: str) -> str:
     >>> plain_cell("'=1+1"), plain_cell("'quoted'")
     ('=1+1', "'quoted'")
     """
-    return cell[1:] if cell.startswith(tuple(f"'{sign}" for sign in _FORMULA)) else cell
+    return cell[1:] if cell.startswith(_QUOTED) else cell
 
 
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:

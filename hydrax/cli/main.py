@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
+import gc
 import io
 import math
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from hydrax.cli import commands
 from hydrax.errors import ArgumentError, HydraxError
@@ -94,31 +98,45 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list_heads(args: argparse.Namespace) -> None:
-    columns, rows = _read_ledger(args.folder)
-    for condition in [*args.where, *([f"status={args.status}"] if args.status else [])]:
-        column, equals, value = condition.partition("=")
-        if not equals:
-            raise ArgumentError(
-                f"Incomplete condition: --where. Got {condition!r}, expected COLUMN=VALUE. Fix: add the value."
-            )
-        _check_column(column, columns, "--where")
-        rows = [row for row in rows if _same(row[column], value)]
-    if args.sort is not None:
-        _check_column(args.sort, columns, "--sort")
-        known = [row for row in rows if not math.isnan(_number(row[args.sort]))]
-        known.sort(key=lambda row: _number(row[args.sort]), reverse=args.reverse)
-        rows = known + [row for row in rows if math.isnan(_number(row[args.sort]))]
-    elif args.reverse:
-        rows.reverse()
-    table = [columns, *([row[column] or "-" for column in columns] for row in rows[: args.limit])]
-    table = [[_printable(cell) for cell in cells] for cells in table]
-    widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
-    for cells in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+    with _without_collector():
+        columns, rows = _read_ledger(args.folder)
+        for condition in [*args.where, *([f"status={args.status}"] if args.status else [])]:
+            column, equals, value = condition.partition("=")
+            if not equals:
+                raise ArgumentError(
+                    f"Incomplete condition: --where. Got {condition!r}, expected COLUMN=VALUE. Fix: add the value."
+                )
+            at, number = _place(column, columns, "--where"), _number(value)
+            rows = [row for row in rows if row[at] == value or _is_same(row[at], value, number)]
+        if args.sort is not None:
+            at = _place(args.sort, columns, "--sort")
+            numbers = np.array([_number(row[at]) for row in rows], np.float64)
+            # NaN sorts last, and equal numbers keep their order, also in reverse.
+            order = np.argsort(-numbers if args.reverse else numbers, kind="stable")[: args.limit]
+        else:
+            order = np.arange(len(rows))[:: -1 if args.reverse else 1][: args.limit]
+        # Formatted in the order of the file, in which cells are neighbours in memory: a third of the time for many.
+        places = np.sort(order)
+        rows = [rows[place] for place in places.tolist()]
+        padded = [_padded(name, [row[at] for row in rows]) for at, name in enumerate(columns)]
+        header, *lines = map(str.rstrip, map("  ".join, zip(*padded, strict=True)))
+        print("\n".join([header, *(lines[at] for at in np.searchsorted(places, order).tolist())]))
 
 
-def _read_ledger(folder: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Reads the columns and the rows of a run's ledger."""
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keeps Python from looking for garbage: a million rows would make it look often, and read three times as long."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _read_ledger(folder: Path) -> tuple[list[str], list[list[str]]]:
+    """Reads the columns and the rows of a run's ledger; cells are as they are written."""
     path = _checkpoints(folder) / LEDGER
     if not path.is_file():
         raise ArgumentError(
@@ -126,14 +144,23 @@ def _read_ledger(folder: Path) -> tuple[list[str], list[dict[str, str]]]:
             "has saved a checkpoint."
         )
     try:
-        columns, *lines = csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""), strict=True)
-        columns = list(map(plain_cell, columns))
-        return columns, [dict(zip(columns, map(plain_cell, line), strict=True)) for line in lines]
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            columns, *rows = csv.reader(file, strict=True)
+        if any(len(row) != len(columns) for row in rows):
+            raise ValueError("rows of unequal length")
+        return list(map(plain_cell, columns)), rows
     except (ValueError, csv.Error) as error:  # not UTF-8, empty, or rows of unequal length
         raise ArgumentError(
             f"Damaged ledger: {path}. Got a file that cannot be read ({error}), expected a table as Hydrax writes it. "
             "Fix: resume the run, which writes it again, or restore it from a copy."
         ) from None
+
+
+def _padded(name: str, cells: Sequence[str]) -> list[str]:
+    """Returns a column as it is printed, with its name on top, padded to one width."""
+    shown = [_printable(name), *(_printable(plain_cell(cell) or "-") for cell in cells)]
+    width = max(map(len, shown))
+    return [cell.ljust(width) for cell in shown]
 
 
 def _printable(cell: str) -> str:
@@ -142,6 +169,8 @@ def _printable(cell: str) -> str:
     >>> print(_printable("größe\x1b[2J"))
     größe\x1b[2J
     """
+    if cell.isprintable():
+        return cell
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in cell)
 
 
@@ -156,12 +185,13 @@ def _checkpoints(folder: Path) -> Path:
     return below if below.is_dir() else folder
 
 
-def _check_column(column: str, columns: Sequence[str], option: str) -> None:
+def _place(column: str, columns: Sequence[str], option: str) -> int:
     if column not in columns:
         known = ", ".join(map(_printable, columns))
         raise ArgumentError(
             f"Unknown column: {option}. Got {column!r}, expected one of {known}. Fix: pass one of them."
         )
+    return columns.index(column)
 
 
 def _count(text: str) -> int:
@@ -177,5 +207,5 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def _same(text: str, value: str) -> bool:
-    return text == value or _number(text) == _number(value)
+def _is_same(cell: str, value: str, number: float) -> bool:
+    return plain_cell(cell) == value or (not math.isnan(number) and _number(cell) == number)

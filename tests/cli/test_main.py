@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import hydrax as hx
 from hydrax import cli
 from hydrax.callbacks import ModelCheckpoint
 from hydrax.datamodules import ArrayDataModule
+from hydrax.results.ledger import ledger, write_csv
 
 LENGTHS, RATES = [12, 3, 7, 5], [0.1, 0.2, 0.3, 0.1]
 
@@ -117,6 +119,20 @@ def test_what_is_no_number_comes_last(capsys, tmp_path):
     assert column(lines(capsys, "heads", tmp_path, "--sort", "score")[1][:3], "head") == ["3", "1"]
 
 
+@pytest.mark.parametrize(
+    ("words", "heads"),
+    [
+        ([], "20413"),
+        (["--reverse"], "10423"),
+        (["--reverse", "--limit", "3"], "104"),
+        (["--where", "score=2.50"], "04"),
+    ],
+)
+def test_equal_numbers_keep_their_order_and_what_is_no_number_comes_last_in_reverse_too(capsys, tmp_path, words, heads):
+    (tmp_path / "heads.csv").write_text("head,score\n0,2.5\n1,7\n2,-1\n3,\n4,2.5\n")
+    assert "".join(column(lines(capsys, "heads", tmp_path, "--sort", "score", *words)[1], "head")) == heads
+
+
 def test_a_name_that_could_change_the_terminal_is_shown_with_its_escapes(capsys, tmp_path):
     (tmp_path / "heads.csv").write_bytes("head,reason\r\n0,größe \x1b[2J\r\n".encode())
     assert lines(capsys, "heads", tmp_path)[1][1] == ["0", r"größe \x1b[2J"]
@@ -157,6 +173,18 @@ def test_export_writes_the_arrays_of_one_head(capsys, result, folder, tmp_path, 
     wanted = Mean.load_from_checkpoint(folder / "checkpoints" / kind, head=2)
     [written] = np.load(tmp_path / "two.npz").values()
     np.testing.assert_array_equal(written, np.asarray(wanted["w"]))
+
+
+@pytest.mark.slow
+def test_a_million_heads_are_sorted_and_listed_within_seconds(capsys, tmp_path):
+    slices, all_true = hx.Slices.full(1_000_000, num_rows=9), np.ones(1_000_000, bool)
+    score = np.random.default_rng(0).random(1_000_000).astype(np.float32)
+    state = {"live": all_true, "finite": all_true, "lost": ~all_true, "reasons": {}}
+    write_csv(tmp_path / "heads.csv", ledger(slices, hx.HydraModule(), score=score, **state))
+    began = time.process_time()
+    status, printed = lines(capsys, "heads", tmp_path, "--status", "ok", "--sort", "score", "--limit", 2)
+    assert time.process_time() - began < 6  # about 2; a list of dicts took 12
+    assert column(printed, "head") == [str(head) for head in np.argsort(score, kind="stable")[:2]]
 
 
 def test_export_writes_all_heads_beside_the_caller(capsys, result, folder, tmp_path, monkeypatch):
