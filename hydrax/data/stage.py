@@ -136,7 +136,7 @@ def stage_evaluation(
         return {}
     named = isinstance(found, NamedSets)
     if named:
-        _check_named(datamodule, stage)
+        _check_named(datamodule, stage, found)
     sets: dict[str, EvaluationSet] = {}
     with contextlib.ExitStack() as opened:
         for name, rows in found.items() if named else [("", found)]:
@@ -164,8 +164,16 @@ def find_transform(datamodule: DataModule) -> Callable[..., Any] | None:
     return found
 
 
-def _check_named(datamodule: DataModule, stage: str) -> None:
+def _check_named(datamodule: DataModule, stage: str, sets: NamedSets) -> None:
     where = f"{type(datamodule).__name__}.{stage}_dataset"
+    # Two sets without a name would overwrite each other's metrics, and no set would mean no validation.
+    wrong = [name for name in sets if not isinstance(name, str) or not name]
+    if wrong or not sets:
+        raise DataError(
+            f"Several sets need names: {where}. Got hydrax.NamedSets {f'with the name {wrong[0]!r}' if wrong else ''}"
+            f"{'' if sets else 'without any set'}, expected a name in text for each. Fix: write "
+            "hydrax.NamedSets(clean=..., shifted=...)."
+        )
     if stage not in ("val", "test"):
         raise DataError(
             f"Several sets for a stage that takes one: {where}. Got hydrax.NamedSets, expected one dataset. Fix: "

@@ -195,7 +195,8 @@ class Heads:
         with self._own_width():
             # Traced first, as the Trainer does, for its messages.
             flight = Preflight.of_model(HeadProgram(module, precision=precision), inputs)
-            flight.prediction(columns, batch_size)
+            for slots in {batch_size, num_rows(columns) % batch_size} - {0}:
+                flight.prediction(columns, slots)
         program, key = dataclasses.replace(flight.program, structure=self._aux.structure), jax.random.key(0)
 
         @jax.jit

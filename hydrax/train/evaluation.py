@@ -35,7 +35,7 @@ from hydrax.engine import (
     lay_out,
     make_plan,
 )
-from hydrax.errors import ArgumentError, DataError
+from hydrax.errors import ArgumentError, DataError, ModuleError
 from hydrax.results import Heads
 from hydrax.step import HeadProgram, PerHead, Preflight, is_whole, per_head_values, with_transform
 from hydrax.train.module import HydraModule
@@ -89,9 +89,25 @@ class Evaluation:
                 return f"{which} has {live.sum(axis=-1).min()} rows for {live.shape[-1]} slots"
         return None
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The slots of the batches, each number once, that of a full batch last."""
+        # The mistake of a step in a shorter last batch must show before the fit, not at its first validation.
+        last = np.asarray(self.source.index[self.num_batches - 1]["mask"]).shape[-1]
+        return (last, self.source.batch_size) if last < self.source.batch_size else (self.source.batch_size,)
+
     def traced(self, flight: Preflight) -> Evaluation:
         """Returns the same evaluation with what its step logs, after tracing it."""
-        found = flight.evaluation(_STEPS[self.source.stage], self.data.shapes, self.source.batch_size)
+        stage = _STEPS[self.source.stage]
+        *shorter, found = [flight.evaluation(stage, self.data.shapes, slots) for slots in self.sizes]
+        for short in shorter:
+            if short.keys() != found.keys():
+                method = f"{type(flight.program.module).__name__}.{stage}_step"
+                raise ModuleError(
+                    f"A step logs other values in a shorter batch: {method}. Got {', '.join(short) or 'nothing'} "
+                    f"for the last batch of {self.sizes[0]} rows, expected "
+                    f"{', '.join(found) or 'nothing'}, as for {self.sizes[-1]} rows. Fix: log the same in every batch."
+                )
         whole = {name: value for name, value in found.items() if is_whole(value)}
         empty = {name: value for name, value in found.items() if name not in whole}
         return dataclasses.replace(self, empty=empty, whole=whole)
@@ -330,7 +346,8 @@ def assemble_evaluation(
         _check_heads(heads, flight.parts)
         if _STEPS[stage] == "predict":
             [one] = evaluation.sets
-            flight.prediction(one.data.shapes, one.source.batch_size)
+            for slots in one.sizes:
+                flight.prediction(one.data.shapes, slots)
         else:
             evaluation = evaluation.traced(flight)
         devices = find_devices(settings.devices)

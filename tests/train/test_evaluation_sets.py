@@ -296,3 +296,61 @@ def test_clean_data_make_no_nan_on_the_device(debug_nans, way):
     module = data(val=ROWS, slices=PREFIXES, **way.get("data", {}))
     found = trainer(max_steps=None, max_epochs=3, **way.get("trainer", {})).fit(Scored(), module).metrics
     assert np.isfinite(found["score"]).tolist() == [True, True, "data" not in way]
+
+
+# ---- a last batch that is shorter is tried before the fit
+
+
+class FourRows(Lines):
+    """Works with batches of 4 rows alone."""
+
+    def validation_step(self, model, batch, ctx):
+        return batch["y"].reshape(2, 2).mean(axis=0).repeat(2)
+
+    def test_step(self, model, batch, ctx):
+        self.log("last" if batch["y"].size < 4 else "full", batch["y"])
+
+    def predict_step(self, model, batch, ctx):
+        return batch["y"].reshape(2, 2).reshape(4)
+
+
+class LogsInTheLast(Lines):
+    def validation_step(self, model, batch, ctx):
+        return self.log("last" if batch["y"].size < 4 else "full", batch["y"])
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (FourRows(), r"FourRows.validation_step got x float32\[2, 1\], y float32\[2\]"),
+        (LogsInTheLast(), "logs other values in a shorter batch: LogsInTheLast.validation_step. Got last for"),
+    ],
+)
+def test_a_step_that_fails_for_the_last_batch_is_refused_before_the_fit(module, message):
+    steps = []
+    data = ArrayDataModule(train=ROWS, val=ROWS, slices=hx.Slices.full(HEADS, 10), batch_size=4)
+    trainer = hx.Trainer(max_steps=2, callbacks=[hx.callbacks.LambdaCallback(on_train_start=steps.append)], **QUIET)
+    with pytest.raises(hx.ModuleError, match=message):
+        trainer.fit(module, data)
+    assert not steps
+
+
+def test_a_prediction_that_fails_for_the_last_batch_is_refused_by_its_shapes():
+    data = ArrayDataModule(train=ROWS, test=ROWS, predict=ROWS, slices=hx.Slices.full(HEADS, 10), batch_size=4)
+    trainer = hx.Trainer(max_steps=1, **QUIET)
+    heads = trainer.fit(FourRows(), data).heads
+    for predict in (trainer.predict, lambda: heads.predict(ROWS, batch_size=4)):
+        with pytest.raises(hx.ModuleError, match=r"FourRows.predict_step got x float32\[2, 1\], y float32\[2\]"):
+            predict()
+    with pytest.raises(hx.ModuleError, match="logs other values in a shorter batch: FourRows.test_step"):
+        trainer.test(verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("sets", "got"),
+    [({}, "without any set"), ({0: ROWS, 1: ROWS}, "with the name 0"), ({"": ROWS, "b": ROWS}, "with the name ''")],
+)
+def test_sets_without_names_are_refused(sets, got):
+    data = ArrayDataModule(train=ROWS, val=hx.NamedSets(sets), slices=hx.Slices.full(HEADS, 10))
+    with pytest.raises(hx.DataError, match=f"Several sets need names: ArrayDataModule.val_dataset. Got .*{got}"):
+        hx.Trainer(max_steps=1, **QUIET).fit(Lines(), data)
