@@ -415,12 +415,12 @@ def _transformed(
       mean: [D].
       scale: [D].
     """
-    x = jnp.asarray(batch["x"], mean.dtype)
+    given = x = jnp.asarray(batch["x"], mean.dtype)
+    if fill is not None:  # first, since `detect_anomaly` would take a NaN that is moved for one that is made
+        x = jnp.where(jnp.isnan(given), fill[None], given)
     for at, first, missing in encoded:
-        places = jnp.where(jnp.isnan(x[:, at]), missing, x[:, at]).astype(jnp.int32)
+        places = jnp.where(jnp.isnan(given[:, at]), missing, given[:, at]).astype(jnp.int32)
         x = x.at[:, at].set(table[first + places])
-    if fill is not None:
-        x = jnp.where(jnp.isnan(x), fill[None], x)
     return {**batch, "x": (x - mean[None]) * scale[None]}
 
 

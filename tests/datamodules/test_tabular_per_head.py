@@ -258,6 +258,12 @@ def test_rows_outside_a_heads_slice_change_nothing_for_it(how, sampling):
         assert (one[0] != other[0]).any()
 
 
+def test_missing_values_that_are_replaced_are_no_anomaly():
+    trainer = hx.Trainer(max_steps=STEPS, detect_anomaly=True, **QUIET)
+    trainer.fit(Linear(), folds())
+    np.testing.assert_allclose(trainer.predict(), np.stack([hand(TEST) for hand in HANDS]), rtol=1e-4)
+
+
 def test_a_run_goes_on_only_with_the_same_transformation(fitted):
     path = fitted[3]
     result = hx.Trainer(max_steps=STEPS + 1, **QUIET).fit(Linear(), folds(), ckpt_path=path)
