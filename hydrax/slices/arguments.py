@@ -72,6 +72,8 @@ def _fault(array: NDArray[Any]) -> str | None:
 def column(name: str, values: Any) -> NDArray[np.int64]:
     """Check for one whole number, or one for each head."""
     array = array_of(name, values)
+    if array.dtype.kind == "O" and array.size and all(isinstance(one, int) for one in array.ravel()):
+        raise _too_large(name, max(array.ravel(), key=abs))
     fault = _fault(array)
     if fault:
         raise ArgumentError(
@@ -79,11 +81,14 @@ def column(name: str, values: Any) -> NDArray[np.int64]:
             f"Fix: pass {name} as one flat list of ints."
         )
     if array.dtype == np.uint64 and array.size and array.max() > np.iinfo(np.int64).max:
-        raise ArgumentError(  # int64 would wrap around to a negative number
-            f"Number out of range: argument {name}. Got {array.max()}, expected an int below 2**63. "
-            f"Fix: pass a smaller {name}."
-        )
+        raise _too_large(name, array.max())  # int64 would wrap around to a negative number
     return array.astype(np.int64)
+
+
+def _too_large(name: str, value: int) -> ArgumentError:
+    return ArgumentError(
+        f"Number out of range: argument {name}. Got {value}, expected an int of 64 bits. Fix: pass a smaller {name}."
+    )
 
 
 def in_range(name: str, values: NDArray[np.int64], low: int, high: int, hint: str) -> NDArray[np.int64]:

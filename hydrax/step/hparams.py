@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from hydrax.arguments import checked_calls
-from hydrax.errors import ArgumentError
+from hydrax.errors import ArgumentError, MissingAttributeError
 
 _INT32 = np.iinfo(np.int32)
 _PLAIN = (bool, int, float, str, type(None))
@@ -131,8 +131,9 @@ class Hyperparameters(Mapping[str, Any]):
         return values[name]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(
-            f"hyper-parameters are read-only: {name!r}. Fix: create the module again with the new value."
+        raise MissingAttributeError(
+            f"Hyper-parameters are read-only: {name!r}. Got {value!r:.100}, expected no assignment. Fix: create the "
+            "module again with the new value."
         )
 
     def of_heads(self, heads: Any) -> Hyperparameters:

@@ -71,12 +71,17 @@ class Settings:
         for unit in ("steps", "epochs"):
             least, most = getattr(self, f"min_{unit}"), getattr(self, f"max_{unit}")
             if least is not None and most is not None and least > most:
-                raise _error(f"min_{unit}", least, f"at most max_{unit}={most}", "the fit ends there in any case")
+                raise _error(
+                    f"min_{unit}",
+                    least,
+                    f"at most max_{unit}={most}",
+                    f"leave min_{unit} out, or pass a larger max_{unit}",
+                )
         self._check_count("log_every_n_steps")
         self._check_accumulation()
         for name in ("chunk", "steps_per_call", "device_memory"):
             if getattr(self, name) != "auto":
-                self._check_count(name, '"auto" or an int of 1 or more')
+                self._check_count(name, '"auto" or an int of 1 or more', 'leave it at "auto"')
         if is_int(self.steps_per_call, _MAX_STEPS_PER_CALL + 1):
             expected = f"at most {_MAX_STEPS_PER_CALL:,}, as Ctrl-C waits for the end of a call"
             raise _error("steps_per_call", self.steps_per_call, expected, 'leave it at "auto"')
@@ -191,10 +196,10 @@ class Settings:
             return f"`fast_dev_run={self.fast_dev_run}`"
         return f"`max_steps={self.max_steps}`" if self.max_steps == total_steps else f"`max_epochs={self.max_epochs}`"
 
-    def _check_count(self, name: str, expected: str = "an int of 1 or more") -> None:
+    def _check_count(self, name: str, expected: str = "an int of 1 or more", fix: str | None = None) -> None:
         value = getattr(self, name)
         if not is_int(value, 1):
-            raise _error(name, value, expected, f"pass for example {name}={8 if 'int' in expected else 1}")
+            raise _error(name, value, expected, fix or f"pass for example {name}=8")
 
     def _check_accumulation(self) -> None:
         value, name = self.accumulate_grad_batches, "accumulate_grad_batches"
@@ -224,7 +229,7 @@ class Settings:
             if len(kinds) != 1 or None in kinds or len(set(value)) < len(value):
                 raise _error("devices", value, "different JAX devices of one kind", "pick them from jax.devices()")
         elif value != "auto":
-            self._check_count("devices", f'"auto", an int of 1 or more, or a list of JAX devices ({fix})')
+            self._check_count("devices", '"auto", an int of 1 or more, or a list of JAX devices', fix)
 
     def _check_budget(self) -> None:
         self._check_choice("budget", ("steps", "passes"))
