@@ -10,8 +10,10 @@ from heads_under_test import NUM_ROWS, Curves, PlainClassifier, data_of
 import hydrax as hx
 from hydrax.callbacks import CSVLogger
 
-SLICES = hx.Slices.random_subset([40, 17, 9], NUM_ROWS, seed=1).with_ids([5, 2, 9])
-HOW = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "max_steps": 12, "chunk": 2}
+SLICES = hx.Slices.prefix([40, 17, 9], NUM_ROWS).with_ids([5, 2, 9])
+# As many steps in each call, so that all fits run one program.
+HOW = {"max_steps": 12, "chunk": 2, "steps_per_call": 5}
+HOW |= dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
 
 
 def read(path):
@@ -62,7 +64,8 @@ def test_a_file_that_cannot_be_written_stops_nothing(tmp_path, caplog):
 
 def test_nothing_is_written_without_a_folder():
     logger = CSVLogger()
-    hx.Trainer(callbacks=[logger], barebones=True, max_steps=2).fit(PlainClassifier(), data_of(SLICES))
+    trainer = hx.Trainer(callbacks=[logger], barebones=True, max_steps=2, chunk=2, steps_per_call=5)
+    trainer.fit(PlainClassifier(), data_of(SLICES))
     assert logger.num_dropped == 0
 
 
