@@ -26,6 +26,10 @@ LAST_SECS = 30.0
 """Shortest time between two saves at the ends of epochs, so that short epochs do not spend their time saving."""
 
 
+LEDGER_SHARE = 50
+"""During training a ledger that takes long is written again after this many times the time that writing it takes."""
+
+
 class ModelCheckpoint(Callback):
     """Writes `last`, the newest state of everything, and `best`, the best model of each head, to one folder.
 
@@ -33,7 +37,9 @@ class ModelCheckpoint(Callback):
       end of training;
     - `best/`: the model of each head that scored best, as one `Heads`; written at the end of fit if `monitor` is given;
     - `best-2/`, ...: the second best model of each head and so on, up to `save_top_k`; written with `best/`;
-    - `heads.csv`: the ledger, one row per head, with the best scores and their steps; written with each of these.
+    - `heads.csv`: the ledger, one row per head, with the best scores and their steps; written with each of these, but,
+      if writing it takes more than a second, as for a million heads, so rarely during training that it takes 2 % of the
+      time.
 
     `last` is saved every `every_n_train_steps` steps, at the end of every `every_n_epochs`-th epoch and whenever
     `train_time_interval` has passed, if these are given. If none is, it is saved at the end of an epoch when the last
@@ -121,6 +127,7 @@ class ModelCheckpoint(Callback):
         self._folder: Path | None = None
         self._lock: TextIO | None = None
         self._last_save_secs = self._last_try_secs = 0.0
+        self._ledger_at = self._ledger_secs = 0.0  # when the ledger was last written, and how long that took
         # Steps that train_time_interval asked for. The loop asks again, for the next step, before it reports the first.
         self._due_steps: set[int] = set()
         self._is_due = False  # at the end of an epoch, for the next hook
@@ -231,7 +238,7 @@ class ModelCheckpoint(Callback):
         return Control(snapshot=improved) if improved.any() else None
 
     def on_train_end(self, event: Event) -> None:
-        self._save_last(event)
+        self._save_last(event, at_end=True)
 
     def on_fit_end(self, event: Event) -> None:
         """Saves the best models; in `on_train_end` the Control of the last validation is not yet carried out."""
@@ -248,7 +255,7 @@ class ModelCheckpoint(Callback):
 
     def on_exception(self, event: Event) -> None:
         if isinstance(event.error, CallbackError | NonFiniteError):  # the heads are whole
-            self._save_last(event)
+            self._save_last(event, at_end=True)
         elif isinstance(event.error, KeyboardInterrupt):
             with contextlib.suppress(RuntimeError):  # from JAX: after an interrupted superstep the heads may be gone
                 self._write_ledger(event)
@@ -288,11 +295,13 @@ class ModelCheckpoint(Callback):
             return self.dirpath
         return None if event.trainer.log_dir is None else Path(event.trainer.log_dir) / "checkpoints"
 
-    def _save_last(self, event: Event) -> None:
+    def _save_last(self, event: Event, *, at_end: bool = False) -> None:
         if self._folder is None or not self.save_last:
             return
         path = self._folder / "last"
-        self._write_ledger(event)  # first, because it is fast and a second Ctrl-C may interrupt the save
+        waited = time.monotonic() - self._ledger_at
+        if at_end or self._ledger_secs < 1 or waited > LEDGER_SHARE * self._ledger_secs:
+            self._write_ledger(event)  # first, because it is faster and a second Ctrl-C may interrupt the save
         with _reporting(path):
             _make_way(path, event)
             self._last_model_path = event.trainer.save_checkpoint(path, keep=self.keep_last)
@@ -304,16 +313,18 @@ class ModelCheckpoint(Callback):
     def _write_ledger(self, event: Event) -> None:
         if self._folder is None:
             return
-        path = self._folder / "heads.csv"
+        path, began = self._folder / "heads.csv", time.monotonic()
         with _reporting(path):
             if self._best is None:
                 event.trainer.save_ledger(path, self.monitor)
-                return
-            scores, steps = self._best.ranked()
-            more = {"step": steps[0]}
-            for rank in range(1, self.save_top_k):
-                more |= {f"score_{rank + 1}": scores[rank], f"step_{rank + 1}": steps[rank]}
-            event.trainer.save_ledger(path, self.monitor, scores[0], more)
+            else:
+                scores, steps = self._best.ranked()
+                more = {"step": steps[0]}
+                for rank in range(1, self.save_top_k):
+                    more |= {f"score_{rank + 1}": scores[rank], f"step_{rank + 1}": steps[rank]}
+                event.trainer.save_ledger(path, self.monitor, scores[0], more)
+        self._ledger_at = time.monotonic()
+        self._ledger_secs = self._ledger_at - began
 
 
 def _make_way(last: Path, event: Event) -> None:

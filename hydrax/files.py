@@ -82,6 +82,15 @@ def draft(path: Path, *, sync: bool = False) -> Iterator[Path]:
             beside.unlink(missing_ok=True)
 
 
+def stamp_of(path: Path) -> tuple[str, int, int, int] | None:
+    """Returns what changes whenever anyone writes a file; None if it does not exist."""
+    try:
+        info = path.stat()
+    except OSError:
+        return None
+    return str(path.absolute()), info.st_ino, info.st_mtime_ns, info.st_size
+
+
 def encoded(text: str) -> bytes:
     r"""Encodes a text as UTF-8, and lone surrogates as their escapes.
 

@@ -13,7 +13,7 @@ import numpy as np
 from hydrax.arguments import no_attribute, require
 from hydrax.engine import Fault
 from hydrax.errors import ArgumentError
-from hydrax.files import as_path, warn_if_unwritable, write_text
+from hydrax.files import as_path, stamp_of, warn_if_unwritable, write_text
 from hydrax.lightning import TRAINER_ATTRIBUTES
 from hydrax.loop import Callback, Interrupts, TrainerView
 from hydrax.results import Heads, Ledger, write_csv
@@ -43,6 +43,10 @@ class RunView(TrainerView):
         self._run: Run | None = None  # the same fit, from its first step on
         self._evaluated: dict[str, np.ndarray] = {}  # what validate and test found after the fit
         self._scalars: dict[str, float] = {}
+        self._saved_ledger: tuple[Any, Ledger | None] = (
+            None,
+            None,
+        )  # the last that was saved, and the stamp of its file
 
     if not TYPE_CHECKING:  # a type checker must go on to report unknown attributes
 
@@ -207,8 +211,15 @@ class RunView(TrainerView):
         # With all metrics, so that heads can be sorted by any of them.
         taken = (*LEDGER_COLUMNS, *(more or {}))
         metrics = {name: value for name, value in self.metrics.items() if name not in taken}
-        file = as_path("Trainer.save_ledger(path=)", path)
-        write_csv(file, self.ledger(monitor, scores, {**(more or {}), **metrics}))
+        file, found = (
+            as_path("Trainer.save_ledger(path=)", path),
+            self.ledger(monitor, scores, {**(more or {}), **metrics}),
+        )
+        # ModelCheckpoint saves it at the end of training, and once more at the end of the fit, when mostly nothing has
+        # changed since: a million lines take seconds.
+        if self._saved_ledger != (stamp_of(file), found):
+            write_csv(file, found)
+            self._saved_ledger = stamp_of(file), found
 
     def save_hparams(self) -> None:
         if self.log_dir is None or not self.module or not self.module.hparams:

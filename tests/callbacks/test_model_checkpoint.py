@@ -1,7 +1,7 @@
 """hydrax.callbacks.ModelCheckpoint: the newest state when it is due, the best model of each head by its own scores."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -309,6 +309,18 @@ def test_heads_csv_goes_with_each_save_and_has_the_best_scores(trainer, hook):
     getattr(checkpoint, hook)(at(20, trainer))
     path = trainer.log_dir / "checkpoints" / "heads.csv"
     assert trainer.ledgers == [(path, "val_loss", [0.5, 2.5, 3.0, 4.0], {"step": [20, 10, 10, 10]})]
+
+
+def test_a_heads_csv_that_takes_seconds_takes_two_percent_of_the_time_of_training(trainer, clock):
+    checkpoint = started(trainer, every_n_train_steps=10)
+    written, write = [], trainer.save_ledger
+    trainer.save_ledger = lambda *how: (written.append(clock.now), write(*how), setattr(clock, "now", clock.now + 3))
+    for step in range(10, 110, 10):  # a save every 40 s
+        clock.now = 100.0 + 4 * step
+        checkpoint.on_train_steps_end(replace(at(step, trainer), steps=np.arange(step - 9, step + 1)))
+    checkpoint.on_train_end(at(100, trainer))
+    assert len(trainer.saves) == 11
+    assert written == [140.0, 300.0, 460.0, 500.0]  # the first, those 150 s after the one before, and the last
 
 
 def test_heads_csv_goes_without_scores_where_nothing_is_monitored(trainer):

@@ -5,6 +5,8 @@ from heads_under_test import NUM_ROWS, QUIET, PlainClassifier, data_of
 
 import hydrax as hx
 from hydrax.errors import ArgumentError
+from hydrax.results import write_csv
+from hydrax.train import run_view
 from hydrax.train.run_folder import check_root, find_newest, make_run_folder
 
 SLICES = hx.Slices.prefix([5, 20], NUM_ROWS)
@@ -104,3 +106,21 @@ def test_a_folder_of_the_user_s_own_is_the_only_one_looked_into(tmp_path):
 def test_a_root_that_is_no_path_is_refused(root):
     with pytest.raises(ArgumentError, match=r"default_root_dir\. Got .* expected a path\. Fix: "):
         check_root(root)
+
+
+def test_heads_csv_is_written_once_at_the_end_and_again_when_it_or_the_run_has_changed(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(run_view, "write_csv", lambda *how: (written.append(how[0]), write_csv(*how)))
+    trainer = hx.Trainer(max_steps=2, default_root_dir=tmp_path, **{**QUIET, "enable_checkpointing": True})
+    path = trainer.fit(PlainClassifier(), data_of(SLICES)).log_dir / "checkpoints" / "heads.csv"
+    assert written == [path]
+    whole = path.read_bytes()
+    trainer.save_ledger(path)
+    assert len(written) == 1
+    for change in (path.unlink, lambda: path.write_text("mine")):
+        change()
+        trainer.save_ledger(path)
+        assert path.read_bytes() == whole
+    trainer.save_ledger(path, scores=[0.5, 0.25])
+    assert path.read_bytes() != whole
+    assert len(written) == 4
