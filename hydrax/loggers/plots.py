@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 CURVE_COLUMNS = ("length", "heads", "mean", "std", "min", "q10", "median", "q90", "max")
 MAX_TIMES = 128
 MAX_HEADS = 1024
+MAX_DOTS = 20_000
 _MAX_TICKS = 12
 _MAX_LENGTHS = 30
 _WIDE_SPAN = 20
@@ -59,7 +60,8 @@ def curve_of(lengths: np.ndarray, scores: np.ndarray) -> np.ndarray:
 def learning_curve(lengths: np.ndarray, scores: np.ndarray, label: str, title: str = "") -> Figure:
     """Draws a metric against slice length: a dot per head, and the median and quantiles of each length.
 
-    If there are many lengths, neighbouring lengths are summarised together.
+    If there are many lengths, neighbouring lengths are summarised together. Of more than `MAX_DOTS` heads only some
+    have a dot, evenly chosen from the shortest slice to the longest.
 
     Args:
       lengths: int[H], number of rows in each head's slice.
@@ -69,7 +71,10 @@ def learning_curve(lengths: np.ndarray, scores: np.ndarray, label: str, title: s
     """
     figure = _figure((7, 4.5))
     axes = figure.subplots()
-    shown = np.isfinite(scores)
+    shown = np.flatnonzero(np.isfinite(scores))
+    if len(shown) > MAX_DOTS:
+        # Evenly from short to long: every k-th head in their own order might have one length only.
+        shown = shown[np.argsort(lengths[shown], kind="stable")][:: -(-len(shown) // MAX_DOTS)]
     curve = curve_of(_grouped(lengths), scores)
     axes.plot(lengths[shown], scores[shown], ".", color="C0", markersize=3, alpha=0.35, label="one head")
     if (curve[:, 1] > 1).any():

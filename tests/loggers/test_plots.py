@@ -43,6 +43,17 @@ def test_a_learning_curve_of_many_lengths_counts_neighbours_together():
     np.testing.assert_allclose(medians.get_ydata(), np.log(medians.get_xdata()), atol=0.05)
 
 
+def test_a_learning_curve_of_very_many_heads_has_dots_for_some_of_every_length(monkeypatch):
+    monkeypatch.setattr(plots, "MAX_DOTS", 100)
+    lengths = np.tile([10, 20, 30, 40], 100)  # every fourth head has the same length
+    dots, medians = plots.learning_curve(lengths, lengths + np.arange(400.0), "loss").axes[0].lines
+    found, counts = np.unique(dots.get_xdata(), return_counts=True)
+    assert (found.tolist(), counts.tolist()) == ([10, 20, 30, 40], [25, 25, 25, 25])
+    np.testing.assert_array_equal(
+        medians.get_ydata(), [np.median(lengths[k::4] + np.arange(k, 400, 4)) for k in range(4)]
+    )
+
+
 def test_a_learning_curve_over_a_wide_span_has_a_logarithmic_axis():
     assert plots.learning_curve(np.arange(1, 785), np.ones(784), "loss").axes[0].get_xscale() == "log"
     assert plots.learning_curve(np.arange(50, 60), np.ones(10), "loss").axes[0].get_xscale() == "linear"
