@@ -15,6 +15,7 @@ SMALL = {
     "engine": "--quick",
     "index_batches": "--turns 1 --steps 26 --heads 4",
     "log_cost": "--heads 4 --metrics 3 --logs 5",
+    "million": "--quick",
     "quiet_host": "--turns 1 --turn-secs 0.05 --heads 4",
     "shared_sampling": "--turns 1 --steps 51 --workloads 1",
     "start": "--turns 1 --heads 4 --states cold --default",
@@ -39,6 +40,16 @@ TABLES = {
     ],
     "index_batches": [["the draw alone", "none", "host", "program"]] * 2,
     "log_cost": [["training", "validation"]],
+    "million": [
+        [
+            "slices and rows",
+            *("fit: to the first step", "fit: first superstep, 50 steps", "fit: other supersteps, 0"),
+            *("fit: last save, heads.csv", "fit, whole", "result.table()", "Heads.save", "Heads.load"),
+            *("Heads.load, one head", "Heads.load, of the checkpoint", "export, .npz", "pickled and back"),
+            *("fit, resumed at its end", "hydrax heads --sort train_loss --limit 10"),
+            *("hydrax heads --status stopped", "loaded afresh"),
+        ]
+    ],
     "quiet_host": [["default to barebones", "barebones to program"]],
     "shared_sampling": [["own", "own", "shared"]],
     "start": [["cold"]],
