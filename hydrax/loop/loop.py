@@ -305,14 +305,19 @@ class FitLoop:
     @property
     def lost(self) -> np.ndarray:
         """bool[H], the heads in quarantine."""
-        return np.isin(np.arange(len(self.state.live)), list(self.state.faults))
+        return self._ends_of_lost >= 0
 
     def _without_lost(self, values: np.ndarray, steps: Any = np.inf) -> np.ndarray:
         """Sets the values `[..., H]` of heads in quarantine after `steps` updates to NaN, which every mean skips."""
-        ends = np.array(
-            [self.state.faults[head].step if head in self.state.faults else -1 for head in range(len(self.state.live))]
-        )
-        return sealed(np.where(self.lost & (steps >= ends), np.nan, values))
+        ends = self._ends_of_lost
+        return sealed(np.where((ends >= 0) & (steps >= ends), np.nan, values))
+
+    @property
+    def _ends_of_lost(self) -> np.ndarray:
+        """int64[H], the updates done by each head in quarantine, -1 for the others."""
+        ends = np.full(len(self.state.live), -1)
+        ends[list(self.state.faults)] = [fault.step for fault in self.state.faults.values()]
+        return ends
 
     def _finish_step(self) -> None:
         """Runs validation and the epoch's end, if they are due and have not happened at this step already."""
