@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +106,10 @@ class Phases(hx.Callback):
         self.end(f"fit: other supersteps, {self._supersteps - 1}")
 
 
-def run(num_heads: int, folder: Path) -> list[tuple[str, ...]]:
+def run(num_heads: int, folder: Path, plan: Mapping[str, int]) -> list[tuple[str, ...]]:
     phases = Phases()
     data = phases.time("slices and rows", lambda: make_data(num_heads))
-    trainer = hx.Trainer(max_steps=STEPS, callbacks=phases, default_root_dir=folder)
+    trainer = hx.Trainer(max_steps=STEPS, callbacks=phases, default_root_dir=folder, **plan)
     began = phases._now()
     result = phases.time("fit: last save, heads.csv", lambda: trainer.fit(Linear(), data))
     whole = [f"{after - before:.2f}" for after, before in zip(phases._now(), began, strict=True)]
@@ -123,7 +123,7 @@ def run(num_heads: int, folder: Path) -> list[tuple[str, ...]]:
     phases.time("Heads.load, of the checkpoint", lambda: hx.Heads.load(last, Linear()))
     phases.time("export, .npz", lambda: result.heads.export(folder / "heads.npz"))
     phases.time("pickled and back", lambda: pickle.loads(pickle.dumps(result)))
-    resumed = hx.Trainer(max_steps=STEPS, default_root_dir=folder)
+    resumed = hx.Trainer(max_steps=STEPS, default_root_dir=folder, **plan)
     phases.time("fit, resumed at its end", lambda: resumed.fit(Linear(), data, ckpt_path=last))
     command = ("-c", "from hydrax.cli import main; raise SystemExit(main())", "heads", run_folder)
     phases.time_process("hydrax heads --sort train_loss --limit 10", *command, "--sort", "train_loss", "--limit", "10")
@@ -135,12 +135,15 @@ def run(num_heads: int, folder: Path) -> list[tuple[str, ...]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--heads", type=int, default=1_000_000)
+    parser.add_argument("--chunk", type=int, help="the Trainer's argument; left out, the plan decides")
+    parser.add_argument("--steps-per-call", type=int, help="the same")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_HEADS} heads")
     args = parser.parse_args()
     num_heads = QUICK_HEADS if args.quick else args.heads
     print(f"{machine.describe()}\n\n{num_heads:,} heads, {STEPS} steps. {WANTED}\n", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        rows = run(num_heads, Path(folder))
+        given = {"chunk": args.chunk, "steps_per_call": args.steps_per_call}
+        rows = run(num_heads, Path(folder), {name: value for name, value in given.items() if value is not None})
     print(table(("phase", "CPU s", "s", "peak GB"), rows))
     print(f"\n{machine.load()} at the end")
 
