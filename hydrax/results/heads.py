@@ -297,7 +297,7 @@ class Heads:
             structure = flight.program.structure
             assert structure is not None
             place = None if head is None else _place(head, len(ids))
-            found = checkpoint.load(step, like, head=place)
+            found = checkpoint.load(step, like, head=place, meta=meta)
             found = {"trainable": found[source]["trainable"], "state": found["heads"]["state"]}
         if head is not None:
             return _model(structure, found["trainable"], found["state"])

@@ -112,13 +112,13 @@ def load(step: Path, *, engine: Engine, callbacks: Mapping[str, Callback], finge
     # The snapshots of a callback that no longer takes part would only hold memory.
     kept = [name for name in meta["snapshots"] if owner_of(name) in callbacks]
     like = {"heads": shapes, "snapshots": dict.fromkeys(kept, (shapes.trainable, shapes.state))}
-    found = checkpoint.load(step, like)
+    found = checkpoint.load(step, like, meta=meta)
     # Read without a form to expect: only the callback itself knows that of its state.
-    arrays = checkpoint.load_below(step, "callbacks")
+    arrays = checkpoint.load_below(step, "callbacks", meta=meta)
     for key in (key for key in callbacks if key in meta["callbacks"]):
         with naming(callbacks[key], "load_state_dict", meta["step"]):
             callbacks[key].load_state_dict({**meta["callbacks"][key], **arrays.get(key, {})})
-    metrics, marks = checkpoint.load_below(step, "metrics"), checkpoint.load_below(step, "marks")
+    metrics, marks = checkpoint.load_below(step, "metrics", meta=meta), checkpoint.load_below(step, "marks", meta=meta)
     heads = engine.scatter(found["heads"])
     return RunState(
         heads,
@@ -131,7 +131,7 @@ def load(step: Path, *, engine: Engine, callbacks: Mapping[str, Callback], finge
         snapshots={name: engine.scatter(found["snapshots"][name]) for name in kept},
         kept={
             name: Kept(one["step"], one["validated"], one.get("metrics", {}))
-            for name, one in checkpoint.load_below(step, "kept").items()
+            for name, one in checkpoint.load_below(step, "kept", meta=meta).items()
             if name in kept
         },
         metrics={name: metrics[name] for name in meta["metrics"]},
@@ -146,7 +146,8 @@ def load(step: Path, *, engine: Engine, callbacks: Mapping[str, Callback], finge
 
 def load_data_state(step: Path, datamodule: DataModule) -> None:
     """Restores the state of a data module from a checkpoint, if it saved any."""
-    state = {**_read_meta(step)["datamodule"], **checkpoint.load_below(step, "datamodule")}
+    meta = _read_meta(step)
+    state = {**meta["datamodule"], **checkpoint.load_below(step, "datamodule", meta=meta)}
     if state:
         datamodule.load_state_dict(state)
 
