@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import time
 
 import equinox as eqx
 import jax
@@ -218,6 +219,18 @@ def test_saving_again_replaces_what_was_there(heads, module, tmp_path):
     heads[[2]].save(tmp_path)
     assert hx.Heads.load(tmp_path, module).ids.tolist() == [2]
     assert len([folder for folder in tmp_path.iterdir() if folder.name.isdigit()]) == 1
+
+
+def test_a_hundred_thousand_heads_are_loaded_within_two_seconds_and_one_of_them_within_one(heads, module, tmp_path):
+    many = heads[np.arange(100_000) % HEADS]
+    many.save(tmp_path / "many")
+    began = time.process_time()
+    loaded = hx.Heads.load(tmp_path / "many", module)
+    between = time.process_time()
+    one = hx.Heads.load(tmp_path / "many", module, head=99_999)
+    assert (between - began < 2, time.process_time() - between < 1) == (True, True)  # of CPU; about 0.3 and 0.1
+    np.testing.assert_array_equal(loaded.trainable["out"]["kernel"][3::HEADS][-1], heads.trainable["out"]["kernel"][3])
+    np.testing.assert_array_equal(one.out.kernel[...], heads[4].out.kernel[...])
 
 
 def test_heads_are_loaded_from_a_runs_checkpoint(trainer, heads, module, tmp_path):
