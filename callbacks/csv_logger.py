@@ -60,6 +60,10 @@ class CSVLogger(Callback):
         self._append([])
         event.trainer.save_hparams()
 
+    @property
+    def needs_every_epoch(self) -> bool:
+        return False  # means over an epoch, if there are any, end a superstep with each epoch by themselves
+
     def on_train_steps_end(self, event: Event) -> None:
         for row in np.flatnonzero(event.steps % event.trainer.log_every_n_steps == 0):
             self._write(int(event.steps[row]), of_live_heads(event, row))

@@ -23,7 +23,9 @@ from hydrax.results import BestScores
 
 MODES = ("min", "max")
 LAST_SECS = 30.0
-"""Shortest time between two saves at the ends of epochs, so that short epochs do not spend their time saving."""
+"""Shortest time between two saves if the user sets none."""
+LAST_SHARE = 0.05
+"""Largest share of the time of a fit that these saves take."""
 
 
 LEDGER_SHARE = 50
@@ -42,9 +44,9 @@ class ModelCheckpoint(Callback):
       time.
 
     `last` is saved every `every_n_train_steps` steps, at the end of every `every_n_epochs`-th epoch and whenever
-    `train_time_interval` has passed, if these are given. If none is, it is saved at the end of an epoch when the last
-    save, or the start, was at least 30 s before. That bounds both what a crash can cost and what saving costs a run of
-    short epochs.
+    `train_time_interval` has passed, if these are given. If none is, it is saved when the last save, or the start, was
+    at least 30 s before, and later if saving would take more than a twentieth of the time. That bounds both what a
+    crash can cost and what saving costs.
 
     A fit that starts afresh while `last/` holds the steps of another run first renames that folder to `last-1`, or to
     the next number that is free, and logs this to "hydrax". A resumed fit continues in its own `last/`. Folders that
@@ -102,7 +104,7 @@ class ModelCheckpoint(Callback):
         require(
             isinstance(save_last, bool), "ModelCheckpoint(save_last=...)", save_last, "True or False", "pass a bool"
         )
-        fix = "leave it out to save at the end of epochs"
+        fix = "leave it out to save every 30 s"
         if every_n_train_steps is not None:
             every_n_train_steps = _check_count("every_n_train_steps", every_n_train_steps, fix)
         if every_n_epochs is not None:
@@ -126,7 +128,7 @@ class ModelCheckpoint(Callback):
         )  # so that os.chdir has no effect
         self._folder: Path | None = None
         self._lock: TextIO | None = None
-        self._last_save_secs = self._last_try_secs = 0.0
+        self._last_save_secs = self._last_try_secs = self._save_secs = 0.0
         self._ledger_at = self._ledger_secs = 0.0  # when the ledger was last written, and how long that took
         # Steps that train_time_interval asked for. The loop asks again, for the next step, before it reports the first.
         self._due_steps: set[int] = set()
@@ -164,10 +166,14 @@ class ModelCheckpoint(Callback):
         """The newest state that was written; None before the first."""
         return self._last_model_path
 
+    @property
+    def needs_every_epoch(self) -> bool:
+        return self.every_n_epochs is not None
+
     def next_due(self, step: int) -> int | None:
         if not self.save_last:
             return None
-        wait = None if self._folder is None else self._interval_secs
+        wait = None if self._folder is None else self._wait_secs
         if wait is not None and time.monotonic() - self._last_try_secs >= wait:
             self._due_steps.add(step + 1)
             return step + 1
@@ -217,8 +223,9 @@ class ModelCheckpoint(Callback):
         if self.every_n_epochs is not None:
             due = (event.epoch + 1) % self.every_n_epochs == 0
         else:
-            none_given = self.every_n_train_steps is None and self.train_time_interval is None
-            due = none_given and time.monotonic() - self._last_save_secs >= LAST_SECS
+            # At the end of an epoch rather than a step later, if both are due.
+            wait = None if self._interval_secs is not None else self._wait_secs
+            due = wait is not None and time.monotonic() - self._last_save_secs >= wait
         if self.monitor is None or not self._by_epoch:
             if due:
                 self._save_last(event)
@@ -295,17 +302,24 @@ class ModelCheckpoint(Callback):
             return self.dirpath
         return None if event.trainer.log_dir is None else Path(event.trainer.log_dir) / "checkpoints"
 
+    @property
+    def _wait_secs(self) -> float | None:
+        """Seconds between two saves, or None if they are counted in steps or epochs."""
+        if self._interval_secs is not None or self.every_n_train_steps is not None or self.every_n_epochs is not None:
+            return self._interval_secs
+        return max(LAST_SECS, self._save_secs / LAST_SHARE)
+
     def _save_last(self, event: Event, *, at_end: bool = False) -> None:
         if self._folder is None or not self.save_last:
             return
-        path = self._folder / "last"
-        waited = time.monotonic() - self._ledger_at
-        if at_end or self._ledger_secs < 1 or waited > LEDGER_SHARE * self._ledger_secs:
+        path, started = self._folder / "last", time.monotonic()
+        if at_end or self._ledger_secs < 1 or started - self._ledger_at > LEDGER_SHARE * self._ledger_secs:
             self._write_ledger(event)  # first, because it is faster and a second Ctrl-C may interrupt the save
         with _reporting(path):
             _make_way(path, event)
             self._last_model_path = event.trainer.save_checkpoint(path, keep=self.keep_last)
             self._last_save_secs = time.monotonic()
+            self._save_secs = self._last_save_secs - started
         self._last_try_secs = time.monotonic()  # otherwise train_time_interval would retry a failing save at every step
         self._due_steps.clear()
         self._is_due = False

@@ -130,6 +130,10 @@ class TensorBoardLogger(Callback):
         else:
             self._files.add({"": summary}, self._trainer.global_step if step is None else step)
 
+    @property
+    def needs_every_epoch(self) -> bool:
+        return False  # means over an epoch, if there are any, end a superstep with each epoch by themselves
+
     def on_train_start(self, event: Event) -> None:
         self._begin()
         if event.step == 0:
@@ -154,20 +158,23 @@ class TensorBoardLogger(Callback):
             return
         rate = self._head_steps_per_sec(event)
         for row in due:
-            self._log(event, of_live_heads(event, row), int(event.steps[row]), rate=rate)
+            step, values = int(event.steps[row]), of_live_heads(event, row)
+            self._log(event, values, step, rate=rate)
+        if not event.trainer.validation_metrics:
+            self._remember(step, values)
 
     def on_validation_end(self, event: Event) -> None:
         self._log(event, event.metrics, event.step, histograms=True)
         if event.stage != "fit":
             return
-        self._remember(event)
+        self._remember(event.step, event.metrics)
         if time.monotonic() - self._drawn_at > DRAW_SHARE * self._draw_secs:
             self._draw(event)
 
     def on_train_epoch_end(self, event: Event) -> None:
         self._log(event, event.metrics, event.step)
         if not event.trainer.validation_metrics:
-            self._remember(event)
+            self._remember(event.step, event.metrics)
         self._chart()
 
     def on_save_checkpoint(self, event: Event) -> None:
@@ -256,14 +263,14 @@ class TensorBoardLogger(Callback):
         """Returns int64[H], the positions of the heads, the shortest slice first."""
         return np.argsort(self._lengths, kind="stable")
 
-    def _remember(self, event: Event) -> None:
-        """Adds the present metrics to the history that the figures show."""
+    def _remember(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
+        """Adds the metrics of a step to the history that the figures show."""
         if not self.figures or not self._settings:
             return
-        for name, values in list(event.metrics.items())[:MAX_FIGURE_METRICS]:
+        for name, values in list(metrics.items())[:MAX_FIGURE_METRICS]:
             if name not in self._history:
                 self._history[name] = HeadsOverTime(self._by_length())
-            self._history[name].add(event.step, values)
+            self._history[name].add(step, values)
 
     def _draw(self, event: Event) -> None:
         if self._files is None or not self._history or not can_draw():

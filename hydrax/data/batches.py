@@ -21,7 +21,7 @@ class Batches(Protocol):
 
     Attributes:
       draw: how the program makes rows and masks of the parts that `superstep` returns.
-      fixed: names of the parts that are the same in every superstep.
+      fixed: names of the parts that rarely change; a part that has is another object.
     """
 
     @property
@@ -38,7 +38,7 @@ class Batches(Protocol):
 
 
 class ProgramBatches:
-    """Index batches that the compiled program draws; the host only sends the positions of the heads.
+    """Index batches that the compiled program draws; the host says how far the superstep is from a known position.
 
     Args:
       draw: how the program draws them.
@@ -65,16 +65,22 @@ class ProgramBatches:
     ) -> None:
         self.draw = draw
         self._frozen = frozen
-        self._parts = {**fixed, "lengths": lengths, "seed": np.uint32(seed)}
-        self.fixed = self._parts.keys()
+        self._parts: dict[str, Any] = {**fixed, "lengths": lengths, "seed": np.uint32(seed)}
+        self.fixed = (*self._parts, "cursor", "left")
+        self._base: int | None = None  # the batch at which the cursor stands
         self._lengths, self._small_slices, self._passes = lengths, small_slices, passes
         self._max_steps, self._accumulate = max_steps, accumulate
 
     def superstep(self, first: int, counts: Sequence[int]) -> dict[str, Any]:
-        # The program adds 32-bit steps to a cursor, which the host computes with the 64 bits that a long run needs.
         start = first if self._frozen is None else 0
-        here = rotation.cursor(start, self._lengths, self.draw.batch_size, self._small_slices)
-        left = rotation.slots_left(start, self._lengths, here.width, self._passes)
+        # The program adds 32-bit steps to a cursor, which the host computes with the 64 bits that a long run needs. One
+        # cursor serves many supersteps, so that the host's work does not grow with the number of heads.
+        end, base = start + (self._frozen or sum(counts)), self._base
+        if base is None or start < base or (end - base) * self.draw.batch_size >= rotation.MOST_AHEAD:
+            self._base = base = start
+            here = rotation.cursor(start, self._lengths, self.draw.batch_size, self._small_slices)
+            left = rotation.slots_left(start, self._lengths, here.width, self._passes)
+            self._parts |= {"cursor": here, "left": left}
         ahead = np.zeros((self._max_steps, self._accumulate), np.uint32)
         present = np.zeros(ahead.shape, bool)
         micro, starts = np.arange(self._accumulate), np.cumsum([0, *counts[:-1]])
@@ -83,8 +89,10 @@ class ProgramBatches:
         ahead[: len(counts)] = starts[:, None] + np.minimum(micro, np.asarray(counts)[:, None] - 1)
         if self._frozen is not None:
             ahead[: len(counts)] = (first % self._frozen + ahead[: len(counts)]) % self._frozen
+        else:
+            ahead[: len(counts)] += np.uint32(start - base)
         present[: len(counts)] = micro < np.asarray(counts)[:, None]
-        return {**self._parts, "cursor": here, "left": left, "ahead": ahead, "present": present}
+        return {**self._parts, "ahead": ahead, "present": present}
 
     def close(self) -> None:
         """Does nothing: there is no iterator and no thread."""

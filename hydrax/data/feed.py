@@ -77,7 +77,8 @@ class DeviceFeed:
 
     def set_layout(self, layout: Layout) -> None:
         self._layout, self._batches = layout, self._make(layout.heads)
-        self._fixed: list[dict[str, Any]] | None = None
+        self._known: dict[str, Any] = {}
+        self._fixed: list[dict[str, Any]] = [{} for _ in layout.blocks]
 
     @property
     def draw(self) -> Draw:
@@ -85,9 +86,10 @@ class DeviceFeed:
 
     def superstep(self, first: int, counts: Sequence[int]) -> SuperstepRows:
         parts = self._batches.superstep(first, counts)
-        if self._fixed is None:
-            # Sent once for a layout: tables of slices may be large, and only positions change between supersteps.
-            self._fixed = self._send({name: parts[name] for name in self._batches.fixed})
+        known = {name: parts[name] for name in self._batches.fixed}
+        if any(known[name] is not self._known.get(name) for name in known):
+            # Sent once, as a rule: tables of slices may be large.
+            self._known, self._fixed = known, self._send(known)
         fresh = self._send({name: part for name, part in parts.items() if name not in self._batches.fixed})
         blocks = zip(self._layout.blocks, self._fixed, fresh, strict=True)
         return [(self._data[block.device], fixed | part) for block, fixed, part in blocks]

@@ -59,6 +59,7 @@ class Plan:
       lowering: which operations run in Hydrax's own form.
       how: how the plan was chosen: "rules", "timed", "cached" or "resumed".
       remark: what another choice by the user would gain, or None.
+      shortened: why a superstep has fewer steps than the user asked for, or None.
     """
 
     chunk: int
@@ -71,6 +72,7 @@ class Plan:
     lowering: Lowering = Lowering()
     how: str = "rules"
     remark: str | None = None
+    shortened: str | None = None
 
     @property
     def choice(self) -> Choice:
@@ -83,7 +85,7 @@ class Plan:
     def __str__(self) -> str:
         names = ("chunk", "steps_per_call", "backend", "devices", "waves", "sampling", "residence", "lowering", "how")
         line = " ".join(f"{name}={getattr(self, name)}" for name in names if name != "waves" or self.waves > 1)
-        return line if self.remark is None else f"{line} ({self.remark})"
+        return "".join([line, *(f" ({said})" for said in (self.shortened, self.remark) if said is not None)])
 
 
 def make_plan(
@@ -99,7 +101,7 @@ def make_plan(
     devices: int = 1,
     waves: int = 1,
     flops: float | None = None,
-    longest: int | None = None,
+    longest: tuple[int, str] | None = None,
     drawn_on_host: bool = True,
     row_bytes: int | None = None,
     live_share: float | None = None,
@@ -108,7 +110,7 @@ def make_plan(
 
     On a CPU the chunk is a constant, so that a head's bits do not depend on H. On other backends it is all heads, and
     with shared sampling on a CPU up to 128. A superstep has 50 steps; if those would be over too soon, up to 500; and
-    never more than its index batches and fetched rows have room for.
+    never more than index batches that the host draws, and rows that it fetches, have room for.
 
     Args:
       choice: what was chosen before.
@@ -119,7 +121,7 @@ def make_plan(
       devices: how many devices there are.
       waves: in how many turns the heads share them.
       flops: floating-point operations of a step of all heads, or None if unknown.
-      longest: most steps of a superstep for other reasons than memory, or None.
+      longest: most steps of a superstep for another reason than memory, and that reason; or None.
       drawn_on_host: whether the host draws the index batches of all heads, or the program those of one chunk at a time.
       row_bytes: bytes of a row if rows are fetched; None if the dataset is on the device.
       live_share: with own sampling, the share of slots that would be live with shared sampling; None if shared sampling
@@ -127,14 +129,15 @@ def make_plan(
     """
     shared = sampling == "shared"
     width = chunk if isinstance(chunk, int) else choice.chunk or _rule(num_heads, backend, shared)
-    together = num_heads if drawn_on_host else min(width, num_heads)
-    if isinstance(steps_per_call, int):
-        steps = steps_per_call
-    else:
-        # A chunk is drawn for at a time if the program draws, so its index batches take less memory.
-        steps = min(_steps(num_heads, devices, flops), _INDEX_BYTES // (slots * together * _SLOT_BYTES))
+    steps = steps_per_call if isinstance(steps_per_call, int) else _steps(num_heads, devices, flops)
+    limits = [(_MAX_SLOTS // slots, f"a head has {slots:,} slots in a step"), *([] if longest is None else [longest])]
+    if drawn_on_host and not isinstance(steps_per_call, int):
+        limits.append((_INDEX_BYTES // (slots * num_heads * _SLOT_BYTES), "the index batches need the memory"))
     if row_bytes is not None:
-        steps = min(steps, FETCH_BYTES // (slots * row_bytes * (1 if shared else num_heads)))
+        bytes_of_step = slots * row_bytes * (1 if shared else num_heads)
+        limits.append((FETCH_BYTES // bytes_of_step, f"a step fetches {bytes_of_step:,} bytes of rows"))
+    limit, reason = min(limits)
+    shortened = f"{reason}: steps_per_call={max(1, limit)}" if limit < steps else None
     remark = None
     if not shared and num_heads > 1 and live_share is not None and live_share >= _SHARED_SHARE:
         remark = (
@@ -143,7 +146,7 @@ def make_plan(
         )
     return Plan(
         chunk=width,
-        steps_per_call=max(1, min(steps, _MAX_SLOTS // slots, steps if longest is None else longest)),
+        steps_per_call=max(1, min(steps, limit)),
         backend=backend,
         sampling=sampling,
         residence="device" if row_bytes is None else "host",
@@ -151,6 +154,7 @@ def make_plan(
         waves=waves,
         lowering=_lowering(lowering, choice, backend),
         remark=remark,
+        shortened=shortened if isinstance(steps_per_call, int) else None,
     )
 
 

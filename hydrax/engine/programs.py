@@ -15,8 +15,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from hydrax.engine.draw import Draw
+from hydrax.engine.draw import Draw, HostBatches
 from hydrax.step import HeadInputs, HeadProgram, HeadsState, Mean, StepInput, all_finite, is_whole, select, stays_finite
+
+# Batches of one head each that are drawn at once: enough to fill the vector registers, and few enough for the cache.
+_DRAWN_TOGETHER = 1024
+_LEAST_STEPS, _MOST_STEPS = 8, 32  # Steps that are drawn at once.
 
 
 class Programs:
@@ -81,36 +85,82 @@ class Programs:
         step = jax.jit(self._of_chunk(self._head.train), inline=True)
 
         def run_chunk(state: HeadsState, inputs: HeadInputs, *parts: Any) -> Any:
-            # Drawn for all K steps before their loop: one wide computation costs less than K small ones.
-            rows, mask = self._draw(dict(zip(axes, parts, strict=True)), inputs.ids)
             # Emptied inside the program, which saves a dispatch at the start of each epoch.
             empty = jax.tree.map(lambda old, one: jnp.broadcast_to(one, old.shape), state.epoch, self._epoch)
             # Frozen heads keep their accumulators, bit for bit like everything else of theirs.
             before, state = state, state._replace(epoch=select(new_epoch & state.live, empty, state.epoch))
 
-            def at(k: Any) -> StepInput:
-                return given._replace(inputs=inputs, rows=rows[k], mask=mask[k], step=given.step + k)
+            def run(state: HeadsState, rows: Any, mask: Any, k: Any) -> Any:
+                return step(state, given._replace(inputs=inputs, rows=rows, mask=mask, step=given.step + k))
 
-            # A scan would stack these values itself, but it has no dynamic length: K changes from call to call.
-            shapes = jax.eval_shape(lambda: step(state, at(0)))[1]
-            values = jax.tree.map(lambda s: jnp.zeros((len(rows), *s.shape), s.dtype), shapes)
-
-            def body(k: jax.Array, carry: Any) -> Any:
-                state, values = carry
-                state, new = step(state, at(k))
-                return state, jax.tree.map(lambda old, one: old.at[k].set(one), values, new)
-
-            lower, upper = (0, len(rows)) if whole else (begin, num_steps)
-            state, values = lax.fori_loop(lower, upper, body, (state, values))
+            own = dict(zip(axes, parts, strict=True))
+            state, values = self._run_steps(run, state, own, inputs.ids, None if whole else (begin, num_steps))
             if not self._head.watched:
                 return state, values
             # A head that does not run is not lost: one may be NaN from the start, and a plan is tried with no step.
-            return self._restore_lost(before, state, values, before.live & (upper > lower))
+            return self._restore_lost(before, state, values, before.live & (whole or num_steps > begin))
 
         parts = ((given.inputs, 0), *((batches[name], axis) for name, axis in axes.items()))
         count = len(given.inputs.ids) // self._chunk if whole else num_chunks
         found: tuple[HeadsState, dict[str, Any]] = self._over_chunks(run_chunk, state, parts, count)
         return found
+
+    def _run_steps(
+        self,
+        run: Callable[..., Any],
+        state: HeadsState,
+        parts: dict[str, Any],
+        ids: jax.Array,
+        bounds: tuple[jax.Array, jax.Array] | None,
+    ) -> Any:
+        """Draws and runs the steps of a chunk: `run(state, rows, mask, number of the step) -> (state, values)`.
+
+        Args:
+          parts: what `draw` makes rows and masks of these heads from.
+          bounds: the first step, and the one to stop before; None runs all K max steps in loops of constant length.
+
+        Returns:
+          The state, and the values, `[K max, C]`.
+        """
+        # One wide computation for many steps costs less than one for each. But if all K max steps were drawn, a
+        # superstep of one step would cost as much as one of many.
+        most, size = self._drawn_together(parts, whole=bounds is None)
+        parts = self._draw.prepared(parts, ids)
+        # The last group may be shorter than the others.
+        by_step = {
+            name: jnp.pad(parts[name], ((0, -most % size), (0, 0))) for name in self._draw.by_step if size < most
+        }
+
+        def draw(number: Any) -> tuple[Any, Any]:
+            some = {name: lax.dynamic_slice_in_dim(part, number * size, size) for name, part in by_step.items()}
+            return self._draw(parts | some, ids)
+
+        def run_group(number: Any, carry: Any) -> Any:
+            (rows, mask), first = draw(number), number * size
+
+            def body(k: jax.Array, carry: Any) -> Any:
+                state, values = carry
+                state, new = run(state, rows[k - first], mask[k - first], k)
+                return state, jax.tree.map(lambda old, one: old.at[k].set(one), values, new)
+
+            lower, upper = first, first + size
+            if bounds is not None:
+                lower, upper = jnp.maximum(bounds[0], lower), jnp.minimum(bounds[1], upper)
+            return lax.fori_loop(lower, upper, body, carry)
+
+        # A scan would stack these values itself, but it has no dynamic length: K changes from call to call.
+        shapes = jax.eval_shape(lambda: run(state, *(part[0] for part in draw(0)), 0))[1]
+        values = jax.tree.map(lambda s: jnp.zeros((most, *s.shape), s.dtype), shapes)
+        lower, upper = (0, most // size) if bounds is None else (bounds[0] // size, -(-bounds[1] // size))
+        return lax.fori_loop(lower, upper, run_group, (state, values))
+
+    def _drawn_together(self, parts: Mapping[str, Any], *, whole: bool) -> tuple[int, int]:
+        """Returns K max, and how many steps to draw at once; `whole` asks for groups of equal size."""
+        most, accumulate = next(parts[name] for name in self._draw.by_step).shape[:2]
+        if isinstance(self._draw, HostBatches):
+            return most, most
+        wanted = min(most, _MOST_STEPS, max(_LEAST_STEPS, _DRAWN_TOGETHER // (accumulate * self._chunk)))
+        return most, max(size for size in range(1, wanted + 1) if not whole or most % size == 0)
 
     def _of_chunk(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """Maps `HeadProgram.train`, or a function of the same arguments, over the heads of a chunk."""
@@ -128,8 +178,17 @@ class Programs:
         lost = (values["lost"].any(axis=0) | ~jax.vmap(is_sound)(before, state)) & ran
         # For all steps at once: which one it was is found by `roll_back`, and only if a head is lost.
         values = values | {"lost": jnp.broadcast_to(lost, values["lost"].shape)}
-        state = select(lost, before, state)
-        return state._replace(live=state.live & ~lost), values
+
+        def restored(lost: jax.Array, before: HeadsState, state: HeadsState) -> HeadsState:
+            state = select(lost, before, state)
+            return state._replace(live=state.live & ~lost)
+
+        def restored_if_any(lost: jax.Array, before: HeadsState, state: HeadsState) -> Any:
+            return lax.cond(lost.any(), restored, lambda lost, before, state: state, lost, before, state)
+
+        # XLA for a CPU would compute `lost` anew wherever it selects, and for that copy whole arrays of all heads for
+        # each chunk. On a GPU a branch would wait for the host.
+        return lax.platform_dependent(lost, before, state, cpu=restored_if_any, default=restored), values
 
     def find_fault(
         self,

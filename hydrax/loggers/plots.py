@@ -120,7 +120,9 @@ class HeadsOverTime:
         self._last_step, self.latest = 0, np.full(len(order), np.nan, np.float32)
 
     def add(self, step: int, values: np.ndarray) -> None:
-        """Adds the values of all heads, float[H], after `step` updates."""
+        """Adds the values of all heads, float[H], after `step` updates; those of a step that is known are left out."""
+        if self._count and step == self._last_step:
+            return
         self._last_step, self.latest = step, np.asarray(values)
         if self._count % self._stride == 0:
             self._steps.append(step)

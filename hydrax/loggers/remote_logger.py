@@ -90,6 +90,10 @@ class RemoteLogger(Callback):
         """
         raise NotImplementedError
 
+    @property
+    def needs_every_epoch(self) -> bool:
+        return False  # means over an epoch, if there are any, end a superstep with each epoch by themselves
+
     # Hooks.
 
     def on_train_start(self, event: Event) -> None:

@@ -27,9 +27,8 @@ class Schedule:
       min_steps: no callback can end the fit or stop a head before this step.
       val_every_batches: batches between validations, or None for none.
       val_every_epochs: validate in every n-th epoch only; None counts `val_every_batches` across epochs.
-      log_every: steps between logs.
+      log_every: steps between logs. No superstep ends for a log: loggers find its step among those of a superstep.
       stop_at_epochs: whether a superstep must end where an epoch does, because the host is needed there.
-      stop_at_logs: whether a superstep must end at each log, because a callback receives training metrics.
     """
 
     batches_per_epoch: int
@@ -39,7 +38,6 @@ class Schedule:
     val_every_epochs: int | None
     log_every: int
     stop_at_epochs: bool = True
-    stop_at_logs: bool = True
     min_steps: int = 0
 
     @functools.cached_property
@@ -114,18 +112,13 @@ class Schedule:
         return step >= self.max_steps or at_epoch or self.is_validation(step)
 
     def superstep(self, step: int, limit: int, due: int | None) -> int:
-        """Length of the superstep that starts at `step`: to the next boundary, log or `due`, at most `limit` steps."""
+        """Length of the superstep that starts at `step`: to the next boundary or `due`, at most `limit` steps."""
         end = step + 1
-        while end - step < limit and not (self.is_boundary(end) or self._is_log(end) or end == due):
+        while end - step < limit and not (self.is_boundary(end) or end == due):
             end += 1
         return end - step
 
     @property
     def longest_superstep(self) -> int | None:
         """An upper bound for the steps of a superstep; None if only the end of the fit ends one."""
-        longest = max(map(self._steps, self._phases))
-        ends = [longest] * self.stop_at_epochs + [self.log_every] * self.stop_at_logs
-        return min(ends, default=None)
-
-    def _is_log(self, step: int) -> bool:
-        return self.stop_at_logs and step % self.log_every == 0
+        return max(map(self._steps, self._phases)) if self.stop_at_epochs else None

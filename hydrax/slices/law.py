@@ -29,11 +29,13 @@ class RowLaw(NamedTuple):
       take: `take(columns, tables, offsets uint32[..., H, B], xp) -> int32[..., H, B]` computes the base rows at offsets
         inside the slices. It is one and the same function for all slices of a kind, so it can be a static argument of
         a compiled program, and other slices of that kind do not compile it again.
+      is_cheap: whether `take` costs no more than reading a row from a list of all rows.
     """
 
     columns: dict[str, NDArray[Any]]
     tables: dict[str, NDArray[Any]]
     take: Take
+    is_cheap: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +87,7 @@ class Part(ABC):
 
     def take(self, at: NDArray[np.int64], offsets: NDArray[np.unsignedinteger]) -> NDArray[np.int32]:
         """Compute the rows at offsets[k] inside the line at[k]: int[K] and uint32[K, B] give int32[K, B]."""
-        columns, tables, take = self.law()
+        columns, tables, take, _ = self.law()
         rows: NDArray[np.int32] = take({name: column[at] for name, column in columns.items()}, tables, offsets, np)
         return rows
 

@@ -83,7 +83,7 @@ class Lists(_Kept):
         return cls.of(labels.size, rows, sizes, numbers=np.arange(names.size), are_sets=True), names
 
     def law(self) -> RowLaw:
-        return RowLaw({"firsts": self.firsts}, {"rows": self.rows}, _take_listed)
+        return RowLaw({"firsts": self.firsts}, {"rows": self.rows}, _take_listed, is_cheap=True)
 
     def _as_sets(self) -> "Lists":
         """Return the same lines as sets: sorted, each row once."""

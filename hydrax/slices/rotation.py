@@ -16,13 +16,19 @@ import numpy as np
 from hydrax.arguments import is_choice
 from hydrax.errors import ArgumentError
 from hydrax.slices.arguments import whole_number
-from hydrax.slices.permutation import GOLDEN, Array, mix, permute
+from hydrax.slices.permutation import GOLDEN, Array, mix, permute, permute_two
 from hydrax.slices.slices import Slices
 
 SmallSlices = Literal["mask", "wrap"]
 
-_ZERO = np.uint32(0)
+Order = Literal["whole", "one_end", "any"]
+"""How passes and batches meet: each batch of each head is a whole pass; a pass ends at most once in a batch; any."""
+
+_ZERO, _ONE = np.uint32(0), np.uint32(1)
 _NO_END = np.uint32(2**31)  # Stands for "no last pass": one superstep never walks so many slots.
+
+MOST_AHEAD = 2**31
+"""Slots that a walk in 32 bits may be away from its cursor."""
 
 # The head id of the walk that all heads share. Ids stay below 2**31, so no head has it.
 EVERYBODY = np.array([2**32 - 1], np.uint32)
@@ -112,6 +118,12 @@ def cursor(batch: int, lengths: np.ndarray, batch_size: int, small_slices: Small
     return Cursor((passes & 0xFFFFFFFF).astype(np.uint32), offset.astype(np.uint32), width.astype(np.int32))
 
 
+def order(lengths: np.ndarray, batch_size: int, small_slices: SmallSlices = "mask") -> Order:
+    """Tell how the passes and the batches of these heads meet; arguments are as in `cursor`."""
+    width = cursor(0, lengths, batch_size, small_slices).width
+    return "whole" if (width == lengths).all() else "one_end" if (width <= lengths).all() else "any"
+
+
 def batches_of(passes: int, lengths: np.ndarray, batch_size: int, small_slices: SmallSlices = "mask") -> np.ndarray:
     """Count the batches in which each head completes `passes` passes over its slice, int64[H].
 
@@ -148,8 +160,9 @@ def slots(
     *,
     ahead: Array = _ZERO,
     left: Array = _NO_END,
+    order: Order = "any",
 ) -> tuple[Array, Array]:
-    """Compute the offsets inside its slice that each head meets in a batch, and the mask of its live slots.
+    """Compute the offsets inside its slice that each head meets in some batches, and the mask of its live slots.
 
     Args:
       cursor: the positions of the heads, from the function `cursor`.
@@ -158,25 +171,42 @@ def slots(
       seed: uint32[] or int, seed of the rotation, 0 <= seed < 2**32.
       batch_size: slots of each head, B.
       xp: `numpy` or `jax.numpy`; both give the same integers.
-      ahead: uint32[], how many batches after the cursor this one is; ahead * B < 2**31.
+      ahead: uint32[...], how many batches after the cursor each of these is; ahead * B < `MOST_AHEAD`.
       left: uint32[H], live slots left at the cursor, from `slots_left`.
+      order: how passes and batches meet, from the function `order`; it saves work and changes no integer.
 
     Returns:
-      `(offsets uint32[H, B], mask bool[H, B])`. Padding slots hold offsets of the same pass.
+      `(offsets uint32[..., H, B], mask bool[..., H, B])`. Padding slots hold offsets of the same pass.
     """
-    first_pass, first_offset, width = (xp.asarray(part).astype(xp.uint32)[:, None] for part in cursor)
-    length = lengths[:, None].astype(xp.uint32)
-    slot = xp.arange(batch_size, dtype=xp.uint32)[None, :]
-    walked = xp.asarray(ahead, dtype=xp.uint32) * width
+    ahead = xp.asarray(ahead, dtype=xp.uint32)
+    column = (1,) * ahead.ndim + (-1, 1)
+    first_pass, first_offset, width, length, head_id, left = (
+        xp.asarray(part).astype(xp.uint32).reshape(column) for part in (*cursor, lengths, head_ids, left)
+    )
+    slot = xp.arange(batch_size, dtype=xp.uint32).reshape((1,) * (ahead.ndim + 1) + (-1,))
+    walked = ahead[..., None, None] * width
     mask = slot < width
     # After the last pass a head's slots are padding as well.
-    mask = mask & (walked + slot < xp.reshape(left, (-1, 1)))
-    # A batch in which a pass ends continues with the next pass. Padding (slot >= width) repeats the live slots of the
-    # batch instead, so it holds no row of a later pass.
-    place = first_offset + walked + slot % width
-    turns = place // length
-    key = pass_key(seed, head_ids[:, None], first_pass + turns, xp)
-    return permute(place - turns * length, length=length, key=key, xp=xp), mask
+    mask = mask & (walked + slot < left)
+    # Padding (slot >= width) repeats the live slots of the batch, so it holds no row of a later pass.
+    step = slot % width
+    if order == "whole":
+        return xp.broadcast_to(step, mask.shape), mask
+    # Where the batch begins is found once, as a division for each slot would cost as much as the shuffle.
+    begin = first_offset + walked
+    turns = begin // length
+    place, first_pass = begin - turns * length + step, first_pass + turns
+    if order == "one_end":
+        # A batch in which a pass ends continues with the next pass.
+        second = place >= length
+        keys = tuple(pass_key(seed, head_id, first_pass + turn, xp) for turn in (_ZERO, _ONE))
+        shuffled = permute_two(xp.minimum(place, place - length), second, length=length, keys=keys, xp=xp)
+    else:
+        turns = place // length
+        key = pass_key(seed, head_id, first_pass + turns, xp)
+        shuffled = permute(place - turns * length, length=length, key=key, xp=xp)
+    # A batch that holds a whole pass has nothing to shuffle.
+    return xp.where(width == length, step, shuffled), mask
 
 
 @np.errstate(over="ignore")  # Only NumPy scalars warn; wrapping around is meant.

@@ -134,7 +134,7 @@ class RowStore:
         """Memory that the slices take, including tables."""
         arrays: list[NDArray[Any]] = [self.recipes.codes, *([] if self.owners is None else [self.owners])]
         for part in self.parts:
-            columns, tables, _ = part.law()
+            columns, tables, *_ = part.law()
             arrays += [part.lengths, *columns.values(), *tables.values()]
         return sum(array.nbytes for array in arrays)
 

@@ -41,7 +41,9 @@ class Windows(Part):
         return Windows(num_rows, rows, starts) if keys is None else KeyedWindows(num_rows, rows, starts, keys)
 
     def law(self) -> RowLaw:
-        return RowLaw({"starts": self.starts}, {"num_rows": np.asarray(self.num_rows, np.uint32)}, _take_window)
+        return RowLaw(
+            {"starts": self.starts}, {"num_rows": np.asarray(self.num_rows, np.uint32)}, _take_window, is_cheap=True
+        )
 
     def contains(self, at: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         return self._spans(at, rows.astype(np.uint32)[None])
@@ -76,8 +78,8 @@ class KeyedWindows(Windows):
     keys: NDArray[np.uint32]
 
     def law(self) -> RowLaw:
-        columns, tables, _ = super().law()
-        return RowLaw({**columns, "keys": self.keys}, tables, _take_keyed)
+        law = super().law()
+        return RowLaw({**law.columns, "keys": self.keys}, law.tables, _take_keyed)
 
     def contains(self, at: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         # The way back from row to place costs the same as the way there, so no slice has to be walked.

@@ -62,6 +62,8 @@ from hydrax.train.settings import Settings
 from hydrax.train.warm_start import Start, find_start
 from hydrax.trees import tree_bytes, tree_digest
 
+_LOGS = 100  # Most logs of a fit whose epochs are shorter than `log_every_n_steps`.
+
 
 @dataclasses.dataclass(frozen=True)
 class FitSpec:
@@ -136,12 +138,22 @@ class FitSpec:
             devices=len(self.devices),
             waves=waves,
             flops=self.step_cost.flops,
-            longest=1 if self.every_step or self.settings.detect_anomaly else self.schedule.longest_superstep,
+            longest=self._longest_superstep,
             drawn_on_host=sampling.drawn_on_host,
             row_bytes=sampling.data.fetched_row_bytes,
             # For the remark that shared sampling would be faster, which must not be made where it is refused.
             live_share=None if refuses_shared else float(slices.lengths.mean() / slices.num_rows),
         )
+
+    @property
+    def _longest_superstep(self) -> tuple[int, str] | None:
+        """Most steps of a superstep, and why; None if only the end of the fit ends one."""
+        if self.every_step:
+            return 1, "a callback overrides on_train_batch_end"
+        if self.settings.detect_anomaly:
+            return 1, "detect_anomaly checks each step by itself"
+        longest = self.schedule.longest_superstep
+        return None if longest is None else (longest, "the heads are needed at the end of each epoch")
 
     def place(self, plan: Plan) -> PlannedFit:
         """Puts the rows on the devices, and the heads in waves where their state alone exceeds the memory.
@@ -429,9 +441,6 @@ def _make_schedule(
     callbacks: Mapping[str, Callback],
     logs_epochs: bool,
 ) -> Schedule:
-    def heard(*hooks: str) -> bool:
-        return any(overrides(callback, hook) for callback in callbacks.values() for hook in hooks)
-
     waiting = [callback for callback in callbacks.values() if callback.needs_every_epoch]
     needs_epochs = any(overrides(one, f"on_train_epoch_{end}") for one in waiting for end in ("start", "end"))
     batches = settings.limit("train", sampling.batches_per_epoch)
@@ -441,11 +450,9 @@ def _make_schedule(
         max_steps=0,  # until the steps of epochs are known
         val_every_batches=settings.validation_batches(batches) if validates else None,
         val_every_epochs=settings.check_val_every_n_epoch,
-        # A fit shorter than the interval would otherwise log nothing.
-        log_every=min(settings.log_every_n_steps, -(-batches // settings.most_batches)),
-        # A superstep ends at these only if something listens: with short epochs it would be cut into a few steps each.
+        log_every=settings.log_every_n_steps,
+        # Only if something listens: with short epochs supersteps would have a few steps each.
         stop_at_epochs=logs_epochs or needs_epochs,
-        stop_at_logs=heard("on_train_steps_end", "on_train_batch_end"),
     )
 
     def steps_of_epochs(epochs: int) -> int:
@@ -455,7 +462,9 @@ def _make_schedule(
     if sampling.own_batches is not None:
         # If the passes of the last head are no whole number of batches, it finishes before the last epoch ends.
         end = min(end, schedule.steps_of(int(sampling.own_batches.max())))
-    return dataclasses.replace(schedule, max_steps=end, min_steps=least)
+    # A fit with epochs shorter than the interval would log little or nothing; with very short ones, too much.
+    log_every = min(settings.log_every_n_steps, max(schedule.steps_in(0), -(-end // _LOGS)))
+    return dataclasses.replace(schedule, max_steps=end, min_steps=least, log_every=log_every)
 
 
 def _fingerprint(spec: FitSpec, feed: Feed) -> dict[str, Any]:

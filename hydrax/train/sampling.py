@@ -19,6 +19,7 @@ from hydrax.train.settings import Settings
 if TYPE_CHECKING:
     import grain
 
+_MAX_LIST_BYTES = 2**26  # Most that the rows of a chunk may take if the program lists them.
 _MAX_TABLE_BYTES = 2**28  # Most that the tables of slices may take on the device.
 
 
@@ -107,10 +108,10 @@ class Sampling:
         """
         batches = max_steps * self.settings.most_batches
         max_rows = batches * self.batch_size * (1 if self.shared else len(self.slices))
-        make = functools.partial(self._batches, max_steps=max_steps)
+        make = functools.partial(self._batches, max_steps=max_steps, chunk=layout.chunk)
         return open_feed(self.data, make, layout, max_rows, self.slices.ids)
 
-    def _batches(self, places: np.ndarray, max_steps: int) -> Batches:
+    def _batches(self, places: np.ndarray, max_steps: int, chunk: int) -> Batches:
         """Makes the index batches of the heads at these places, int[places]."""
         accumulate = self.settings.most_batches
         if self.index is not None:
@@ -123,15 +124,17 @@ class Sampling:
                 shared=self.shared,
             )
         draw: OwnRotation | SharedRotation
+        order = rotation.order(self.lengths, self.batch_size, self.rows.small_slices)
         if self.law is not None:
             columns = {name: column[places] for name, column in self.law.columns.items()}
             fixed: dict[str, Any] = {"columns": columns, "tables": self.law.tables}
-            draw, lengths = OwnRotation(self.law.take, self.batch_size), self.lengths[places]
+            listed = self._listed(self.law, max_steps * accumulate, chunk)
+            draw, lengths = OwnRotation(self.law.take, self.batch_size, order, listed), self.lengths[places]
         else:
             assert self.members is not None
             fixed = {"members": self.members[places]}
             # All heads share one rotation, hence one length.
-            draw, lengths = SharedRotation(self.batch_size), self.lengths[:1]
+            draw, lengths = SharedRotation(self.batch_size, order), self.lengths[:1]
         return ProgramBatches(
             draw,
             fixed,
@@ -143,6 +146,13 @@ class Sampling:
             passes=self.settings.passes,
             frozen=self.frozen,
         )
+
+    def _listed(self, law: RowLaw, batches: int, chunk: int) -> int | None:
+        """Returns for how many offsets the program lists the rows of each head in a superstep; None if not worth it."""
+        # A power of two, so that slices of about the same length need no other program.
+        longest = 2 ** int(self.lengths.max() - 1).bit_length()
+        pays = not law.is_cheap and longest <= batches * self.batch_size
+        return longest if pays and 4 * chunk * longest <= _MAX_LIST_BYTES else None
 
 
 def open_sampling(settings: Settings, rows: TrainingSet) -> Sampling:

@@ -67,7 +67,7 @@ class Trainer(RunView):
       fast_dev_run: True or n: n batches of each loop, without checkpoints or loggers.
       val_check_interval: validate every n batches (int) or every fraction of an epoch (float).
       check_val_every_n_epoch: validate only in every n-th epoch; None counts `val_check_interval` across epochs.
-      log_every_n_steps: steps between logs; an epoch's length if that is shorter.
+      log_every_n_steps: steps between logs; an epoch's length if that is shorter and gives at most 100 logs in a fit.
       accumulate_grad_batches: batches of one update; the update takes the mean gradient of those with live slots. A
         dict gives the number from each epoch on: {0: 8, 4: 1} takes 8 batches in epochs 0 to 3, and then 1.
       gradient_clip_val: bound for each head's own gradient; None does not clip.
@@ -430,6 +430,9 @@ class Trainer(RunView):
         writes = self._wants["TensorBoardLogger"] or self._wants["ModelCheckpoint"]
         plan, folder = planned.plan, self.log_dir if writes else None
         self._say(opening_line(len(planned.ids), plan.backend, plan.devices, self._settings.matmul_precision, folder))
+        if plan.shortened is not None:
+            asked = self._settings.steps_per_call
+            self._say(f"Supersteps are shorter than steps_per_call={asked}, as {plan.shortened}")
         _log.debug("Plan: %s", plan)
 
     def _start(

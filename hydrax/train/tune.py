@@ -191,13 +191,12 @@ def _fastest(first: PlannedFit, start_secs: float, is_cut: Callable[[], bool]) -
         tried.append(trial.candidate)
         (best if better else trial).planned.close()
         best = trial if better else best
-    # A signal waits for the end of a dispatch, and the rules only estimated the time of a step.
-    limit = max(1, int(_CALL_LIMIT_SECS / best.step_secs))
-    plan = dataclasses.replace(
-        best.planned.plan,
-        steps_per_call=min(best.planned.plan.steps_per_call, limit),
-        how="timed" if len(tried) > 1 else "rules",
-    )
+    steps = best.planned.plan.steps_per_call
+    if spec.settings.steps_per_call == "auto":
+        # A signal waits for the end of a dispatch, and the rules only estimated the time of a step.
+        steps = min(steps, max(1, int(_CALL_LIMIT_SECS / best.step_secs)))
+    how = "timed" if len(tried) > 1 else "rules"
+    plan = dataclasses.replace(best.planned.plan, steps_per_call=steps, how=how)
     return dataclasses.replace(best.planned, plan=plan, candidates=tuple(tried))
 
 

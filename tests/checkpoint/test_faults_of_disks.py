@@ -24,7 +24,13 @@ STEPS = 24
 BREAKS, HEALS = 9, 17  # steps after which the disk takes nothing more, and all again; saves are due at each fourth
 SLICES = hx.Slices.random_subset([40, 17, 9, 30, 25, 40, 11, 8], NUM_ROWS, seed=1)
 HEADS = len(SLICES)
-HOW = {"max_steps": STEPS, "val_check_interval": 4, "check_val_every_n_epoch": None, "log_every_n_steps": 1}
+HOW = {
+    "max_steps": STEPS,
+    "val_check_interval": 4,
+    "check_val_every_n_epoch": None,
+    "log_every_n_steps": 1,
+    "steps_per_call": 1,
+}
 
 
 class SmallDisk:

@@ -15,7 +15,7 @@ from hydrax.datamodules import ArrayDataModule
 from hydrax.engine.draw import HostBatches, OwnRotation, SharedRotation
 from hydrax.engine.layout import lay_out
 from hydrax.slices.bits import Bits, packed
-from hydrax.slices.rotation import index_batch
+from hydrax.slices.rotation import index_batch, order
 from hydrax.slices.store import RowStore
 
 MOST = 2**31 - 1
@@ -54,28 +54,26 @@ def places_of(num_heads, chunk):
     return lay_out(num_heads, chunk, jax.devices()[:1]).heads
 
 
-compiled = functools.cache(jax.jit)  # draws are equal where their programs are
+# Draws are equal where their programs are.
+compiled = jax.jit(lambda draw, parts, ids: draw(draw.prepared(parts, ids), ids), static_argnums=0)
 
 
-def drawn(slices, first, counts, *, chunk=2, max_steps=4, accumulate=3, batch_size=5, **how):
+def drawn(slices, first, counts, *, chunk=2, max_steps=4, accumulate=3, batch_size=5, listed=None, **how):
     """Rows and masks [steps, A, H padded, B] of the program; the heads fill whole chunks, as in a fit."""
     places, law = places_of(len(slices), chunk), slices.law()
     fixed = {"columns": {name: column[places] for name, column in law.columns.items()}, "tables": law.tables}
-    batches = ProgramBatches(
-        OwnRotation(law.take, batch_size),
-        fixed,
-        slices.lengths[places],
-        max_steps=max_steps,
-        accumulate=accumulate,
-        **{"seed": 9, "small_slices": "mask", "passes": None, **how},
-    )
-    rows, mask = compiled(batches.draw)(batches.superstep(first, counts), slices.ids[places])
+    how = {"seed": 9, "small_slices": "mask", "passes": None, **how}
+    draw = OwnRotation(law.take, batch_size, order(slices.lengths, batch_size, how["small_slices"]), listed)
+    batches = ProgramBatches(draw, fixed, slices.lengths[places], max_steps=max_steps, accumulate=accumulate, **how)
+    parts, ids = batches.superstep(first, counts), slices.ids[places]
+    rows, mask = compiled(draw, parts, ids)
     return np.asarray(rows), np.asarray(mask)
 
 
 def expected(draw, slices, first, counts, *, accumulate=3, max_steps=4, **how):
     """The same of the host, batch by batch; a micro-batch that is missing repeats the last one, with no live slot."""
     how = {"batch_size": 5, "seed": 9, **how}
+    how.pop("listed", None)  # the host has no list
     starts = first + np.cumsum([0, *counts[:-1]])
     asked = [
         (int(start) + min(micro, count - 1), micro < count)
@@ -107,10 +105,53 @@ def test_the_program_draws_the_integers_of_the_host(kind, first, how):
     assert_same(KINDS[kind], first, [3, 2, 3], **how)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "longest" not in kind])
+def test_rows_that_the_program_lists_first_are_those_of_the_host(kind):
+    assert_same(KINDS[kind], 11, [3, 2, 3], listed=64)
+
+
+@pytest.mark.parametrize("small_slices", ["mask", "wrap"])
+@pytest.mark.parametrize("batch_size", [12, 40, 50])
+def test_batches_as_long_as_slices_are_those_of_the_host(batch_size, small_slices):
+    assert_same(KINDS["keyed subsets"], 7, [3, 1], batch_size=batch_size, small_slices=small_slices)
+
+
+@pytest.mark.parametrize("batch_size", [3, 8])
+@pytest.mark.parametrize("small_slices", ["mask", "wrap"])
+def test_many_heads_meet_the_rows_of_the_host(batch_size, small_slices):
+    slices = hx.Slices.random_subset(np.arange(5, 40), NUM_ROWS, seed=range(35))
+    assert_same(slices, 9, [2, 3], batch_size=batch_size, small_slices=small_slices)
+
+
 @pytest.mark.parametrize("counts", [[3, 3, 3, 3], [2], [1, 1, 1], [3, 1]], ids=str)
 @pytest.mark.parametrize("small_slices", ["mask", "wrap"])
 def test_a_window_of_missing_batches_has_no_live_slot_in_their_place(counts, small_slices):
     assert_same(KINDS["keyed subsets"], 4, counts, small_slices=small_slices)
+
+
+def test_supersteps_of_one_walk_are_those_of_the_host_wherever_they_begin():
+    slices = KINDS["subsets of the longest dataset"]
+    draw = OwnRotation(slices.law().take, 2**10, order(slices.lengths, 2**10))
+    fixed = {"columns": slices.law().columns, "tables": slices.law().tables}
+    how = {"max_steps": 2, "accumulate": 1, "seed": 9, "small_slices": "mask", "passes": None}
+    batches = ProgramBatches(draw, fixed, slices.lengths, **how)
+    cursors = []
+    # Onwards, as far as a word of 32 bits counts slots, beyond it, and back.
+    for first in (5, 7, 2**21 - 3, 2**21 + 5, 2**30, 6):
+        parts = batches.superstep(first, [1, 1])
+        cursors.append(parts["cursor"])
+        rows, mask = compiled(draw, parts, slices.ids)
+        for step in (0, 1):
+            expected = index_batch(slices, first + step, batch_size=2**10, seed=9)
+            np.testing.assert_array_equal(rows[step, 0], expected[0])
+            np.testing.assert_array_equal(mask[step, 0], expected[1])
+    assert [one is before for one, before in zip(cursors[1:], cursors, strict=False)] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("passes", [1, 2, 5])
@@ -177,7 +218,7 @@ def drawn_together(slices, first, counts, *, max_steps=4, accumulate=3, batch_si
         accumulate=accumulate,
         **{"seed": 9, "small_slices": "mask", "passes": None, **how},
     )
-    rows, mask = compiled(batches.draw)(batches.superstep(first, counts), slices.ids[places])
+    rows, mask = compiled(batches.draw, batches.superstep(first, counts), slices.ids[places])
     return np.asarray(rows), np.asarray(mask)
 
 

@@ -67,7 +67,7 @@ def heard(tmp_path_factory):
     patch.setattr(np, "array", watched(np.array))
     patch.setattr(ArrayImpl, "_value", property(watched(ArrayImpl._value.fget)))
     slices = hx.Slices.random_subset([5, 40, 21], NUM_ROWS)
-    settings = {"max_steps": 12, "log_every_n_steps": 3, "default_root_dir": tmp_path_factory.mktemp("run"), **QUIET}
+    settings = {"max_steps": 12, "steps_per_call": 3, "default_root_dir": tmp_path_factory.mktemp("run"), **QUIET}
     with patch.context():
         trainer = hx.Trainer(callbacks=Ends(events), **settings)
         trainer.fit(OneMetric("mlp", hx.PerHead([1e-3, 2e-3, 3e-3])), data_of(slices, val=None))
@@ -127,7 +127,7 @@ def allow():
 @pytest.mark.parametrize("residence", ["device", "host"])
 def test_no_array_reaches_the_device_by_accident(residence):
     slices = hx.Slices.random_subset([5, 40, 21], NUM_ROWS)
-    trainer = hx.Trainer(callbacks=Guarded(), max_steps=12, log_every_n_steps=3, **QUIET)
+    trainer = hx.Trainer(callbacks=Guarded(), max_steps=12, steps_per_call=3, **QUIET)
     try:
         trainer.fit(OneMetric("mlp", 1e-2), data_of(slices, val=None, residence=residence))
     finally:

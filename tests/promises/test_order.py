@@ -37,13 +37,13 @@ FIT = [
     "on_fit_start 0",
     "on_train_start 0",
     "on_train_epoch_start 0",
-    "on_train_steps_end 2",  # log_every_n_steps=2; heard once the next superstep is on its way
+    "on_train_steps_end 2",  # steps_per_call=2; heard once the next superstep is on its way
     "on_train_steps_end 3",
     "on_validation_start 3",
     "on_validation_end 3",
     "on_train_epoch_end 3",
     "on_train_epoch_start 3",
-    "on_train_steps_end 4",
+    "on_train_steps_end 5",
     "on_train_steps_end 6",
     "on_validation_start 6",
     "on_validation_end 6",
@@ -64,7 +64,7 @@ def recorder(heard, name="", hooks=HOOKS, **extra):
 
 
 def fit(tmp_path, *callbacks, ckpt_path=None, **how):
-    settings = {"max_epochs": 2, "log_every_n_steps": 2, "default_root_dir": tmp_path, **how}
+    settings = {"max_epochs": 2, "steps_per_call": 2, "default_root_dir": tmp_path, **how}
     trainer = hx.Trainer(callbacks=callbacks, **QUIET, **settings)
     trainer.fit(PlainClassifier(), data_of(SLICES), ckpt_path)
     return trainer
@@ -298,7 +298,7 @@ def test_a_fit_that_callbacks_end_between_validations_validates_once_more(tmp_pa
     stop = {"on_train_steps_end": lambda self, event: hx.Control(stop=np.full(2, event.step == 1))}
     stopper = type("Stopper", (hx.Callback,), stop)()
     hooks = ["on_train_steps_end", "on_validation_end", "on_train_epoch_end", "on_train_end"]
-    fit(tmp_path, stopper, recorder(heard, hooks=hooks), log_every_n_steps=1)
+    fit(tmp_path, stopper, recorder(heard, hooks=hooks), steps_per_call=1)
     # The second superstep was on its way when the first one's metrics were heard.
     assert heard == [
         "on_train_steps_end 1",

@@ -194,8 +194,14 @@ def test_another_seed_batch_or_id_gives_other_rows(change):
 
 
 def test_two_heads_walk_the_same_slice_in_different_orders():
-    rows, _ = index_batch(Slices.full(2, 50), 0, batch_size=50, seed=0)
+    rows, _ = index_batch(Slices.full(2, 50), 0, batch_size=40, seed=0)
     assert (rows[0] != rows[1]).any()
+
+
+def test_a_batch_of_the_whole_slice_keeps_its_order():
+    rows, mask = index_batch(Slices.prefix([3, 5, 6], 6), 7, batch_size=5, seed=0)
+    assert rows[:2].tolist() == [[0, 1, 2, 0, 1], [0, 1, 2, 3, 4]] and mask.sum(axis=1).tolist() == [3, 5, 5]
+    assert rows[2].tolist() != [0, 1, 2, 3, 4]
 
 
 def test_a_distant_batch_gives_rows_of_the_slice_without_overflow():
@@ -385,7 +391,8 @@ def test_a_walk_is_that_of_python_however_far_and_however_long_the_slice(batch, 
     rows, mask = index_batch(slices, batch, batch_size=slots_each, seed=seed, small_slices=small_slices)
     width = {"mask": np.minimum(lengths, slots_each), "wrap": np.full(7, slots_each)}[small_slices].tolist()
     expected = [
-        [offset_met(batch * w + slot, int(n), int(head), seed) for slot in range(w)]
+        # A batch of the whole slice keeps its order.
+        [slot if w == n else offset_met(batch * w + slot, int(n), int(head), seed) for slot in range(w)]
         for n, w, head in zip(lengths, width, ids, strict=True)
     ]
     assert mask.sum(axis=1).tolist() == width

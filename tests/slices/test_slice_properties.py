@@ -244,7 +244,7 @@ def test_lookup_gives_the_rows_at_the_offsets(kind, seed):
 def test_the_law_gives_the_same_rows_inside_a_program(kind, of):
     slices, expected = made(kind, 2)
     slices = of(slices[[len(set(rows)) < slices.num_rows for rows in expected]])
-    columns, tables, take = slices.law()
+    columns, tables, take, _ = slices.law()
     offsets = np.random.default_rng(0).integers(0, slices.lengths[:, None], (3, len(slices), 6)).astype(np.uint32)
     rows = jax.jit(lambda *given: take(*given, jnp))(columns, tables, offsets)
     assert rows.dtype == jnp.int32

@@ -41,7 +41,14 @@ KILLS = [(step, settings) for settings, how in SETTINGS.items() for step in rang
 
 
 # One head a chunk, so that heads that have stopped are moved out of the way.
-HOW = {"max_steps": STEPS, "val_check_interval": 2, "check_val_every_n_epoch": None, "log_every_n_steps": 1, "chunk": 1}
+HOW = {
+    "max_steps": STEPS,
+    "val_check_interval": 2,
+    "check_val_every_n_epoch": None,
+    "log_every_n_steps": 1,
+    "steps_per_call": 1,
+    "chunk": 1,
+}
 
 
 class Drifting(Classifier):

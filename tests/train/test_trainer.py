@@ -220,15 +220,16 @@ def test_validations_happen_at_their_cadence(tmp_path, how, validated):
     assert calendar.validated == validated
 
 
-@pytest.mark.parametrize(("every", "expected"), [(2, [2, 3, 4, 6]), (1, [1, 2, 3, 4, 5, 6]), (50, [3, 6])])
-def test_metrics_are_heard_at_the_log_cadence_and_at_epochs(tmp_path, every, expected):
+@pytest.mark.parametrize("every", [1, 2, 50])
+def test_no_superstep_ends_for_a_log(tmp_path, every):
     calendar = Calendar()
     fit(tmp_path, max_steps=6, log_every_n_steps=every, callbacks=calendar)
-    assert calendar.logged == expected
+    assert calendar.logged == [3, 6]  # where epochs end
 
 
-def test_log_every_n_steps_is_the_epochs_length_where_that_is_shorter(tmp_path):
-    assert fit(tmp_path, max_steps=1)[0].log_every_n_steps == 3
+@pytest.mark.parametrize(("max_steps", "expected"), [(1, 3), (300, 3), (301, 4), (1000, 10), (9000, 50)])
+def test_logs_are_an_epoch_apart_where_that_is_less_and_gives_few_logs(tmp_path, max_steps, expected):
+    assert fit(tmp_path, max_steps=max_steps, limit_val_batches=0)[0].log_every_n_steps == expected
 
 
 def test_barebones_writes_nothing_and_prints_nothing(tmp_path, capfd, caplog, monkeypatch):
