@@ -8,9 +8,13 @@ from hydrax.notebook import text_box
 from hydrax.step import Lowering
 
 # Alone in its chunk a head shares no vector register with another, so its bits cannot depend on its place; nothing is
-# padded, and convolutions stay ordinary ones. Chunks of 4 are up to 1.4 times as fast for small MLPs
-# (docs/performance.md), which timing finds for long runs.
+# padded, and convolutions stay ordinary ones. But where a step of a head moves few bytes, most of its time goes into
+# calls that a wide chunk shares: up to ten times as much. Few heads stay alone, as a wide chunk would be padding.
 _CPU_CHUNK = 1
+_MANY_HEADS = 1024
+# The most bytes of a step of one head, and the chunk: at most 1.25 times the time of the best width for each of eight
+# models (linear 10-1 to MLP 784-128-10) where 1,024 heads or more were timed.
+_WIDE_CHUNKS = ((8 * 2**10, 128), (32 * 2**10, 32), (160 * 2**10, 16))
 # If heads share their rows, the first layer of a chunk is one wide product, so a wide chunk is the gain.
 _SHARED_CPU_CHUNK = 128
 _SHARED_SHARE = 0.75  # Share of live slots below which computing padding costs more than shared sampling saves.
@@ -101,6 +105,7 @@ def make_plan(
     devices: int = 1,
     waves: int = 1,
     flops: float | None = None,
+    head_bytes: int | None = None,
     longest: tuple[int, str] | None = None,
     drawn_on_host: bool = True,
     row_bytes: int | None = None,
@@ -108,9 +113,10 @@ def make_plan(
 ) -> Plan:
     """Chooses whatever the user left on "auto" and no earlier choice fixes.
 
-    On a CPU the chunk is a constant, so that a head's bits do not depend on H. On other backends it is all heads, and
-    with shared sampling on a CPU up to 128. A superstep has 50 steps; if those would be over too soon, up to 500; and
-    never more than index batches that the host draws, and rows that it fetches, have room for.
+    On a CPU the chunk is 1, so that a head's bits do not depend on H, but 16 to 128 for 1,024 small heads or more. On
+    other backends it is all heads, and with shared sampling on a CPU up to 128. A superstep has 50 steps; if those
+    would be over too soon, up to 500; and never more than index batches that the host draws, and rows that it fetches,
+    have room for.
 
     Args:
       choice: what was chosen before.
@@ -121,6 +127,7 @@ def make_plan(
       devices: how many devices there are.
       waves: in how many turns the heads share them.
       flops: floating-point operations of a step of all heads, or None if unknown.
+      head_bytes: the least bytes that a step of one head reads and writes; None keeps the chunk independent of H.
       longest: most steps of a superstep for another reason than memory, and that reason; or None.
       drawn_on_host: whether the host draws the index batches of all heads, or the program those of one chunk at a time.
       row_bytes: bytes of a row if rows are fetched; None if the dataset is on the device.
@@ -128,7 +135,7 @@ def make_plan(
         is not possible.
     """
     shared = sampling == "shared"
-    width = chunk if isinstance(chunk, int) else choice.chunk or _rule(num_heads, backend, shared)
+    width = chunk if isinstance(chunk, int) else choice.chunk or _rule(num_heads, backend, shared, head_bytes)
     steps = steps_per_call if isinstance(steps_per_call, int) else _steps(num_heads, devices, flops)
     limits = [(_MAX_SLOTS // slots, f"a head has {slots:,} slots in a step"), *([] if longest is None else [longest])]
     if drawn_on_host and not isinstance(steps_per_call, int):
@@ -158,11 +165,15 @@ def make_plan(
     )
 
 
-def _rule(num_heads: int, backend: str, shared: bool) -> int:
+def _rule(num_heads: int, backend: str, shared: bool, head_bytes: int | None) -> int:
     """Returns the chunk by rule."""
-    if backend == "cpu":
-        return min(num_heads, _SHARED_CPU_CHUNK) if shared else _CPU_CHUNK
-    return num_heads
+    if backend != "cpu":
+        return num_heads
+    if shared:
+        return min(num_heads, _SHARED_CPU_CHUNK)
+    if num_heads < _MANY_HEADS or head_bytes is None:
+        return _CPU_CHUNK
+    return next((chunk for most, chunk in _WIDE_CHUNKS if head_bytes <= most), _CPU_CHUNK)
 
 
 def _steps(num_heads: int, devices: int, flops: float | None) -> int:

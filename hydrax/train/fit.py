@@ -138,6 +138,7 @@ class FitSpec:
             devices=len(self.devices),
             waves=waves,
             flops=self.step_cost.flops,
+            head_bytes=None if self.settings.deterministic else int(self.step_cost.bytes) // len(slices),
             longest=self._longest_superstep,
             drawn_on_host=sampling.drawn_on_host,
             row_bytes=sampling.data.fetched_row_bytes,

@@ -35,8 +35,8 @@ _log = logging.getLogger("hydrax")
 
 _MAX_SECS, _MAX_SHARE = 10.0, 0.05  # Timing may take this long, and this share of the run.
 _FEWEST_SECS = 10.0  # A run that is estimated to be shorter would not win back the time.
-_TIMED_SECS = 0.1  # How long one timing should last.
-_CHUNKS = (4, 8, 2)  # Widths tried on a CPU besides the rule's, the most promising first.
+_TIMED_SECS, _LONG_SECS = 0.1, 1.0  # How long one timing should last, and what is too long for another.
+_AMORTISED = 0.8  # If a step takes this share of what one of fewer steps took, more steps may bring it down further.
 _MARGIN = 0.97  # A candidate wins if it takes at most this share of the best time; a smaller gain is noise.
 _CALL_LIMIT_SECS = 1.0  # A dispatch cannot be interrupted, so none takes longer.
 
@@ -218,15 +218,28 @@ def _candidates(spec: FitSpec, tried: list[Candidate]) -> Iterator[Plan]:
 
     settings, base = spec.settings, tried[0].plan
     if settings.chunk == "auto" and base.backend == "cpu" and base.sampling == "own":
-        for chunk in _CHUNKS:
-            # Where twice the width lost, four times does too, and half of it is next.
-            if chunk <= len(spec.slices) and not (chunk == 8 and best().chunk != 4):
+        for chunk in _chunks(lambda: best().chunk):
+            if chunk <= len(spec.slices) and chunk != base.chunk:
                 yield spec.plan(dataclasses.replace(best().choice, chunk=chunk))
     if settings.lowering == "auto" and spec.has_lowered_operations:
         plain, fast = Lowering(), Lowering.auto("cpu")
         yield dataclasses.replace(best(), lowering=plain if best().lowering != plain else fast)
     if settings.devices == "auto" and best().devices > 1 and best().backend == "cpu":
         yield dataclasses.replace(best(), devices=1)
+
+
+def _chunks(best: Callable[[], int]) -> Iterator[int]:
+    """Widths worth a try on a CPU, given the best so far: 16 fill a vector register; then wider or narrower ones."""
+    yield 16
+    if best() >= 16:
+        yield 128
+        yield 512 if best() == 128 else 32
+        return
+    yield 4
+    # Where four times the width lost, eight times does too, and half of it is next.
+    if best() == 4:
+        yield 8
+    yield 2
 
 
 class _Trial:
@@ -245,11 +258,15 @@ class _Trial:
         engine = self.planned.engine
         # A frozen head costs as much as a live one: under vmap both branches are computed, and one is selected.
         self._state: Blocks = engine.freeze(engine.init(), np.ones(engine.num_heads, bool))
-        once = self._secs(1)
-        most = self.planned.plan.steps_per_call
-        steps = max(1, min(most, int(_TIMED_SECS / once)))
-        taken = min(self._secs(steps) for _ in range(2)) / steps if once < _MAX_SECS / 10 else once
-        self.step_secs = min(self.step_secs, taken)
+        most, steps, taken, before = self.planned.plan.steps_per_call, 1, self._secs(1), math.inf
+        # A superstep has costs of its own, so a step of many costs less than one alone: more are timed while that
+        # shows.
+        while steps < most and (taken < _TIMED_SECS or (taken < _LONG_SECS and taken / steps < _AMORTISED * before)):
+            before, steps = taken / steps, min(4 * steps, most)
+            taken = self._secs(steps)
+        if taken < _LONG_SECS:
+            taken = min(taken, self._secs(steps))
+        self.step_secs = min(self.step_secs, taken / steps)
         del self._state  # a trial that is kept must not hold a second copy of all heads
 
     @property

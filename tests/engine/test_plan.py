@@ -45,6 +45,38 @@ def test_a_plan_prints_as_one_line():
     assert str(plan(lowering="plain")) == expected
 
 
+@pytest.mark.parametrize(
+    ("num_heads", "head_bytes", "chunk"),
+    [
+        (1023, 1000, 1),
+        (1024, 1000, 128),
+        (10**6, 2**13 + 1, 32),
+        (10**6, 2**15, 32),
+        (10**6, 2**15 + 1, 16),
+        (10**6, 163_841, 1),
+        (10**6, None, 1),
+    ],
+)
+def test_many_small_heads_run_in_wide_chunks(num_heads, head_bytes, chunk):
+    assert plan(num_heads, head_bytes=head_bytes).chunk == chunk
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "reason"),
+    [
+        ({}, 60, None),
+        ({"longest": (7, "a reason")}, 7, "a reason: steps_per_call=7"),
+        ({"longest": (60, "a reason")}, 60, None),
+        # 128 MiB are 4 steps of 32 slots of 1 MiB.
+        ({"row_bytes": 2**20}, 4, "a step fetches 33,554,432 bytes of rows: steps_per_call=4"),
+    ],
+)
+def test_a_plan_with_fewer_steps_than_the_user_wants_says_why(given, steps, reason):
+    found = make_plan(steps_per_call=60, num_heads=1, slots=32, backend="cpu", **given)
+    assert (found.steps_per_call, found.shortened) == (steps, reason)
+    assert reason is None or str(found).endswith(f"how=rules ({reason})")
+
+
 # ---- rows that all heads share
 
 

@@ -8,6 +8,7 @@ import pytest
 from heads_under_test import QUIET, Curves
 
 import hydrax as hx
+from hydrax.callbacks import CSVLogger
 from hydrax.datamodules import ArrayDataModule
 
 # Linear regression: 2 heads, 12 training rows and 10 held-out ones, in batches of 4: the last one is partial.
@@ -225,6 +226,38 @@ def test_no_superstep_ends_for_a_log(tmp_path, every):
     calendar = Calendar()
     fit(tmp_path, max_steps=6, log_every_n_steps=every, callbacks=calendar)
     assert calendar.logged == [3, 6]  # where epochs end
+
+
+def test_bar_loggers_and_checkpoints_leave_supersteps_as_long_as_the_user_says(tmp_path, caplog):
+    class WithoutMeans(Linear):  # whose means over epochs would end a superstep with each epoch
+        def training_step(self, model, batch, ctx):
+            return (batch["x"] @ model["w"] - batch["y"]) ** 2
+
+    class Lengths(hx.Callback):
+        def __init__(self):
+            self.found = []
+
+        def on_train_steps_end(self, event):
+            self.found.append(len(event.steps))
+
+    lengths = Lengths()
+    data = ArrayDataModule({"x": np.ones((4, 3), np.float32), "y": np.ones(4, np.float32)}, slices=hx.Slices.full(2, 4))
+    trainer = hx.Trainer(
+        max_steps=20, steps_per_call=8, callbacks=[lengths, CSVLogger()], default_root_dir=tmp_path, log_every_n_steps=3
+    )
+    trainer.fit(WithoutMeans(), data)  # an epoch is one step
+    assert lengths.found == [8, 8, 4]
+    assert "Supersteps are shorter" not in caplog.text
+
+
+def test_a_fit_with_shorter_supersteps_than_asked_for_says_why(tmp_path, caplog):
+    class EveryStep(hx.Callback):
+        def on_train_batch_end(self, event):
+            pass
+
+    fit(tmp_path, max_steps=2, steps_per_call=8, callbacks=EveryStep())
+    said = "Supersteps are shorter than steps_per_call=8, as a callback overrides on_train_batch_end: steps_per_call=1"
+    assert said in caplog.text
 
 
 @pytest.mark.parametrize(("max_steps", "expected"), [(1, 3), (300, 3), (301, 4), (1000, 10), (9000, 50)])

@@ -22,9 +22,10 @@ HEADS = 8
 SLICES = hx.Slices.random_subset(np.full(HEADS, 20), NUM_ROWS, seed=1)
 
 
-def checked(**how):
+def checked(heads=HEADS, **how):
     settings = Settings(**{"max_steps": 10_000, "devices": 1, **how})
-    return check_fit(settings, PlainClassifier("mlp", 1e-2), data_of(SLICES, val=None), {})
+    slices = SLICES if heads == HEADS else hx.Slices.full(heads, NUM_ROWS)
+    return check_fit(settings, PlainClassifier("mlp", 1e-2), data_of(slices, val=None), {})
 
 
 class Idle:
@@ -150,9 +151,25 @@ def test_the_plan_of_a_resumed_run_is_kept_and_not_timed(timed):
     assert timed.tried == []
 
 
-def test_a_dispatch_takes_no_longer_than_a_second(timed):
-    timed.secs = dict.fromkeys((1, 2, 4, 8), 0.3)
-    assert settle(checked(steps_per_call=5), NO_CHOICE, None).plan.steps_per_call == 3
+def test_a_dispatch_takes_no_longer_than_a_second_unless_the_user_says_so(timed):
+    timed.secs = dict.fromkeys((1, 2, 4, 8), 0.4)
+    assert settle(checked(), NO_CHOICE, None).plan.steps_per_call == 2
+    assert settle(checked(steps_per_call=3), NO_CHOICE, None).plan.steps_per_call == 3  # an epoch
+
+
+@pytest.mark.parametrize(
+    ("secs", "tried", "chunk"),
+    [
+        ({16: 0.5, 128: 0.2, 512: 0.3}, [16, 128, 512], 128),
+        ({16: 0.5, 128: 0.6, 32: 0.4}, [16, 128, 32], 32),
+        ({16: 1.2, 4: 0.9, 8: 0.8, 2: 0.95}, [16, 4, 8, 2], 8),
+        ({16: 1.2, 4: 1.1, 2: 0.9}, [16, 4, 2], 2),
+    ],
+)
+def test_widths_are_tried_where_they_promise_most(timed, secs, tried, chunk):
+    timed.secs, timed.start_secs = {1: 1.0, **secs}, 0.0
+    assert settle(checked(heads=600, lowering="fast"), NO_CHOICE, None).plan.chunk == chunk
+    assert list(dict.fromkeys(timed.tried)) == [1, *tried]
 
 
 # ---- on disk
