@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ SMALL = {
     "shared_sampling": "--turns 1 --steps 51 --workloads 1",
     "start": "--turns 1 --heads 4 --states cold --default",
     "streaming": "--turns 1 --steps 20 --rows 2000 --folder .",
+    "tiny": "--quick --models 'linear 10-1'",
 }
 PEERS = [
     "Hydrax",
@@ -54,6 +56,7 @@ TABLES = {
     "shared_sampling": [["own", "own", "shared"]],
     "start": [["cold"]],
     "streaming": [["device", "host", "host, cold"]],
+    "tiny": [["linear 10-1"]],
 }
 
 
@@ -64,7 +67,7 @@ def run(script, options, folder):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": os.pathsep.join([str(FOLDER.parent), *sys.path]),
     }
-    command = [sys.executable, FOLDER / f"{script}.py", *options.split()]
+    command = [sys.executable, FOLDER / f"{script}.py", *shlex.split(options)]
     ran = subprocess.run(command, env=os.environ | kept, cwd=folder, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout
