@@ -145,12 +145,6 @@ def make_plan(
         limits.append((FETCH_BYTES // bytes_of_step, f"a step fetches {bytes_of_step:,} bytes of rows"))
     limit, reason = min(limits)
     shortened = f"{reason}: steps_per_call={max(1, limit)}" if limit < steps else None
-    remark = None
-    if not shared and num_heads > 1 and live_share is not None and live_share >= _SHARED_SHARE:
-        remark = (
-            f'sampling="shared" would gather {slots} rows a step, not {slots * num_heads}, and make the first layer '
-            f"one product, with {live_share:.0%} of slots live"
-        )
     return Plan(
         chunk=width,
         steps_per_call=max(1, min(steps, limit)),
@@ -160,7 +154,7 @@ def make_plan(
         devices=min(devices, -(-num_heads // width)),
         waves=waves,
         lowering=_lowering(lowering, choice, backend),
-        remark=remark,
+        remark=None if shared else _remark(num_heads, slots, live_share),
         shortened=shortened if isinstance(steps_per_call, int) else None,
     )
 
@@ -186,6 +180,16 @@ def _steps(num_heads: int, devices: int, flops: float | None) -> int:
 def step_secs(num_heads: int, devices: int, flops: float) -> float:
     """Estimates the seconds of a step of all heads, roughly, from shapes alone."""
     return (num_heads * _HEAD_STEP_SECS + flops / _FLOPS) / devices
+
+
+def _remark(num_heads: int, slots: int, live_share: float | None) -> str | None:
+    """Says what shared sampling would gain, if it would."""
+    if num_heads == 1 or live_share is None or live_share < _SHARED_SHARE:
+        return None
+    return (
+        f'sampling="shared" would gather {slots} rows a step, not {slots * num_heads}, and make the first layer '
+        f"one product, with {live_share:.0%} of slots live"
+    )
 
 
 def _lowering(asked: str, choice: Choice, backend: str) -> Lowering:
