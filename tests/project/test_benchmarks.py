@@ -17,6 +17,7 @@ SMALL = {
     "index_batches": "--turns 1 --steps 26 --heads 4",
     "log_cost": "--heads 4 --metrics 3 --logs 5",
     "million": "--quick",
+    "plan_sweep": "--quick --kinds subsets --models 'linear 10-1'",
     "quiet_host": "--turns 1 --turn-secs 0.05 --heads 4",
     "shared_sampling": "--turns 1 --steps 51 --workloads 1",
     "start": "--turns 1 --heads 4 --states cold --default",
@@ -52,6 +53,7 @@ TABLES = {
             *("hydrax heads --status stopped", "loaded afresh"),
         ]
     ],
+    "plan_sweep": [["linear 10-1"]],
     "quiet_host": [["default to barebones", "barebones to program"]],
     "shared_sampling": [["own", "own", "shared"]],
     "start": [["cold"]],
