@@ -20,10 +20,10 @@ Files, in reading order:
 """
 
 from hydrax.engine import compile_cache
-from hydrax.engine.devices import find_devices
+from hydrax.engine.devices import find_devices, shares_host_memory
 from hydrax.engine.draw import Draw, HostBatches, OwnRotation, SharedRotation, SuperstepRows
 from hydrax.engine.engine import Blocks, Engine, check_per_head, head_inputs, heads_of, read_steps
-from hydrax.engine.flops import StepCost, count_flops
+from hydrax.engine.flops import StepCost, count_bytes, count_flops
 from hydrax.engine.forks import refuse_forked
 from hydrax.engine.layout import Layout, lay_out
 from hydrax.engine.limits import environment, measure_limits, speed_environment

@@ -52,3 +52,8 @@ def num_cores() -> int:
 def loops_need_host(device: jax.Device) -> bool:
     """Whether a loop of dynamic length asks the host after each turn if there is another; see `Programs.superstep`."""
     return bool(device.platform == "gpu")
+
+
+def shares_host_memory(device: jax.Device) -> bool:
+    """Whether NumPy reads the arrays of a device without a copy."""
+    return bool(device.platform == "cpu")

@@ -115,7 +115,7 @@ class Engine:
         self._x64 = bool(getattr(jax.config, "jax_enable_x64", False))
         self._all_inputs = inputs
         # An input of the programs, not a constant: another seed compiles nothing.
-        self._key = jax.random.key(seed)
+        self._key = run_key(seed)
         self._place(layout)
 
     # ---- places of heads
@@ -135,8 +135,12 @@ class Engine:
         The result is always in new buffers, since the next superstep donates the old ones.
         """
         layout, device = self.layout, self.layout.blocks[0].device
-        if self._spill is not None:
-            return jax.tree.map(self._gather_spilled, *blocks)
+        if self._spill is not None:  # on disk as well: all heads together may not fit into memory
+            return jax.tree.map(functools.partial(self._joined, blank=self._spill.blank), *blocks)
+        if devices.shares_host_memory(device):
+            # JAX would store float64 as float32 while 64-bit mode is off, as it is after the run.
+            with jax.enable_x64(self._x64):
+                return jax.device_put(jax.tree.map(self._joined, *blocks), device)
         if layout.is_plain:
             return jax.tree.map(jnp.copy, blocks[0])
         whole = blocks[0]
@@ -144,31 +148,20 @@ class Engine:
             whole = jax.tree.map(lambda *parts: jnp.concatenate(parts), *jax.device_put(blocks, device))
         return _pick(whole, layout.places)
 
-    def _gather_spilled(self, *parts: Any) -> Any:
-        assert self._spill is not None
-        if is_key(parts[0]):
-            return jnp.concatenate(parts)[self.layout.places]
-        # On disk as well: all heads together may not fit into memory.
-        whole = self._spill.blank((self.num_heads, *parts[0].shape[1:]), parts[0].dtype)
-        places = self.layout.places
-        for number, part in enumerate(parts):
-            here = np.flatnonzero(places // len(part) == number)
-            whole[here] = part[places[here] % len(part)]
-        return whole
-
     def read(self, blocks: Blocks) -> Any:
         """Copies leaves `[H, ...]` to the host and waits for them; PRNG keys stay on a device, as NumPy has none."""
-        if self._spill is not None:
-            return self.gather(blocks)
+        return self.gather(blocks) if self._spill is not None else jax.tree.map(self._joined, *blocks)
+
+    def _joined(self, *parts: Any, blank: Callable[..., np.ndarray] = np.empty) -> Any:
+        """Joins the parts of a leaf to `[H, ...]` in a new array of NumPy; PRNG keys on a device."""
         places = self.layout.places
-
-        def leaf(*parts: Any) -> Any:
-            if is_key(parts[0]):
-                here = jax.device_put(parts, self.layout.blocks[0].device)
-                return jnp.concatenate(here)[places]
-            return np.concatenate([np.asarray(part) for part in parts])[places]
-
-        return jax.tree.map(leaf, *blocks)
+        if is_key(parts[0]):
+            return jnp.concatenate(jax.device_put(parts, self.layout.blocks[0].device))[places]
+        whole = blank((self.num_heads, *parts[0].shape[1:]), parts[0].dtype)
+        for number, part in enumerate(parts):
+            here = np.flatnonzero(places // len(part) == number)
+            whole[here] = np.asarray(part)[places[here] % len(part)]
+        return whole
 
     def rearrange(self, layout: Layout, *trees: Blocks | None) -> list[Any]:
         """Moves trees of all heads to another layout of the same blocks; None stays None."""
@@ -186,7 +179,7 @@ class Engine:
 
     # ---- training
 
-    def compile_in_background(self) -> None:
+    def begin_init(self) -> None:
         """Starts to compile the program of `init`, without waiting for it."""
         for block, inputs in zip(self.layout.blocks, self._inputs, strict=True):
             self.programs["init"].compile_in_background(block.device, *self._init_input(block, inputs))
@@ -254,29 +247,35 @@ class Engine:
             return state, values
         return self._spill.put(state, into=old), values
 
-    def superstep_memory(self, rows: SuperstepRows) -> int:
-        """Compiles the superstep, and returns the bytes it takes on the fullest device, heads and rows included."""
+    def begin_superstep(self, rows: SuperstepRows) -> list[concurrent.futures.Future[jax.stages.Compiled]]:
+        """Starts to compile the superstep, and returns its program for each block.
+
+        Args:
+          rows: the rows and index batches of a superstep, or their shapes.
+        """
         steps = np.int32(0), np.int32(0), np.int32(0), np.bool_(False)
-        peaks: dict[Any, dict[int, int]] = {}  # by device and lane
         state = self._init_shapes()
         # All are begun before one is waited for, so that programs of several devices compile in parallel.
-        blocks = list(zip(self.layout.blocks, self._inputs, rows, strict=True))
-        begun = [
+        return [
             self.programs["superstep"].compile_in_background(
                 block.device, state, *self._step_input(block, inputs, block_rows, *steps)
             )
-            for block, inputs, block_rows in blocks
+            for block, inputs, block_rows in zip(self.layout.blocks, self._inputs, rows, strict=True)
         ]
-        for (block, _, block_rows), program in zip(blocks, begun, strict=True):
+
+    def superstep_memory(self, rows: SuperstepRows) -> int:
+        """Compiles the superstep, and returns the bytes it takes on the fullest device, heads and rows included."""
+        peaks: dict[Any, dict[int, int]] = {}  # by device and lane
+        for block, (data, _), program in zip(self.layout.blocks, rows, self.begin_superstep(rows), strict=True):
             found = program.result().memory_analysis()
             if found is None:  # this backend does not tell: count at least what goes in
-                return tree_bytes(state) * len(self.layout.blocks) + tree_bytes(block_rows[0])
+                return tree_bytes(self._init_shapes()) * len(self.layout.blocks) + tree_bytes(data)
             lanes = peaks.setdefault(block.device, {})
             # The state is donated, so it is both an argument and an output, and XLA counts it as alias.
             peak = found.argument_size_in_bytes + found.temp_size_in_bytes
             peak += found.output_size_in_bytes - found.alias_size_in_bytes
             # The lanes of a device share its rows, so they count once.
-            shared = tree_bytes(block_rows[0]) if lanes and block.lane not in lanes else 0
+            shared = tree_bytes(data) if lanes and block.lane not in lanes else 0
             # Blocks of one lane run in turn and need the memory of the largest; lanes run at once, so they add up.
             lanes[block.lane] = max(lanes.get(block.lane, 0), peak - shared)
         return max(sum(lanes.values()) for lanes in peaks.values())
@@ -382,7 +381,11 @@ class Engine:
 
     def finite(self, trainable: Blocks) -> np.ndarray:
         """Tells for which heads all parameters are finite, bool[H]."""
-        found: np.ndarray = self.read(self._apply("finite", trainable))
+        if devices.shares_host_memory(self.layout.blocks[0].device):
+            # Without a program, which takes longer to compile than a short fit to train.
+            found: np.ndarray = self._joined(*map(_finite_heads, trainable))
+        else:
+            found = self.read(self._apply("finite", trainable))
         return found
 
     def freeze(self, state: Blocks, stop: np.ndarray) -> Blocks:
@@ -434,7 +437,8 @@ class Engine:
         return self._each(lambda block, _, tree: self._run(name, block, tree), blocks)
 
     def _init_shapes(self) -> HeadsState:
-        shapes: HeadsState = self.programs["init"].shapes(self._inputs[0], self._key, np.int32(0))
+        # With the arguments of `init`, so that JAX finds the trace of its program again.
+        shapes: HeadsState = self.programs["init"].shapes(*self._init_input(self.layout.blocks[0], self._inputs[0]))
         return shapes
 
     def _step_input(self, block: Block, inputs: HeadInputs, rows: Any, step: np.generic, *numbers: np.generic) -> Any:
@@ -491,8 +495,34 @@ def heads_of(state: Blocks) -> Blocks:
     return tuple((one.trainable, one.state) for one in state)
 
 
+def run_key(seed: int) -> jax.Array:
+    """Makes `jax.random.key(seed)`, 0 <= seed < 2**32."""
+    impl: Any = getattr(jax.config, "jax_default_prng_impl", None)
+    if impl != "threefry2x32":
+        return jax.random.key(seed)
+    # The same for JAX's default generator, without the two programs that compute it.
+    words: Any = np.array([0, seed], np.uint32)
+    key: jax.Array = jax.random.wrap_key_data(words, impl=impl)
+    return key
+
+
 def _pick(tree: Any, heads: np.ndarray) -> Any:
-    return jax.tree.map(lambda a: a[heads], tree)
+    return jax.tree.map(lambda a: _on_host(a)[heads], tree)
+
+
+def _on_host(array: Any) -> Any:
+    """Returns an array as one of NumPy if that takes no copy: what is done with it then needs no program."""
+    near = isinstance(array, jax.Array) and all(map(devices.shares_host_memory, array.devices()))
+    return np.asarray(array) if near and not is_key(array) else array
+
+
+def _finite_heads(tree: Any) -> np.ndarray:
+    """Tells for which places all arrays are finite, bool[places]."""
+    leaves = jax.tree.leaves(tree)
+    found = np.ones(len(leaves[0]), bool)
+    for leaf in (np.asarray(leaf) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)):
+        found &= np.isfinite(leaf).reshape(len(leaf), -1).all(axis=1)
+    return found
 
 
 def _put(array: np.ndarray, block: Block) -> jax.Array:

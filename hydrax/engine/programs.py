@@ -340,7 +340,7 @@ class Programs:
         Returns:
           The updated `carried`, and the values with their K axis first, `[K, H]`.
         """
-        size = self._chunk
+        size, run = self._chunk, jax.jit(run, inline=True)  # as in `superstep`
 
         # Slices of whole arrays, not `lax.map` over `[chunks, C, ...]`: the number of chunks is an argument, and the
         # carry of a loop is updated in its own buffer, so that there is no second copy of all heads.

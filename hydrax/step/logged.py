@@ -140,7 +140,8 @@ def accumulator_of(value: Any, mask: jax.Array) -> Any:
 def empty_accumulator(accumulator: Any) -> Any:
     """An empty accumulator with the shapes and dtypes of this one, which may be arrays or shapes."""
     if isinstance(accumulator, Mean):
-        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), accumulator)
+        # NumPy's, as those of JAX would come from a program of their own.
+        return jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), accumulator)
     empty = type(accumulator).empty()
     return jax.tree.map(lambda e, s: jnp.broadcast_to(jnp.asarray(e, s.dtype), s.shape), empty, accumulator)
 

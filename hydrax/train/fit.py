@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from hydrax.engine import (
     Spill,
     StepCost,
     check_per_head,
+    count_bytes,
     count_flops,
     find_devices,
     head_inputs,
@@ -119,6 +120,13 @@ class FitSpec:
         """How long the fit will take, estimated from shapes alone."""
         return self.schedule.max_steps * step_secs(len(self.slices), len(self.devices), self.step_cost.flops)
 
+    def rough_bytes(self, plan: Plan) -> int:
+        """Bytes that a superstep takes besides data and heads, estimated from shapes alone; rather too many."""
+        slots = self.settings.most_batches * self.sampling.batch_size
+        # As if all values of a step existed at once; a dozen words for each slot that is drawn.
+        one = count_bytes(self.traced.step.jaxpr) + plan.steps_per_call * slots * 64
+        return one * plan.chunk * plan.devices
+
     @property
     def has_lowered_operations(self) -> bool:
         """Whether the step has an operation that a lowering would replace."""
@@ -210,6 +218,7 @@ class PlannedFit:
       engine: its compiled programs.
       feed: its rows and index batches.
       memory: the memory that it needs.
+      measure: finds the peak of `memory` by waiting for the compiler; None if it is known.
       start: the heads before their first step, if they exist already; the first superstep consumes them.
       candidates: the plans that were timed, this one among them; empty if none was.
       validation: the validation set with its feed; None if there is none, or before `ready`.
@@ -220,6 +229,7 @@ class PlannedFit:
     engine: Engine
     feed: Feed
     memory: Memory
+    measure: Callable[[], int] | None = None
     start: Blocks | None = None
     candidates: tuple[Candidate, ...] = ()
     validation: Evaluations | None = None
@@ -296,11 +306,12 @@ class PlannedFit:
         Args:
           step_secs: seconds of a step of all heads, as the fit takes it; None before it has run.
         """
+        memory = self.memory if self.measure is None else self.memory._replace(peak=self.measure())
         timed = next((one.step_secs for one in self.candidates if one.plan.choice == self.plan.choice), None)
         return PlanReport(
             self.plan,
             self.candidates,
-            self.memory,
+            memory,
             self.spec.step_cost,
             measure_limits(self.spec.devices[0], self.plan.devices),
             step_secs or timed,

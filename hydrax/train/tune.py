@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -23,6 +24,7 @@ from hydrax.engine import (
     Plan,
     is_out_of_memory,
     room,
+    shares_host_memory,
     speed_environment,
     too_large,
 )
@@ -38,6 +40,7 @@ _FEWEST_SECS = 10.0  # A run that is estimated to be shorter would not win back 
 _TIMED_SECS, _LONG_SECS = 0.1, 1.0  # How long one timing should last, and what is too long for another.
 _AMORTISED = 0.8  # If a step takes this share of what one of fewer steps took, more steps may bring it down further.
 _MARGIN = 0.97  # A candidate wins if it takes at most this share of the best time; a smaller gain is noise.
+_AMPLE_SHARE = 0.1  # Of the room: what is estimated to take less need not be measured.
 _CALL_LIMIT_SECS = 1.0  # A dispatch cannot be interrupted, so none takes longer.
 
 
@@ -68,10 +71,12 @@ def choose_plan(first: PlannedFit, folder: Path | None, is_cut: Callable[[], boo
       is_cut: whether to stop looking for a faster plan.
     """
     spec, started = first.spec, time.perf_counter()
+    is_short = not _has_choice(spec) or spec.sampling.drawn_on_host or spec.rough_secs < _FEWEST_SECS
+    if (is_short or first.plan.how != "rules") and _has_ample_room(first):
+        return _begun(first)
     planned = _fit_into_memory(first)
     start_secs = time.perf_counter() - started
-    by_rules = planned.plan.how == "rules" and planned.plan.waves == 1
-    if not by_rules or not _has_choice(spec) or spec.sampling.drawn_on_host or spec.rough_secs < _FEWEST_SECS:
+    if is_short or planned.plan.how != "rules" or planned.plan.waves > 1:
         return planned
     planned = _fastest(planned, start_secs, is_cut)
     if folder is not None and len(planned.candidates) > 1 and not is_cut():
@@ -94,6 +99,24 @@ def _has_choice(spec: FitSpec) -> bool:
 # Memory.
 
 
+def _has_ample_room(planned: PlannedFit) -> bool:
+    """Whether a fit needs so little of the memory that nobody has to wait for the compiler to know how much."""
+    memory, plan = planned.memory, planned.plan
+    rough = 2 * memory.state + memory.data + planned.spec.rough_bytes(plan)
+    near = shares_host_memory(planned.spec.devices[0]) and plan.waves == 1
+    return near and not planned.spec.sampling.drawn_on_host and rough < _AMPLE_SHARE * memory.room
+
+
+def _begun(planned: PlannedFit) -> PlannedFit:
+    """Starts to compile a fit, and waits for nothing: the compiler works while the callbacks get ready."""
+    engine, rows = planned.engine, planned.feed.superstep(0, planned.schedule.counts(0, 1))
+    if planned.plan.how != "resumed":  # a resumed run reads its heads from the checkpoint and needs no `init`
+        engine.begin_init()
+    engine.begin_superstep(rows)
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), rows)  # not the rows, which would be kept
+    return dataclasses.replace(planned, measure=functools.partial(engine.superstep_memory, shapes))
+
+
 def _fit_into_memory(planned: PlannedFit) -> PlannedFit:
     """Compiles a fit, with smaller chunks or in more waves if it would not fit into memory."""
     spec = planned.spec
@@ -113,7 +136,7 @@ def _try_superstep(planned: PlannedFit) -> tuple[Blocks | None, int]:
     engine, memory, resumed = planned.engine, planned.memory, planned.plan.how == "resumed"
     try:
         if not resumed:  # a resumed run reads its heads from the checkpoint and needs no `init`
-            engine.compile_in_background()
+            engine.begin_init()
         rows = planned.feed.superstep(0, planned.schedule.counts(0, 1))
         peak = engine.superstep_memory(rows)
         if resumed or peak > memory.room:

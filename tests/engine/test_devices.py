@@ -10,6 +10,7 @@ from heads_under_test import NUM_ROWS, PlainClassifier, data_of, differing, run
 import hydrax as hx
 from hydrax.engine import devices as devices_module
 from hydrax.engine.devices import find_devices
+from hydrax.engine.engine import run_key
 from hydrax.errors import ArgumentError
 
 
@@ -25,6 +26,15 @@ def fit(num_heads, devices, chunk=1):
     slices = hx.Slices.random_subset(np.linspace(3, NUM_ROWS, num_heads).astype(int), NUM_ROWS, seed=2)
     module = PlainClassifier("mlp", hx.PerHead(np.linspace(1e-3, 1e-2, num_heads)))
     return run(module, data_of(slices), devices=devices, chunk=chunk, max_steps=7)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 - 1])
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+@pytest.mark.parametrize("wide", [False, True])
+def test_the_key_of_a_run_is_that_of_jax(seed, impl, wide):
+    with jax.default_prng_impl(impl), jax.enable_x64(wide):
+        assert run_key(seed) == jax.random.key(seed)
+        assert run_key(seed).dtype == jax.random.key(seed).dtype
 
 
 @pytest.mark.cpu

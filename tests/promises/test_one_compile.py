@@ -53,11 +53,12 @@ def busy(folder):
     return fit(Busy(folder))
 
 
-ONCE = dict.fromkeys(("init", "superstep", "compute", "freeze", "select", "finite", "broadcast"), 1) | {
+ONCE = dict.fromkeys(("init", "superstep", "compute", "freeze", "select", "broadcast"), 1) | {
     "evaluate": 2,
     "predict": 0,
     "evaluation_parameters": 0,  # only if they differ from those that are trained
     "find_fault": 0,
+    "finite": 0,  # NumPy looks on a CPU
 }
 
 
