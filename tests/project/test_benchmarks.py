@@ -23,6 +23,7 @@ SMALL = {
     "start": "--turns 1 --heads 4 --states cold --default",
     "streaming": "--turns 1 --steps 20 --rows 2000 --folder .",
     "tiny": "--quick --models 'linear 10-1'",
+    "whole_job": "--quick",
 }
 PEERS = [
     "Hydrax",
@@ -59,6 +60,7 @@ TABLES = {
     "start": [["cold"]],
     "streaming": [["device", "host", "host, cold"]],
     "tiny": [["linear 10-1"]],
+    "whole_job": [["cold"] * 3] * 2,
 }
 
 
