@@ -21,16 +21,10 @@ Packages, in import order; each imports only from those before it, and its `__in
 `callbacks` and `datamodules` are plug-ins; they lie beside this folder and use public names only.
 """
 
-import gc
 import importlib
 from typing import Any
 
 from hydrax import jaxlib_guard
-
-# Garbage collection would scan all modules several times while they are imported, and again when the first fit starts.
-_collects, _is_young = gc.isenabled() and not gc.get_freeze_count(), len(gc.get_objects()) < 100_000
-if _collects:
-    gc.disable()
 
 jaxlib_guard.apply()  # before anything below can start JAX's backend
 
@@ -58,13 +52,6 @@ from hydrax.results import FitResult, Heads, HeldOut, export_heads  # noqa: E402
 from hydrax.slices import Slices  # noqa: E402
 from hydrax.step import Context, Hyperparameters, PerHead, StepInfo, TrainingHead, WholeSet  # noqa: E402
 from hydrax.train import HydraModule, Trainer, get_trained_models, unbatch_model  # noqa: E402
-
-if _collects:
-    # Modules live as long as the process, so no collection needs to look at them.
-    gc.freeze()
-    if not _is_young:  # what the user has made so far may become garbage: it is only made old
-        gc.unfreeze()
-    gc.enable()
 
 __version__ = "0.1.0"
 __all__ = [

@@ -99,16 +99,7 @@ def test_a_default_fit_compiles_two_programs(start):
     assert start["first"] == start["all"] == ["jit(init)", "jit(superstep)"]
 
 
-@pytest.mark.parametrize("switch", ["enable", "disable"])
-def test_importing_hydrax_leaves_the_garbage_collector_as_it_is(switch):
-    script = f"import gc; gc.{switch}(); import hydrax; print(gc.isenabled(), gc.get_freeze_count() > 0)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == {"enable": ["True", "True"], "disable": ["False", "False"]}[switch], done.stderr
-
-
-def test_what_was_made_before_the_import_in_a_large_process_can_still_be_collected():
-    script = (
-        "import gc; made = [[] for _ in range(100_000)]; import hydrax; print(gc.isenabled(), gc.get_freeze_count())"
-    )
+def test_importing_hydrax_leaves_the_garbage_collector_as_it_is():
+    script = "import gc; import hydrax; print(gc.isenabled(), gc.get_freeze_count())"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["True", "0"], done.stderr

@@ -155,7 +155,7 @@ def test_the_fit_that_is_compared_has_state_of_every_kind():
 
 def fit_until_killed(root):
     """Runs in a process of its own, which ends between two saves without a chance to clean up."""
-    fit(ModelCheckpoint(every_n_train_steps=4), KillItself(), default_root_dir=root, log_every_n_steps=1)
+    fit(ModelCheckpoint(every_n_train_steps=4), KillItself(), default_root_dir=root, steps_per_call=1)
 
 
 class KillItself(hx.Callback):
