@@ -137,7 +137,7 @@ def test_small_slices_wrap_where_that_is_asked_for():
 
 
 def test_the_seed_changes_the_order_of_the_rows():
-    module = ArrayDataModule(np.zeros(12), slices=hx.Slices.full(1, 12), batch_size=12)
+    module = ArrayDataModule(np.zeros(12), slices=hx.Slices.full(1, 12), batch_size=8)
     assert module.index_dataset(0)[0]["rows"].tolist() != module.index_dataset(1)[0]["rows"].tolist()
 
 

@@ -91,7 +91,7 @@ def test_the_picture_of_the_imports_is_up_to_date(import_picture):
 
 
 @pytest.mark.parametrize(
-    ("package", "imported"), [("slices", set()), ("engine", {"slices", "step"}), ("loggers", {"loop"})]
+    ("package", "imported"), [("slices", set()), ("engine", {"slices", "step"}), ("loggers", {"loop", "results"})]
 )
 def test_the_picture_has_the_imports_that_one_counts_by_hand(import_picture, package, imported):
     assert import_picture.imports()[package] == imported
