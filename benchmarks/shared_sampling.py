@@ -35,7 +35,9 @@ def measure(workload: str, sampling: str, chunk: int, steps: int) -> float:
     train = {"x": (x[:NUM_ROWS] / 16).astype(np.float32), "y": y[:NUM_ROWS]}
     widths, slices = WORKLOADS[workload]
     clock = Clock()
-    trainer = hx.Trainer(max_steps=steps, chunk=chunk, sampling=sampling, callbacks=clock, barebones=True)
+    trainer = hx.Trainer(
+        max_steps=steps, steps_per_call=50, chunk=chunk, sampling=sampling, callbacks=clock, barebones=True
+    )
     trainer.fit(Classifier(widths), ArrayDataModule(train, slices=slices(), batch_size=32))
     return clock.step_secs()
 

@@ -118,7 +118,7 @@ def measure(way: str, file: Path, num_rows: int, heads: int, hidden: int, batch_
     slices = hx.Slices.random_subset(np.full(heads, num_rows // 2), num_rows)
     data = ArrayDataModule(train, slices=slices, batch_size=batch_size, residence=way.split(",")[0])
     clock = CoreClock()
-    trainer = hx.Trainer(max_steps=steps, callbacks=clock, barebones=True)
+    trainer = hx.Trainer(max_steps=steps, steps_per_call=min(50, steps // 2), callbacks=clock, barebones=True)
     jnp.zeros(1).block_until_ready()  # starts the backend
     memory = Memory()
     try:
