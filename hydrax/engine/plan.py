@@ -63,7 +63,7 @@ class Plan:
       lowering: which operations run in Hydrax's own form.
       how: how the plan was chosen: "rules", "timed", "cached" or "resumed".
       remark: what another choice by the user would gain, or None.
-      shortened: why a superstep has fewer steps than the user asked for, or None.
+      shortened: why a superstep has fewer steps than the user requested, or None.
     """
 
     chunk: int
@@ -136,15 +136,15 @@ def make_plan(
     """
     shared = sampling == "shared"
     width = chunk if isinstance(chunk, int) else choice.chunk or _rule(num_heads, backend, shared, head_bytes)
+    asked = steps_per_call != "auto"
     steps = steps_per_call if isinstance(steps_per_call, int) else _steps(num_heads, devices, flops)
     limits = [(_MAX_SLOTS // slots, f"a head has {slots:,} slots in a step"), *([] if longest is None else [longest])]
-    if drawn_on_host and not isinstance(steps_per_call, int):
+    if drawn_on_host and not asked:
         limits.append((_INDEX_BYTES // (slots * num_heads * _SLOT_BYTES), "the index batches need the memory"))
     if row_bytes is not None:
         bytes_of_step = slots * row_bytes * (1 if shared else num_heads)
         limits.append((FETCH_BYTES // bytes_of_step, f"a step fetches {bytes_of_step:,} bytes of rows"))
     limit, reason = min(limits)
-    shortened = f"{reason}: steps_per_call={max(1, limit)}" if limit < steps else None
     return Plan(
         chunk=width,
         steps_per_call=max(1, min(steps, limit)),
@@ -155,7 +155,7 @@ def make_plan(
         waves=waves,
         lowering=_lowering(lowering, choice, backend),
         remark=None if shared else _remark(num_heads, slots, live_share),
-        shortened=shortened if isinstance(steps_per_call, int) else None,
+        shortened=reason if asked and limit < steps else None,
     )
 
 

@@ -432,7 +432,7 @@ class Trainer(RunView):
         self._say(opening_line(len(planned.ids), plan.backend, plan.devices, self._settings.matmul_precision, folder))
         if plan.shortened is not None:
             asked = self._settings.steps_per_call
-            self._say(f"Supersteps are shorter than steps_per_call={asked}, as {plan.shortened}")
+            self._say(f"steps_per_call={asked} is lowered to {plan.steps_per_call}: {plan.shortened}")
         _log.debug("Plan: %s", plan)
 
     def _start(

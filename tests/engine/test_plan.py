@@ -65,10 +65,10 @@ def test_many_small_heads_run_in_wide_chunks(num_heads, head_bytes, chunk):
     ("given", "steps", "reason"),
     [
         ({}, 60, None),
-        ({"longest": (7, "a reason")}, 7, "a reason: steps_per_call=7"),
+        ({"longest": (7, "a reason")}, 7, "a reason"),
         ({"longest": (60, "a reason")}, 60, None),
         # 128 MiB are 4 steps of 32 slots of 1 MiB.
-        ({"row_bytes": 2**20}, 4, "a step fetches 33,554,432 bytes of rows: steps_per_call=4"),
+        ({"row_bytes": 2**20}, 4, "a step fetches 33,554,432 bytes of rows"),
     ],
 )
 def test_a_plan_with_fewer_steps_than_the_user_wants_says_why(given, steps, reason):
