@@ -21,7 +21,7 @@ class Batches(Protocol):
 
     Attributes:
       draw: how the program makes rows and masks of the parts that `superstep` returns.
-      fixed: names of the parts that rarely change; a part that has is another object.
+      fixed: names of the parts that rarely change; a part that changes becomes a new object.
     """
 
     @property
@@ -38,7 +38,7 @@ class Batches(Protocol):
 
 
 class ProgramBatches:
-    """Index batches that the compiled program draws; the host says how far the superstep is from a known position.
+    """Index batches that the compiled program draws; the host sends how far each step is from a known position.
 
     Args:
       draw: how the program draws them.

@@ -203,12 +203,12 @@ class DataModule:
         return None
 
     def batch_transform(self) -> Callable[..., Any] | None:
-        """Returns a function of one head's batch that every step sees the result of, or None.
+        """Returns a function that transforms the batch of one head before a step receives it, or None.
 
-        It is for what depends on the rows that a head may learn from, such as their mean, which differs from head to
-        head: there is one copy of the rows, and the compiled program transforms each batch. It must be written with
-        `jax.numpy`, and serves `training_step`, `validation_step`, `test_step` and `predict_step` alike. Of a
-        `functools.partial`, each keyword argument that is a `PerHead` is the value of the head at hand:
+        Use it for statistics that differ between heads, such as the mean of the rows that a head may learn from: the
+        dataset is kept once, and the compiled program transforms each batch. Write the function with `jax.numpy`; it
+        applies to `training_step`, `validation_step`, `test_step` and `predict_step`. If it is a `functools.partial`,
+        each keyword argument that is a `PerHead` is replaced by the value of the head:
 
             def batch_transform(self):
                 return functools.partial(centre, mean=hx.PerHead([self.rows[own].mean(0) for own in self.lists]))
@@ -216,12 +216,12 @@ class DataModule:
             def centre(batch, mean):
                 return batch - mean
 
-        The models of the heads learn from transformed rows, so `heads[k](x)` expects them, too.
+        The models learn from transformed rows, so `heads[k](x)` expects transformed rows too; see `transformed`.
         """
         return None
 
     def transformed(self, dataset: Any, head: int) -> Any:
-        """Returns rows as a head sees them, which is what its model `heads[head]` is called on, in NumPy arrays.
+        """Transforms rows as the steps of one head receive them, for a call of its model `heads[head]`; in NumPy arrays.
 
         Args:
           dataset: columns `[rows, ...]`, such as `test_dataset()`.

@@ -52,8 +52,8 @@ class OwnRotation:
       take: from offsets inside the slices to rows, as in `slices.RowLaw`.
       batch_size: slots B of a batch.
       order: how passes and batches meet, from `rotation.order`.
-      listed: for how many offsets `prepared` lists the rows of each head, at least the longest slice; None finds the
-        row of each slot anew.
+      listed: how many offsets of each head `prepared` looks up in advance, at least the longest slice; None looks up
+        the row of each slot when it is drawn.
     """
 
     take: Callable[..., Any]
@@ -66,7 +66,7 @@ class OwnRotation:
     axes = {"cursor": 0, "lengths": 0, "left": 0, "columns": 0} | dict.fromkeys(("seed", "ahead", "present", "tables"))
 
     def prepared(self, batches: dict[str, Any], head_ids: Any) -> dict[str, Any]:
-        """Adds what is the same for all K steps."""
+        """Adds the rows of each head, int32[H, listed], which are the same for all K steps."""
         if self.listed is None:
             return batches
         offsets = jnp.broadcast_to(jnp.arange(self.listed, dtype=jnp.uint32), (len(head_ids), self.listed))

@@ -19,7 +19,7 @@ from hydrax.train.settings import Settings
 if TYPE_CHECKING:
     import grain
 
-_MAX_LIST_BYTES = 2**26  # Most that the rows of a chunk may take if the program lists them.
+_MAX_LIST_BYTES = 2**26  # Most that the rows of a chunk may take if the program looks them up in advance.
 _MAX_TABLE_BYTES = 2**28  # Most that the tables of slices may take on the device.
 
 
@@ -148,7 +148,7 @@ class Sampling:
         )
 
     def _listed(self, law: RowLaw, batches: int, chunk: int) -> int | None:
-        """Returns for how many offsets the program lists the rows of each head in a superstep; None if not worth it."""
+        """Returns how many offsets of each head the program looks up once per superstep; None if that does not pay."""
         # A power of two, so that slices of about the same length need no other program.
         longest = 2 ** int(self.lengths.max() - 1).bit_length()
         pays = not law.is_cheap and longest <= batches * self.batch_size
