@@ -221,7 +221,7 @@ class DataModule:
         return None
 
     def transformed(self, dataset: Any, head: int) -> Any:
-        """Transforms rows as the steps of one head receive them, for a call of its model `heads[head]`; in NumPy arrays.
+        """Transforms rows as the steps of one head receive them, for calls of `heads[head]`; in NumPy arrays.
 
         Args:
           dataset: columns `[rows, ...]`, such as `test_dataset()`.
